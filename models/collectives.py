@@ -1,0 +1,197 @@
+"""Sums and gathers between chips, by meaning: the layers never name a mesh axis.
+
+One class per mesh shape. On one chip every method is a move of memory. `LineMesh` (1 x N) keeps
+the residual stream fractured and gathers it for norms; `GridMesh` (R x C) sums partial products
+over its columns, splits users over them, and sums row-parallel products over its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from models.sharding import MAX_USERS, Sharding
+
+
+@dataclass(frozen=True)
+class Links:
+    """Wires a collective may use; names are the ops a debug run can switch to a line."""
+
+    num_links: tuple[int, int] = (1, 1)  # per mesh axis
+    ring: bool = False
+    line_reduce: bool = False  # all reduce-scatters as lines
+    line_gather: frozenset[str] = frozenset()  # of QKV, WO, FF1, FF3, FF2, LAYERNORM
+
+    def gather_topology(self, name: str) -> Any:
+        line = not self.ring or name in self.line_gather
+        return ttnn.Topology.Linear if line else ttnn.Topology.Ring
+
+    @property
+    def reduce_topology(self) -> Any:
+        line = not self.ring or self.line_reduce
+        return ttnn.Topology.Linear if line else ttnn.Topology.Ring
+
+
+class LineMesh:
+    """Collectives of a 1 x N mesh; N = 1 needs none."""
+
+    def __init__(self, sharding: Sharding, links: Links, mesh: Any) -> None:
+        self.chips = sharding.num_chips
+        self.links = links
+
+    def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
+        return ttnn.all_gather(
+            x,
+            dim=dim,
+            cluster_axis=1,
+            topology=self.links.gather_topology(name),
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def gather_residual(self, x: Any, memory: Any) -> Any:
+        """The whole model width on every chip."""
+        if self.chips == 1:
+            return ttnn.to_memory_config(x, memory)
+        return self._gather(x, 3, memory, "LAYERNORM")
+
+    def gather_stats(self, stats: Any, memory: Any) -> Any:
+        """Every chip's norm statistics side by side."""
+        return self._gather(stats, 3, memory, "LAYERNORM")
+
+    def after_distributed_norm(self, x: Any, memory: Any) -> Any:
+        """Column-parallel weights want the whole width."""
+        return self._gather(x, 3, memory, "LAYERNORM")
+
+    def sum_columns(self, x: Any, name: str) -> Any:
+        """Column-parallel products are complete on a line."""
+        return x
+
+    scatter_columns = sum_columns
+    regather_columns = sum_columns
+
+    def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
+        """Sum of row-parallel partial products, fractured like the residual stream."""
+        if self.chips == 1:
+            return ttnn.to_memory_config(x, memory)
+        if x.is_sharded():
+            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
+        return ttnn.reduce_scatter(
+            x,
+            dim=3,
+            cluster_axis=1,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def own_users(self, x: Any) -> Any:
+        """Every chip attends for every user."""
+        return x
+
+    all_users = own_users
+
+
+class GridMesh:
+    """Collectives of an R x C mesh: rows are axis 0, columns axis 1."""
+
+    def __init__(self, sharding: Sharding, links: Links, mesh: Any) -> None:
+        self.cols = sharding.cols
+        self.links = links
+        self.users = MAX_USERS // sharding.cols
+        self.pick_own, self.pick_all = self._selections(mesh)
+
+    def _selections(self, mesh: Any) -> tuple[Any, Any]:
+        """0/1 matrices: a column's users out of all, and all users out of the padded gather."""
+        own = torch.eye(MAX_USERS).reshape(1, 1, MAX_USERS, MAX_USERS)
+        gathered = torch.zeros(1, 1, MAX_USERS, MAX_USERS * self.cols)
+        for user in range(MAX_USERS):
+            column, row = divmod(user, self.users)
+            gathered[0, 0, user, column * MAX_USERS + row] = 1
+        place = {"dtype": ttnn.bfloat16, "layout": ttnn.TILE_LAYOUT, "device": mesh}
+        split = ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape))
+        return (
+            ttnn.from_torch(own, mesh_mapper=split, **place),
+            ttnn.from_torch(gathered, mesh_mapper=ttnn.ReplicateTensorToMesh(mesh), **place),
+        )
+
+    def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
+        return ttnn.all_gather(
+            x,
+            dim=dim,
+            cluster_axis=1,
+            topology=self.links.gather_topology(name),
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def gather_residual(self, x: Any, memory: Any) -> Any:
+        """Weights split the width over the columns too, so nothing is gathered."""
+        return ttnn.to_memory_config(x, memory)
+
+    def gather_stats(self, stats: Any, memory: Any) -> Any:
+        return self._gather(stats, 3, memory, "LAYERNORM")
+
+    def after_distributed_norm(self, x: Any, memory: Any) -> Any:
+        return x
+
+    def _all_reduce(self, x: Any, axis: int, memory: Any) -> Any:
+        if x.is_sharded():
+            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
+        return ttnn.all_reduce(
+            x,
+            cluster_axis=axis,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[axis],
+            memory_config=memory,
+        )
+
+    def sum_columns(self, x: Any, name: str) -> Any:
+        """Sum of partial products over the columns, whole on each chip."""
+        memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
+        return self._all_reduce(x, 1, memory)
+
+    def scatter_columns(self, x: Any, name: str) -> Any:
+        """Sum over the columns, each keeping its share: half the traffic of a whole sum."""
+        memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
+        if x.is_sharded():
+            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
+        return ttnn.reduce_scatter(
+            x,
+            dim=3,
+            cluster_axis=1,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def regather_columns(self, x: Any, name: str) -> Any:
+        return self._gather(x, 3, x.memory_config(), name)
+
+    def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
+        """Sum of row-parallel partial products over the rows; columns hold their own width."""
+        if memory.is_sharded():
+            return ttnn.to_memory_config(self._all_reduce(x, 0, ttnn.L1_MEMORY_CONFIG), memory)
+        return self._all_reduce(x, 0, memory)
+
+    def own_users(self, x: Any) -> Any:
+        """Keep the rows of this column's users."""
+        return ttnn.matmul(
+            self.pick_own, x, dtype=ttnn.bfloat16, memory_config=ttnn.L1_MEMORY_CONFIG
+        )
+
+    def all_users(self, x: Any) -> Any:
+        """Rows of every user on every column; the gather pads each column's users to a tile."""
+        x = ttnn.to_memory_config(x, ttnn.DRAM_MEMORY_CONFIG)
+        gathered = self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
+        return ttnn.matmul(
+            self.pick_all, gathered, dtype=ttnn.bfloat16, memory_config=ttnn.L1_MEMORY_CONFIG
+        )
+
+
+def collectives(sharding: Sharding, links: Links, mesh: Any) -> LineMesh | GridMesh:
+    """The collectives of a mesh shape."""
+    return (GridMesh if sharding.is_2d else LineMesh)(sharding, links, mesh)

@@ -1,0 +1,119 @@
+"""Keys and values of earlier positions: in pages behind a page table, or dense per user.
+
+Both caches offer the same four verbs (fill, update, attend, attend_prefill), so attention does not
+know which one it has. Pages are handed out by runtime/paging.py; -1 in a position marks an idle
+slot, which writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Size of the cache: pages of `block_size` positions, or None for one dense row per slot."""
+
+    block_size: int | None
+    num_blocks: int  # per data-parallel group; unused when dense
+
+
+@dataclass(frozen=True)
+class CacheAddress:
+    """Where a forward pass reads and writes: device tensors (and the chunk's place in prefill).
+
+    positions: int32 [B], -1 when idle (decode). pages: int32 [users, blocks per user].
+    chunk_pages: the pages of this chunk alone. users: uint32/int32 [n] rows of `pages` (prefill).
+    """
+
+    pages: Any = None
+    positions: Any = None
+    chunk_pages: Any = None
+    users: Any = None
+    slot: int = 0
+    chunk_start: int | None = None
+
+
+class PagedKVCache:
+    """One layer's cache of `num_blocks` pages [K, block_size, W] each for keys and values."""
+
+    def __init__(self, mesh: Any, config: CacheConfig, heads: int, width: int, dtype: Any) -> None:
+        assert config.block_size is not None
+        shape = [config.num_blocks, heads, config.block_size, width]
+        self.dtype = dtype
+        self.k, self.v = (
+            ttnn.zeros(shape, dtype, ttnn.TILE_LAYOUT, mesh, ttnn.DRAM_MEMORY_CONFIG)
+            for _ in range(2)
+        )
+
+    def update(self, k_1BKW: Any, v_1BKW: Any, at: CacheAddress) -> None:
+        """Write one position of every active user."""
+        for cache, new in ((self.k, k_1BKW), (self.v, v_1BKW)):
+            ttnn.experimental.paged_update_cache(
+                cache, new, update_idxs_tensor=at.positions, page_table=at.pages
+            )
+
+    def attend(self, q_1BHW: Any, at: CacheAddress, **arguments: Any) -> Any:
+        """Attention of one query per user over its pages."""
+        return ttnn.transformer.paged_scaled_dot_product_attention_decode(
+            q_1BHW,
+            self.k,
+            self.v,
+            page_table_tensor=at.pages,
+            cur_pos_tensor=at.positions,
+            **arguments,
+        )
+
+    def fill(self, k_NKSW: Any, v_NKSW: Any, at: CacheAddress) -> None:
+        """Write whole prompts (or one chunk of one prompt)."""
+        pages = at.pages if at.chunk_pages is None else at.chunk_pages
+        for cache, new in ((self.k, k_NKSW), (self.v, v_NKSW)):
+            if at.users is None:
+                ttnn.experimental.paged_fill_cache(cache, new, pages, batch_idx=0)
+            else:
+                ttnn.experimental.paged_fill_cache(cache, new, pages, batch_idx_tensor=at.users)
+
+    def attend_prefill(
+        self, q_NHSW: Any, k_NKSW: Any, v_NKSW: Any, at: CacheAddress, **arguments: Any
+    ) -> Any:
+        """Causal attention within a whole prompt, or of a chunk over its prefix in the cache."""
+        if at.chunk_start is None:
+            return ttnn.transformer.scaled_dot_product_attention(
+                q_NHSW, k_NKSW, v_NKSW, is_causal=True, **arguments
+            )
+        return ttnn.transformer.chunked_scaled_dot_product_attention(
+            q_NHSW, self.k, self.v, at.pages, at.chunk_start, **arguments
+        )
+
+    def clear(self) -> None:
+        """Zero everything, as a fresh cache is."""
+        for cache in (self.k, self.v):
+            ttnn.mul(cache, 0, output_tensor=cache)
+
+
+class DenseKVCache(PagedKVCache):
+    """One layer's cache with one row of `length` positions per slot."""
+
+    def __init__(
+        self, mesh: Any, slots: int, heads: int, length: int, width: int, dtype: Any
+    ) -> None:
+        super().__init__(mesh, CacheConfig(length, slots), heads, width, dtype)
+
+    def attend(self, q_1BHW: Any, at: CacheAddress, **arguments: Any) -> Any:
+        return ttnn.transformer.scaled_dot_product_attention_decode(
+            q_1BHW, self.k, self.v, cur_pos_tensor=at.positions, **arguments
+        )
+
+    def fill(self, k_NKSW: Any, v_NKSW: Any, at: CacheAddress) -> None:
+        for cache, new in ((self.k, k_NKSW), (self.v, v_NKSW)):
+            ttnn.fill_cache(cache, new, at.slot)
+
+    def attend_prefill(
+        self, q_NHSW: Any, k_NKSW: Any, v_NKSW: Any, at: CacheAddress, **arguments: Any
+    ) -> Any:
+        if at.chunk_start is not None:
+            raise ValueError("a dense cache prefills whole prompts only: use paged attention")
+        return super().attend_prefill(q_NHSW, k_NKSW, v_NKSW, at, **arguments)

@@ -1,0 +1,150 @@
+"""Grouped-query attention over a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends import ttnn
+from models.kv_cache import CacheAddress, PagedKVCache
+from models.layers.rope import Rotation
+from models.plans.attention import AttentionDecode, AttentionPrefill, AttentionWeights
+from models.plans.matmul import sliced_linear
+from models.weights import WeightLoader
+
+
+class Attention:
+    """Fused query-key-value projection, rotary embedding, cache, scores, output projection."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: WeightLoader,
+        plan: AttentionWeights,
+        cache: PagedKVCache,
+        ccl: Any,
+    ) -> None:
+        sizes, config = weights.sharding, weights.sharding.config
+        self.cache, self.ccl = cache, ccl
+        self.heads = {"num_heads": sizes.local_heads, "num_kv_heads": sizes.local_kv_heads}
+        self.num_heads, self.q_width = sizes.local_heads, sizes.local_q_width
+        self.window = (
+            {"sliding_window_size": config.sliding_window} if config.sliding_window else {}
+        )
+        self.w_qkv = weights.place(
+            f"{name}.wqkv",
+            weights.fused_qkv(name),
+            ("dim", "heads"),
+            dtype=plan.qkv_dtype,
+            memory=plan.qkv_memory,
+        )
+        self.w_o = weights.place(
+            f"{name}.wo",
+            weights.output_projection(f"{name}.wo.weight"),
+            ("heads", "dim"),
+            dtype=plan.o_dtype,
+            memory=plan.o_memory,
+        )
+        self.b_qkv = None
+        if config.qkv_bias:
+            self.b_qkv = weights.place(
+                f"{name}.bqkv", weights.fused_qkv_bias(name), (None, "heads"), dtype=ttnn.bfloat16
+            )
+        self.head_norms: tuple[HeadNorm, HeadNorm] | None = None
+        if config.qk_norm:
+            self.head_norms = HeadNorm(f"{name}.q_norm", weights), HeadNorm(f"{name}.k_norm", weights)
+
+    def decode(
+        self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any
+    ) -> Any:
+        qkv = ttnn.linear(x_11BD, self.w_qkv, **plan.qkv)
+        qkv = ttnn.to_memory_config(qkv, ttnn.L1_MEMORY_CONFIG)
+        qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.L1_MEMORY_CONFIG)
+        qkv = self.ccl.own_users(qkv)
+        q_1BHW, k_1BKW, v_1BKW = ttnn.experimental.nlp_create_qkv_heads_decode(
+            qkv, **self.heads, memory_config=ttnn.L1_HEIGHT_SHARDED_MEMORY_CONFIG
+        )
+        q_1BHW, k_1BKW = self._norm_heads(q_1BHW, k_1BKW)
+        q_1BHW, k_1BKW = rotate(q_1BHW), rotate(k_1BKW)
+        self.cache.update(k_1BKW, v_1BKW, at)
+        mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
+        mixed_1BHW = ttnn.to_memory_config(mixed_1BHW, plan.concat_input)
+        mixed = ttnn.experimental.nlp_concat_heads_decode(mixed_1BHW, num_heads=self.num_heads)
+        mixed = self._drop_idle_rows(mixed, q_1BHW.shape[1])
+        mixed = ttnn.to_memory_config(self.ccl.all_users(mixed), plan.o_input)
+        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
+        return self.ccl.sum_rows(out_11BD, residual, "WO")
+
+    def prefill(
+        self,
+        x_11SD: Any,
+        rotate: Rotation,
+        at: CacheAddress,
+        plan: AttentionPrefill,
+        residual: Any,
+        users: int,
+    ) -> Any:
+        """`x_11SD` holds `users` prompts of equal length one after the other."""
+        qkv = sliced_linear(x_11SD, self.w_qkv, plan.qkv)
+        ttnn.deallocate(x_11SD)
+        qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.DRAM_MEMORY_CONFIG)
+        rows, width = qkv.shape[2], qkv.shape[3]
+        qkv = ttnn.reshape(qkv, (users, 1, rows // users, width))
+        q_NHSW, k_NKSW, v_NKSW = ttnn.experimental.nlp_create_qkv_heads(
+            qkv, **self.heads, transpose_k_heads=False, memory_config=ttnn.DRAM_MEMORY_CONFIG
+        )
+        ttnn.deallocate(qkv)
+        q_NHSW, k_NKSW = self._norm_heads(q_NHSW, k_NKSW)
+        q_NHSW, k_NKSW = rotate(q_NHSW), rotate(k_NKSW)
+        k_NKSW = ttnn.typecast(k_NKSW, dtype=self.cache.dtype)
+        v_NKSW = ttnn.typecast(v_NKSW, dtype=self.cache.dtype)
+        self.cache.fill(k_NKSW, v_NKSW, at)
+        q_NHSW = ttnn.typecast(q_NHSW, dtype=plan.query_dtype)
+        mixed_NHSW = self.cache.attend_prefill(
+            q_NHSW, k_NKSW, v_NKSW, at, **plan.scores, **self.window
+        )
+        for used in (q_NHSW, k_NKSW, v_NKSW):
+            ttnn.deallocate(used)
+        mixed = ttnn.experimental.nlp_concat_heads(
+            mixed_NHSW, memory_config=ttnn.DRAM_MEMORY_CONFIG
+        )
+        mixed = ttnn.reshape(mixed, (1, 1, rows, mixed.shape[3]))
+        out_11SD = sliced_linear(mixed, self.w_o, plan.o)
+        return self.ccl.sum_rows(out_11SD, residual, "WO")
+
+    def _bias(self, qkv: Any, memory: Any) -> Any:
+        return qkv if self.b_qkv is None else ttnn.add(qkv, self.b_qkv, memory_config=memory)
+
+    def _norm_heads(self, q: Any, k: Any) -> tuple[Any, Any]:
+        if self.head_norms is None:
+            return q, k
+        norm_q, norm_k = self.head_norms
+        return norm_q(q), norm_k(k)
+
+    def _drop_idle_rows(self, mixed: Any, users: int) -> Any:
+        """Head concatenation pads the users to a tile; go back to the users there are."""
+        rows, width = mixed.shape[2], mixed.shape[3]
+        if users == rows:
+            return mixed
+        return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
+
+
+class HeadNorm:
+    """Norm of every head by itself (Qwen3)."""
+
+    def __init__(self, name: str, weights: WeightLoader) -> None:
+        config = weights.sharding.config
+        self.epsilon = config.norm_eps
+        self.weight = weights.place(
+            name,
+            lambda: weights.checkpoint.get(f"{name}.weight").reshape(1, 1, -1, 32),
+            (None, None),
+            dtype=ttnn.bfloat16,
+            layout=ttnn.ROW_MAJOR_LAYOUT,
+        )
+
+    def __call__(self, heads: Any) -> Any:
+        memory = heads.memory_config()
+        if memory.is_sharded():  # the norm wants whole rows in interleaved memory
+            heads = ttnn.to_memory_config(heads, ttnn.L1_MEMORY_CONFIG)
+        normed = ttnn.rms_norm(heads, epsilon=self.epsilon, weight=self.weight)
+        return ttnn.to_memory_config(normed, memory)

@@ -1,0 +1,34 @@
+"""Token embedding: a table look-up that starts the residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends import ttnn
+from models.weights import WeightLoader, pad_to
+
+
+class Embedding:
+    """The table lies row-major in DRAM, each chip holding its share of the width."""
+
+    def __init__(self, weights: WeightLoader) -> None:
+        sizes = weights.sharding
+
+        def table() -> Any:
+            rows = weights.checkpoint.get("embed.weight")
+            return pad_to(rows, rows.shape[0], sizes.dim)[None, None]
+
+        self.table = weights.place(
+            "embed",
+            table,
+            (None, "residual"),
+            dtype=ttnn.bfloat16,
+            layout=ttnn.ROW_MAJOR_LAYOUT,
+        )
+
+    def __call__(self, tokens: Any, memory: Any) -> Any:
+        """Rows of `tokens` (uint32 [1, 1, 1, n]) as [1, 1, n, D] in `memory`."""
+        rows = ttnn.embedding(
+            tokens, self.table, layout=ttnn.TILE_LAYOUT, memory_config=ttnn.DRAM_MEMORY_CONFIG
+        )
+        return ttnn.to_memory_config(ttnn.unsqueeze_to_4D(rows), memory)

@@ -1,0 +1,68 @@
+"""Gated feed-forward block: down(silu(gate(x)) * up(x))."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends import ttnn
+from models.plans.matmul import sliced_linear
+from models.plans.mlp import MLPDecode, MLPPrefill, MLPWeights
+from models.weights import WeightLoader
+
+
+class MLP:
+    """Gate and up are column-parallel, down is row-parallel."""
+
+    def __init__(self, name: str, weights: WeightLoader, plan: MLPWeights, ccl: Any) -> None:
+        self.ccl = ccl
+        dim, hidden = weights.sharding.dim, weights.sharding.hidden
+
+        def column(part: str) -> Any:
+            return weights.place(
+                f"{name}.{part}",
+                weights.transposed(f"{name}.{part}.weight", dim, hidden),
+                ("dim", "hidden"),
+                dtype=plan.gate_dtype,
+                memory=plan.gate_memory,
+            )
+
+        self.w_gate, self.w_up = column("w1"), column("w3")
+        self.w_down = weights.place(
+            f"{name}.w2",
+            weights.transposed(f"{name}.w2.weight", hidden, dim),
+            ("hidden", "dim"),
+            dtype=plan.down_dtype,
+            memory=plan.down_memory,
+        )
+
+    def decode(self, x_11BD: Any, plan: MLPDecode, residual: Any) -> Any:
+        gate_11BF = ttnn.linear(x_11BD, self.w_gate, **plan.gate)
+        up_11BF = ttnn.linear(x_11BD, self.w_up, **plan.gate)
+        gate_11BF = self.ccl.scatter_columns(gate_11BF, "FF1")
+        up_11BF = self.ccl.scatter_columns(up_11BF, "FF3")
+        inner_11BF = silu_product(
+            gate_11BF, up_11BF, memory_config=gate_11BF.memory_config(), **plan.product
+        )
+        inner_11BF = self.ccl.regather_columns(inner_11BF, "FF2")
+        inner_11BF = ttnn.to_memory_config(inner_11BF, plan.down_input)
+        out_11BD = ttnn.linear(inner_11BF, self.w_down, **plan.down)
+        return self.ccl.sum_rows(out_11BD, residual, "FF2")
+
+    def prefill(self, x_11SD: Any, plan: MLPPrefill, residual: Any) -> Any:
+        gate_11SF = sliced_linear(x_11SD, self.w_gate, plan.gate)
+        up_11SF = sliced_linear(x_11SD, self.w_up, plan.gate)
+        ttnn.deallocate(x_11SD)
+        gate_11SF = self.ccl.scatter_columns(gate_11SF, "FF1")
+        up_11SF = self.ccl.scatter_columns(up_11SF, "FF3")
+        inner_11SF = silu_product(gate_11SF, up_11SF, **plan.product)
+        ttnn.deallocate(gate_11SF)
+        ttnn.deallocate(up_11SF)
+        inner_11SF = self.ccl.regather_columns(inner_11SF, "FF2")
+        out_11SD = sliced_linear(inner_11SF, self.w_down, plan.down)
+        ttnn.deallocate(inner_11SF)
+        return self.ccl.sum_rows(out_11SD, residual, "FF2")
+
+
+def silu_product(gate: Any, up: Any, **arguments: Any) -> Any:
+    """silu(gate) * up in one op."""
+    return ttnn.mul(gate, up, input_tensor_a_activations=[ttnn.UnaryOpType.SILU], **arguments)

@@ -1,0 +1,99 @@
+"""Rotary position embedding: one table of cosines and sines, looked up by position.
+
+Tables are in pair-interleaved (Meta) order: neighbours 2i and 2i+1 turn by the same angle, and
+`x @ transformation` maps (a, b) to (-b, a). Checkpoints deliver query and key rows in that order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from models.config import ModelConfig
+from models.plans.matmul import height_sharded
+from models.rope_tables import rope_frequencies
+from models.sharding import TILE
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What one forward pass needs to turn its queries and keys."""
+
+    cos: Any
+    sin: Any
+    transformation: Any
+    decode: bool
+
+    def __call__(self, heads: Any) -> Any:
+        return ttnn.experimental.rotary_embedding_llama(
+            heads, self.cos, self.sin, self.transformation, is_decode_mode=self.decode
+        )
+
+
+class RotaryEmbedding:
+    """Tables of `length` positions in DRAM, replicated on every chip."""
+
+    def __init__(
+        self, mesh: Any, config: ModelConfig, length: int, users: int, grid: tuple[int, int]
+    ) -> None:
+        self.head_dim, self.users, self.grid = config.head_dim, users, grid
+        cos, sin = rope_tables(config, length)
+        self.cos, self.sin = (_replicated(mesh, t, ttnn.ROW_MAJOR_LAYOUT) for t in (cos, sin))
+        turn = torch.zeros(TILE, TILE)
+        even = torch.arange(0, TILE, 2)
+        turn[even, even + 1] = 1
+        turn[even + 1, even] = -1
+        self.turn_prefill = _replicated(mesh, turn[None, None], ttnn.TILE_LAYOUT)
+        self.turn_decode = _replicated(
+            mesh,
+            turn.repeat(users, 1)[None, None],
+            ttnn.TILE_LAYOUT,
+            height_sharded(users, TILE, grid),
+        )
+
+    def prefill(self, positions_1S: Any) -> Rotation:
+        """Rotation of one prompt (or of prompts of equal length) at `positions_1S` (uint32)."""
+        cos_11SW, sin_11SW = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
+        return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False)
+
+    def decode(self, positions_1B: Any) -> Rotation:
+        """Rotation of one token per user, one user per core."""
+        memory = height_sharded(self.users, self.head_dim, self.grid)
+        cos_1B1W, sin_1B1W = (
+            ttnn.interleaved_to_sharded(
+                ttnn.transpose(self._rows(table, positions_1B), 1, 2), memory
+            )
+            for table in (self.cos, self.sin)
+        )
+        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True)
+
+    def _rows(self, table: Any, positions: Any) -> Any:
+        rows = ttnn.embedding(positions, table, layout=ttnn.TILE_LAYOUT)
+        return ttnn.unsqueeze_to_4D(rows)
+
+
+def rope_tables(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1, 1, length, head_dim] in pair-interleaved order, float32."""
+    inverse_frequencies, attention_factor = rope_frequencies(config, length)
+    angles = torch.outer(
+        torch.arange(length, dtype=torch.float32),
+        torch.as_tensor(inverse_frequencies, dtype=torch.float32),
+    ).repeat_interleave(2, dim=-1)
+    return (
+        (angles.cos() * attention_factor)[None, None],
+        (angles.sin() * attention_factor)[None, None],
+    )
+
+
+def _replicated(mesh: Any, tensor: torch.Tensor, layout: Any, memory: Any = None) -> Any:
+    return ttnn.from_torch(
+        tensor,
+        dtype=ttnn.bfloat16,
+        layout=layout,
+        device=mesh,
+        memory_config=memory or ttnn.DRAM_MEMORY_CONFIG,
+        mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
+    )

@@ -1,0 +1,98 @@
+"""Sampling on the device: candidates of every chip, gathered, drawn per user.
+
+Each chip offers the 32 best tokens of its share of the vocabulary; the draw (temperature, top-k,
+top-p per user) happens among those. k = 1 is greedy. A nucleus wider than 32 tokens is cut there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from models.sharding import Sharding
+
+CANDIDATES = 32
+MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; they are halved first
+
+
+@dataclass(frozen=True)
+class SamplingInputs:
+    """Device tensors [B]: k (uint32), p and 1/temperature (bfloat16); `seed` None draws anew."""
+
+    k: Any
+    p: Any
+    inverse_temperature: Any
+    seed: int | None = None
+
+
+class Sampler:
+    """Draws one token per user from logits split over chips."""
+
+    def __init__(self, mesh: Any, sharding: Sharding, batch: int) -> None:
+        self.axis = sharding.mesh_axes["vocab"]
+        self.ways = sharding.ways("vocab")
+        vocab, local = sharding.config.vocab_size, sharding.local_vocab
+        parts = -(-local // MOST_COLUMNS)
+        while local % (parts * CANDIDATES):
+            parts += 1
+        self.bounds = [(i * local // parts, (i + 1) * local // parts) for i in range(parts)]
+        starts = [chip * local + first for chip in range(self.ways) for first, _ in self.bounds]
+        offsets = torch.tensor(starts, dtype=torch.int32).repeat_interleave(CANDIDATES)
+        dims: list[int | None] = [None, None]
+        dims[self.axis] = 3
+        split = ttnn.ShardTensor2dMesh(
+            mesh, dims=tuple(dims), mesh_shape=(sharding.rows, sharding.cols)
+        )
+        place = {"layout": ttnn.TILE_LAYOUT, "device": mesh, "mesh_mapper": split}
+        self.offsets = ttnn.from_torch(
+            offsets.expand(1, 1, batch, -1).contiguous(), dtype=ttnn.int32, **place
+        )
+        self.padding_mask = None
+        if sharding.vocab > vocab:  # padded columns must never be drawn
+            mask = torch.zeros(1, 1, 1, sharding.vocab)
+            mask[..., vocab:] = -1e9
+            self.padding_mask = ttnn.from_torch(mask, dtype=ttnn.bfloat16, **place)
+
+    def __call__(self, logits_11BV: Any, inputs: SamplingInputs, tokens: Any) -> Any:
+        """Write the drawn tokens into `tokens` (uint32 [1, 1, 1, B]) and return it."""
+        if self.padding_mask is not None:
+            logits_11BV = ttnn.add(
+                logits_11BV, self.padding_mask, memory_config=ttnn.DRAM_MEMORY_CONFIG
+            )
+        values, indices = self._candidates(logits_11BV)
+        indices = ttnn.add(indices, self.offsets, dtype=ttnn.int32)
+        if self.ways > 1:
+            values, indices = (
+                ttnn.all_gather(
+                    part, dim=3, cluster_axis=self.axis, memory_config=ttnn.DRAM_MEMORY_CONFIG
+                )
+                for part in (values, indices)
+            )
+        return ttnn.sampling(
+            values,
+            ttnn.untilize(indices, use_multicore=True),
+            k=inputs.k,
+            p=inputs.p,
+            temp=inputs.inverse_temperature,
+            seed=inputs.seed,
+            output_tensor=tokens,
+        )
+
+    def _candidates(self, logits_11BV: Any) -> tuple[Any, Any]:
+        rows = logits_11BV.shape[2]
+        found = []
+        for first, last in self.bounds:
+            part = logits_11BV
+            if len(self.bounds) > 1:
+                part = ttnn.slice(logits_11BV, [0, 0, 0, first], [1, 1, rows, last])
+            values, indices = ttnn.topk(part, k=CANDIDATES, dim=-1)
+            found.append((values, ttnn.typecast(indices, ttnn.int32)))
+        if len(found) == 1:
+            return found[0]
+        return (
+            ttnn.concat([values for values, _ in found], dim=3),
+            ttnn.concat([indices for _, indices in found], dim=3),
+        )

@@ -1,0 +1,147 @@
+"""Placement of attention: projections, heads, rotary embedding, cache and scores."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+from models.plans.matmul import (
+    Kwargs,
+    PrefillLinear,
+    decode_linear,
+    height_sharded,
+    prefill_linear,
+    weight_memory,
+    width_sharded,
+)
+from models.plans.target import Target
+from models.precision import OpGroup, TensorGroup
+from models.sharding import TILE
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Format and DRAM placement of the projections and the cache."""
+
+    qkv_dtype: Any
+    qkv_memory: Any
+    o_dtype: Any
+    o_memory: Any
+    cache_dtype: Any
+
+
+@dataclass(frozen=True)
+class AttentionDecode:
+    """Arguments of each decode op, in the order they run."""
+
+    qkv: Kwargs
+    scores: Kwargs
+    concat_input: Any
+    o_input: Any
+    o: Kwargs
+
+
+@dataclass(frozen=True)
+class AttentionPrefill:
+    """Arguments of each prefill op for one length."""
+
+    qkv: PrefillLinear
+    scores: Kwargs
+    query_dtype: Any
+    o: PrefillLinear
+
+
+def float32_exact(value: float) -> float:
+    """Nearest float32: the chunked attention's binding refuses any other float."""
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def attention_weights(target: Target) -> AttentionWeights:
+    sizes, spec = target.sharding, target.spec
+    return AttentionWeights(
+        qkv_dtype=target.weight_dtype(TensorGroup.WQKV),
+        qkv_memory=weight_memory(sizes.local_dim, sizes.local_qkv_width, spec),
+        o_dtype=target.weight_dtype(TensorGroup.WO),
+        o_memory=weight_memory(sizes.local_q_width, sizes.local_dim, spec),
+        cache_dtype=target.weight_dtype(TensorGroup.KV_CACHE),
+    )
+
+
+def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, Any]:
+    arguments = {
+        "scale": float32_exact(target.sharding.config.scale),
+        "program_config": ttnn.SDPAProgramConfig(
+            compute_with_storage_grid_size=(8, 8),
+            exp_approx_mode=False,
+            q_chunk_size=chunk,
+            k_chunk_size=chunk,
+        ),
+        "compute_kernel_config": target.kernel(group),
+        "memory_config": ttnn.DRAM_MEMORY_CONFIG,
+    }
+    return arguments
+
+
+def attention_decode(target: Target) -> AttentionDecode:
+    sizes, spec = target.sharding, target.spec
+    wide = target.activation_dtype(ttnn.bfloat16)
+    head_rows = -(-sizes.local_heads // TILE)
+    return AttentionDecode(
+        # head creation takes bfloat16 only
+        qkv=decode_linear(
+            sizes.local_dim,
+            sizes.local_qkv_width,
+            kernel=target.kernel(OpGroup.LI_QKV_DECODE),
+            dtype=ttnn.bfloat16,
+            spec=spec,
+            weight=target.precision.tensor(TensorGroup.WQKV),
+        ),
+        scores=_score_arguments(target, 0, OpGroup.SDPA_DECODE),
+        concat_input=height_sharded(target.users, sizes.head_dim, rows=head_rows),
+        o_input=width_sharded(sizes.local_q_width),
+        o=decode_linear(
+            sizes.local_q_width,
+            sizes.local_dim,
+            kernel=target.kernel(OpGroup.LI_O_DECODE),
+            dtype=wide,
+            spec=spec,
+            weight=target.precision.tensor(TensorGroup.WO),
+        ),
+    )
+
+
+def score_chunk(length: int, start: int) -> int:
+    """Rows per attention block: as long as they divide the length and the start of the chunk."""
+    longest = 256 if length >= 2048 else 64
+    while length % longest or start % longest:
+        longest //= 2
+    return longest
+
+
+def attention_prefill(target: Target, users: int, length: int, start: int) -> AttentionPrefill:
+    """Plan for `users` prompts of `length` positions from `start`, projected in one product."""
+    sizes, spec = target.sharding, target.spec
+    return AttentionPrefill(
+        qkv=prefill_linear(
+            users * length,
+            sizes.local_dim,
+            sizes.local_qkv_width,
+            kernel=target.kernel(OpGroup.LI_QKV_PREFILL),
+            fp32=target.wide_accumulator(OpGroup.LI_QKV_PREFILL),
+            dtype=ttnn.bfloat16,  # rotary embedding takes bfloat16 only
+            spec=spec,
+        ),
+        scores=_score_arguments(target, score_chunk(length, start), OpGroup.SDPA_PREFILL),
+        query_dtype=target.activation_dtype(ttnn.bfloat8_b),
+        o=prefill_linear(
+            users * length,
+            sizes.local_q_width,
+            sizes.local_dim,
+            kernel=target.kernel(OpGroup.LI_O_PREFILL),
+            fp32=target.wide_accumulator(OpGroup.LI_O_PREFILL),
+            dtype=target.activation_dtype(ttnn.bfloat8_b),
+            spec=spec,
+        ),
+    )

@@ -1,0 +1,192 @@
+"""Placement of matrix multiplications: DRAM-sharded in decode, 2D multicast in prefill.
+
+Decode reads every weight once for at most 32 rows, so it is bound by DRAM: the weight lies width-
+sharded over the DRAM banks and one core beside each bank streams its slice. Prefill is bound by
+arithmetic: an 8-wide grid shares blocks of rows and columns. Next: mlp.py, attention.py use these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+from backends.device_specs import DeviceSpec
+from models.precision import FIDELITY_SETTINGS, Fidelity, Precision
+from models.sharding import TILE, best_core_count
+
+GRID_COLS = 8  # every product has an 8x8 rectangle of worker cores; wider grids gain little here
+GRID_ROWS = 8
+PREFILL_ROWS = 1024  # rows one 2D matmul takes at once; longer inputs go in slices of this size
+L1_BUDGET = 1_100_000  # bytes per core for one matmul's buffers; the rest holds activations
+TILE_BYTES = {Precision.BFP4: 576, Precision.BFP8: 1088, Precision.BF16: 2048}
+
+Kwargs = Mapping[str, Any]
+
+
+def dtype_of(precision: Precision) -> Any:
+    """TT-NN data type of a stored precision."""
+    return {
+        Precision.BFP4: ttnn.bfloat4_b,
+        Precision.BFP8: ttnn.bfloat8_b,
+        Precision.BF16: ttnn.bfloat16,
+    }[precision]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Compute kernel configs of one architecture, by fidelity setting."""
+
+    arch: Any
+
+    def __getitem__(self, fidelity: Fidelity) -> Any:
+        setting = FIDELITY_SETTINGS[fidelity]
+        return ttnn.init_device_compute_kernel_config(
+            self.arch,
+            math_fidelity=getattr(ttnn.MathFidelity, setting.math_fidelity),
+            math_approx_mode=setting.approx,
+            fp32_dest_acc_en=setting.fp32_dest_acc,
+            packer_l1_acc=setting.packer_l1_acc,
+        )
+
+
+def grid_of(cores: int) -> tuple[int, int]:
+    """The widest rectangle (columns, rows) of exactly `cores` cores."""
+    for rows in range(1, GRID_ROWS + 1):
+        if cores % rows == 0 and cores // rows <= GRID_COLS:
+            return cores // rows, rows
+    raise ValueError(f"{cores} cores form no rectangle within {GRID_COLS}x{GRID_ROWS}")
+
+
+def width_sharded(width: int, *, most: int = 32) -> Any:
+    """L1 memory of one tile row of activations, its width spread over up to `most` cores."""
+    cores = best_core_count(width // TILE, most)
+    columns, rows = grid_of(cores)
+    return ttnn.create_sharded_memory_config(
+        (TILE, width // cores),
+        ttnn.CoreGrid(x=columns, y=rows),
+        ttnn.ShardStrategy.WIDTH,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+
+
+def height_sharded(users: int, width: int, grid: tuple[int, int] = (8, 8), rows: int = 1) -> Any:
+    """L1 memory with one user per core: (`rows` tiles) x width on each, row-major over `grid`."""
+    cores = ttnn.num_cores_to_corerangeset(users, ttnn.CoreCoord(*grid), row_wise=True)
+    return ttnn.create_sharded_memory_config(
+        (rows * TILE, width),
+        cores,
+        ttnn.ShardStrategy.HEIGHT,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+
+
+def weight_memory(k: int, n: int, spec: DeviceSpec) -> Any:
+    """DRAM memory of a [k, n] weight: one slice of columns per DRAM bank, padded to whole tiles."""
+    banks = spec.dram_banks
+    cores = ttnn.CoreRangeSet(
+        {ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(banks - 1, 0))}
+    )
+    columns = math.ceil(n / (TILE * banks)) * TILE
+    shard = ttnn.ShardSpec(cores, [k, columns], ttnn.ShardOrientation.ROW_MAJOR)
+    return ttnn.MemoryConfig(
+        ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard
+    )
+
+
+def decode_linear(
+    k: int, n: int, *, kernel: Any, dtype: Any, spec: DeviceSpec, weight: Precision,
+    most_cores: int = 32,
+) -> Kwargs:  # fmt: skip
+    """Arguments of a DRAM-sharded linear of one tile row; its input is `width_sharded(k)`."""
+    cores = best_core_count(k // TILE, most_cores)
+    tiles_per_core = k // TILE // cores
+    # the core at a bank holds three blocks of weights: the longest block that fits into L1
+    columns = math.ceil(n / (TILE * spec.dram_banks))
+    longest = max(1, L1_BUDGET // (3 * columns * TILE_BYTES[weight]))
+    return {
+        "program_config": ttnn.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
+            in0_block_w=_largest_divisor(tiles_per_core, min(8, longest)),
+            per_core_M=1,
+            per_core_N=math.ceil(n / (TILE * cores)),
+            fused_activation=None,
+        ),
+        "memory_config": ttnn.L1_WIDTH_SHARDED_MEMORY_CONFIG,
+        "compute_kernel_config": kernel,
+        "dtype": dtype,
+    }
+
+
+@dataclass(frozen=True)
+class PrefillLinear:
+    """A 2D matmul: `rows` per slice, and the arguments of ttnn.linear."""
+
+    rows: int
+    kwargs: Kwargs
+
+
+def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
+    """Rows per slice: the largest even share of `length` that is whole tiles and at most `most`."""
+    slices = math.ceil(length / most)
+    while length % (slices * TILE):
+        slices += 1
+    return length // slices
+
+
+def prefill_linear(
+    length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec
+) -> PrefillLinear:
+    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of rows.
+
+    Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks.
+    """
+    columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
+    most = PREFILL_ROWS
+    while True:
+        rows = prefill_rows(length, most)
+        grid_rows = min(GRID_ROWS, rows // TILE)
+        per_core_m = math.ceil(rows / TILE / grid_rows)
+        per_core_n = math.ceil(n / TILE / columns)
+        block_k = _largest_divisor(k // TILE, 4)
+        # output block, and two blocks each of both inputs (2 KiB tiles, 4 KiB accumulators)
+        block_bytes = per_core_m * per_core_n * (2048 + (4096 if fp32 else 2048))
+        block_bytes += 2 * block_k * (per_core_m + per_core_n) * 2048
+        if block_bytes <= L1_BUDGET or most <= 128:
+            break
+        most //= 2
+    config = ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(
+        compute_with_storage_grid_size=(columns, grid_rows),
+        in0_block_w=block_k,
+        out_subblock_h=1,
+        out_subblock_w=_largest_divisor(per_core_n, 4),
+        per_core_M=per_core_m,
+        per_core_N=per_core_n,
+        transpose_mcast=False,
+        fused_activation=None,
+        fuse_batch=rows == length,
+    )
+    kwargs = {
+        "program_config": config,
+        "memory_config": ttnn.DRAM_MEMORY_CONFIG,
+        "compute_kernel_config": kernel,
+        "dtype": dtype,
+    }
+    return PrefillLinear(rows, kwargs)
+
+
+def sliced_linear(x_11SK: Any, weight: Any, plan: PrefillLinear) -> Any:
+    """Linear over all rows of `x_11SK` in the plan's slices."""
+    length, k = x_11SK.shape[2], x_11SK.shape[3]
+    if plan.rows == length:
+        return ttnn.linear(x_11SK, weight, **plan.kwargs)
+    sliced = ttnn.reshape(x_11SK, (1, length // plan.rows, plan.rows, k))
+    out = ttnn.linear(sliced, weight, **plan.kwargs)
+    return ttnn.reshape(out, (1, 1, length, out.shape[3]))
+
+
+def _largest_divisor(value: int, most: int) -> int:
+    return max(i for i in range(1, most + 1) if value % i == 0)

@@ -1,0 +1,109 @@
+"""Placement of the gated feed-forward block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+from models.plans.matmul import (
+    Kwargs,
+    PrefillLinear,
+    decode_linear,
+    prefill_linear,
+    weight_memory,
+    width_sharded,
+)
+from models.plans.target import Target
+from models.precision import OpGroup, TensorGroup
+
+
+@dataclass(frozen=True)
+class MLPWeights:
+    """Format and DRAM placement of the three matrices."""
+
+    gate_dtype: Any
+    gate_memory: Any
+    down_dtype: Any
+    down_memory: Any
+
+
+@dataclass(frozen=True)
+class MLPDecode:
+    """Arguments of each decode op, in the order they run."""
+
+    gate: Kwargs  # also up
+    product: Kwargs
+    down_input: Any
+    down: Kwargs
+
+
+@dataclass(frozen=True)
+class MLPPrefill:
+    """Arguments of each prefill op for one length."""
+
+    gate: PrefillLinear
+    product: Kwargs
+    down: PrefillLinear
+
+
+def mlp_weights(target: Target) -> MLPWeights:
+    sizes, spec = target.sharding, target.spec
+    return MLPWeights(
+        gate_dtype=target.weight_dtype(TensorGroup.FF1_FF3),
+        gate_memory=weight_memory(sizes.local_dim, sizes.local_hidden, spec),
+        down_dtype=target.weight_dtype(TensorGroup.FF2),
+        down_memory=weight_memory(sizes.local_hidden, sizes.local_dim, spec),
+    )
+
+
+def mlp_decode(target: Target) -> MLPDecode:
+    sizes, spec = target.sharding, target.spec
+    inner = target.activation_dtype(ttnn.bfloat8_b)
+    return MLPDecode(
+        gate=decode_linear(
+            sizes.local_dim,
+            sizes.local_hidden,
+            kernel=target.kernel(OpGroup.LI_FF1_FF3),
+            dtype=inner,
+            spec=spec,
+            weight=target.precision.tensor(TensorGroup.FF1_FF3),
+        ),
+        product={"dtype": inner},
+        down_input=width_sharded(sizes.local_hidden, most=64),
+        down=decode_linear(
+            sizes.local_hidden,
+            sizes.local_dim,
+            kernel=target.kernel(OpGroup.LI_FF2),
+            dtype=target.activation_dtype(ttnn.bfloat16),
+            spec=spec,
+            weight=target.precision.tensor(TensorGroup.FF2),
+            most_cores=64,
+        ),
+    )
+
+
+def mlp_prefill(target: Target, length: int) -> MLPPrefill:
+    sizes, spec = target.sharding, target.spec
+    inner = target.activation_dtype(ttnn.bfloat8_b)
+    return MLPPrefill(
+        gate=prefill_linear(
+            length,
+            sizes.local_dim,
+            sizes.local_hidden,
+            kernel=target.kernel(OpGroup.LI_FF1_FF3),
+            fp32=target.wide_accumulator(OpGroup.LI_FF1_FF3),
+            dtype=inner,
+            spec=spec,
+        ),
+        product={"dtype": inner, "memory_config": ttnn.DRAM_MEMORY_CONFIG},
+        down=prefill_linear(
+            length,
+            sizes.local_hidden,
+            sizes.local_dim,
+            kernel=target.kernel(OpGroup.LI_FF2),
+            fp32=target.wide_accumulator(OpGroup.LI_FF2),
+            dtype=inner,
+            spec=spec,
+        ),
+    )

@@ -1,0 +1,76 @@
+"""Placement of norms and of the residual stream they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+from models.plans.matmul import Kwargs, grid_of, width_sharded
+from models.plans.target import Phase, Target
+from models.sharding import TILE, best_core_count
+
+# From this width on, 1D prefill normalises shards and gathers afterwards: gathering the
+# statistics alone is cheaper than repeating the norm of a wide stream on every chip.
+DISTRIBUTED_FROM_DIM = 4096
+
+
+@dataclass(frozen=True)
+class NormPlan:
+    """Where the norm runs; `distributed` exchanges statistics instead of activations."""
+
+    distributed: bool
+    input_memory: Any  # the gathered (or sharded) stream
+    stats_memory: Any
+    arguments: Kwargs  # of rms_norm, or of its two halves
+
+
+def residual_memory(target: Target, phase: Phase) -> Any:
+    """Memory of the residual stream: L1 width-sharded in decode, DRAM in prefill."""
+    if phase is Phase.PREFILL:
+        return ttnn.DRAM_MEMORY_CONFIG
+    return width_sharded(target.sharding.local_residual)
+
+
+def norm_plan(target: Target, phase: Phase) -> NormPlan:
+    sizes = target.sharding
+    distributed = sizes.is_2d
+    if phase is Phase.PREFILL:
+        distributed |= sizes.num_chips > 1 and sizes.dim > DISTRIBUTED_FROM_DIM
+        return NormPlan(
+            distributed,
+            ttnn.DRAM_MEMORY_CONFIG,
+            ttnn.DRAM_MEMORY_CONFIG,
+            {"compute_kernel_config": target.norm_kernel},
+        )
+    width = sizes.local_dim
+    stats = ttnn.create_sharded_memory_config(
+        (TILE, TILE * sizes.cols),
+        ttnn.CoreGrid(x=1, y=1),
+        ttnn.ShardStrategy.WIDTH,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+    return NormPlan(
+        distributed,
+        width_sharded(width),
+        stats,
+        {
+            "program_config": sharded_norm_config(width),
+            "compute_kernel_config": target.norm_kernel,
+        },
+    )
+
+
+def sharded_norm_config(width: int) -> Any:
+    """Program config of a norm over one tile row spread as `width_sharded(width)`."""
+    cores = best_core_count(width // TILE, 32)
+    columns, rows = grid_of(cores)
+    tiles = width // TILE // cores
+    return ttnn.LayerNormShardedMultiCoreProgramConfig(
+        compute_with_storage_grid_size=[columns, rows],
+        subblock_w=max(i for i in range(1, 5) if tiles % i == 0),
+        block_h=1,
+        block_w=tiles,
+        inplace=False,
+    )

@@ -1,0 +1,166 @@
+"""The decoder stack: embedding, layers, norm, output projection. Device tensors in and out.
+
+`decode` takes one token of every slot, `prefill` whole prompts or one chunk of one prompt; both
+return logits of each chip's share of the vocabulary. Host tensors, page tables and traces are
+runtime/engine.py's. Read next: layers/decoder.py, then sharding.py and plans/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from backends import ttnn
+from backends.device_specs import DeviceSpec
+from backends.op_record import scope
+from models.collectives import Links, collectives
+from models.config import ModelConfig
+from models.kv_cache import CacheAddress, CacheConfig, DenseKVCache, PagedKVCache
+from models.layers.decoder import DecoderLayer
+from models.layers.embedding import Embedding
+from models.layers.lm_head import LMHead
+from models.layers.norm import RMSNorm
+from models.layers.rope import RotaryEmbedding
+from models.layers.sampler import Sampler
+from models.plans.attention import attention_weights
+from models.plans.lm_head import lm_head_plan
+from models.plans.norm import norm_plan, residual_memory
+from models.plans.target import Phase, Target
+from models.precision import ModelPrecision
+from models.sharding import MAX_USERS, Sharding
+from models.weights import WeightLoader
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is built, beside what it is."""
+
+    max_batch_size: int = 1
+    max_seq_len: int = 1024
+    cache: CacheConfig = CacheConfig(block_size=32, num_blocks=1024)
+    layers: range | None = None  # None: all of them
+    pad_mlp_cores: int | None = None
+    links: Links = Links()
+
+
+class Transformer:
+    """One model on one mesh (or submesh)."""
+
+    def __init__(
+        self,
+        mesh: Any,
+        spec: DeviceSpec,
+        config: ModelConfig,
+        precision: ModelPrecision,
+        checkpoint: Any,
+        weight_cache: Any,
+        options: ModelOptions,
+    ) -> None:
+        rows, cols = tuple(mesh.shape)
+        self.mesh, self.config, self.options = mesh, config, options
+        self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores)
+        # a 2D mesh deals its slots out to the columns, so it always has all of them
+        self.batch = MAX_USERS if self.sharding.is_2d else options.max_batch_size
+        self.ccl = collectives(self.sharding, options.links, mesh)
+        weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
+        indices = options.layers or range(config.num_layers)
+        targets = [
+            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch)
+            for i in indices
+        ]
+        self.targets = targets
+        self.caches = [self._cache(target) for target in targets]
+        self.rope = RotaryEmbedding(
+            mesh, config, options.max_seq_len, targets[0].users, spec.compute_grid
+        )
+        self.embedding = Embedding(weights)
+        self.layers = [
+            DecoderLayer(index, weights, target, cache, self.ccl)
+            for index, target, cache in _progress(
+                list(zip(indices, targets, self.caches, strict=True)), "loading layers"
+            )
+        ]
+        last = targets[-1]
+        self.norm = RMSNorm(
+            "norm", weights, {phase: norm_plan(last, phase) for phase in Phase}, self.ccl
+        )
+        self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
+        self.sampler = Sampler(mesh, self.sharding, self.batch)
+
+    def _cache(self, target: Target) -> PagedKVCache:
+        sizes, cache = self.sharding, self.options.cache
+        dtype = attention_weights(target).cache_dtype
+        if cache.block_size is not None:
+            return PagedKVCache(self.mesh, cache, sizes.local_kv_heads, sizes.head_dim, dtype)
+        if sizes.is_2d:
+            raise ValueError("a dense cache needs a 1D mesh: use paged attention on a 2D mesh")
+        return DenseKVCache(
+            self.mesh,
+            self.batch,
+            sizes.local_kv_heads,
+            self.options.max_seq_len,
+            sizes.head_dim,
+            dtype,
+        )
+
+    def decode(self, tokens_111B: Any, rope_positions_1B: Any, at: CacheAddress) -> Any:
+        """Logits [1, 1, B, V] of the next token of every slot.
+
+        tokens uint32 [1, 1, 1, B]; rope positions uint32 [1, B] (idle slots 0), on a 2D mesh each
+        column its own users'; `at.positions` int32 [B] with -1 for idle slots.
+        """
+        residual = residual_memory(self.targets[0], Phase.DECODE)
+        with scope("embedding"):
+            x_11BD = self.embedding(tokens_111B, residual)
+            rotate = self.rope.decode(rope_positions_1B)
+        for layer in self.layers:
+            x_11BD = layer.decode(x_11BD, rotate, at)
+        return self._head(x_11BD)
+
+    def prefill(
+        self,
+        tokens_111S: Any,
+        rope_positions_1S: Any,
+        at: CacheAddress,
+        *,
+        users: int = 1,
+        last_rows: Any = None,
+    ) -> Any:
+        """Logits [1, 1, n, V] of the rows `last_rows` (uint32 [1, n]); None fills the cache only.
+
+        tokens uint32 [1, 1, 1, users * S]: prompts of equal padded length one after the other;
+        rope positions uint32 [1, S] are common to them.
+        """
+        with scope("embedding"):
+            x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
+            rotate = self.rope.prefill(rope_positions_1S)
+        for layer in self.layers:
+            before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
+            ttnn.deallocate(before)
+        if last_rows is None:
+            return None
+        with scope("last_rows"):
+            # the rows are looked up like embeddings, so their place is an input, not a program
+            table = ttnn.to_layout(x_11SD, ttnn.ROW_MAJOR_LAYOUT)
+            picked = ttnn.embedding(last_rows, table, layout=ttnn.TILE_LAYOUT)
+            x_11ND = ttnn.to_memory_config(
+                ttnn.unsqueeze_to_4D(picked), residual_memory(self.targets[-1], Phase.DECODE)
+            )
+        return self._head(x_11ND)
+
+    def sample(self, logits_11BV: Any, inputs: Any, tokens_111B: Any) -> Any:
+        """Draw the next token of every slot into `tokens_111B`."""
+        with scope("sampling"):
+            return self.sampler(logits_11BV, inputs, tokens_111B)
+
+    def _head(self, x_11BD: Any) -> Any:
+        with scope("lm_head"):
+            return self.lm_head(self.norm(x_11BD, Phase.DECODE))
+
+
+def _progress(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """A progress bar where there is enough to wait for."""
+    return tqdm(items, desc=what, leave=False, disable=len(items) < 8)

@@ -1,0 +1,157 @@
+"""Weights on their way from a checkpoint to the mesh: arrange, pad, convert, place, cache.
+
+A weight is arranged on the host so that an equal cut along each logical axis gives every chip its
+part; models/sharding.py says which mesh axis cuts which logical axis. One tensor is in memory at a
+time. Next: models/checkpoints for where tensors come from, weight_cache for what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from backends import ttnn
+from models.sharding import TILE, Sharding
+
+
+class WeightLoader:
+    """Places a checkpoint's tensors on a mesh; `axes` name the logical axis of the last two dims."""
+
+    def __init__(self, mesh: Any, sharding: Sharding, checkpoint: Any, cache: Any) -> None:
+        self.mesh = mesh
+        self.sharding = sharding
+        self.checkpoint = checkpoint
+        self.cache = cache
+
+    def place(
+        self,
+        key: str,
+        arrange: Callable[[], torch.Tensor],
+        axes: tuple[str | None, str | None],
+        *,
+        dtype: Any,
+        layout: Any = None,
+        memory: Any = None,
+    ) -> Any:
+        """Device tensor of the 4D `arrange()`; a warm cache never calls it.
+
+        With a placeholder checkpoint (tensors without data) only the memory is reserved.
+        """
+        layout = layout or ttnn.TILE_LAYOUT
+        memory = memory or ttnn.DRAM_MEMORY_CONFIG
+        if getattr(self.checkpoint, "is_placeholder", False):
+            return self._reserve(arrange(), axes, dtype, layout, memory)
+
+        def build() -> Any:
+            return ttnn.from_torch(
+                arrange(), dtype=dtype, layout=layout, mesh_mapper=self.mapper(axes)
+            )
+
+        return self.cache.tensor(key, build=build, device=self.mesh, memory_config=memory)
+
+    def mapper(self, axes: tuple[str | None, str | None]) -> Any:
+        """Mesh mapper that cuts the last two dims by their logical axes."""
+        dims: list[int | None] = [None, None]
+        for dim, logical in zip((-2, -1), axes, strict=True):
+            axis = self.sharding.mesh_axes[logical] if logical else None
+            if axis is None:
+                continue
+            if dims[axis] is not None:
+                raise ValueError(f"both {axes[0]} and {axes[1]} want mesh axis {axis}")
+            dims[axis] = dim
+        if dims == [None, None]:
+            return ttnn.ReplicateTensorToMesh(self.mesh)
+        return ttnn.ShardTensor2dMesh(
+            self.mesh, dims=tuple(dims), mesh_shape=(self.sharding.rows, self.sharding.cols)
+        )
+
+    def _reserve(
+        self,
+        whole: torch.Tensor,
+        axes: tuple[str | None, str | None],
+        dtype: Any,
+        layout: Any,
+        memory: Any,
+    ) -> Any:
+        shape = list(whole.shape)
+        for dim, logical in zip((-2, -1), axes, strict=True):
+            if logical:
+                shape[dim] //= self.sharding.ways(logical)
+        return ttnn.empty(shape, dtype, layout, self.mesh, memory)
+
+    # --- arrangements: torch [out, in] weights become [1, 1, in, out], padded with zeros
+
+    def transposed(self, name: str, rows: int, columns: int) -> Callable[[], torch.Tensor]:
+        """One matrix as [1, 1, rows, columns]."""
+        return lambda: pad_to(self.checkpoint.get(name).T, rows, columns)[None, None]
+
+    def fused_qkv(self, prefix: str) -> Callable[[], torch.Tensor]:
+        """Query, key and value columns interleaved so that each shard holds its own heads."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            q, k, v = (
+                self._heads(f"{prefix}.{name}.weight") for name in ("wq", "wk", "wv")
+            )
+            parts = []
+            for query, kv in zip(sizes.heads.query, sizes.heads.key_value, strict=True):
+                parts += [pick_heads(q, query), pick_heads(k, kv), pick_heads(v, kv)]
+            fused = torch.cat(parts)  # [shards * local heads * head_dim, dim]
+            return pad_to(fused.T, sizes.dim, fused.shape[0])[None, None]
+
+        return arrange
+
+    def fused_qkv_bias(self, prefix: str) -> Callable[[], torch.Tensor]:
+        """The bias row that goes with `fused_qkv`."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            q, k, v = (self._heads(f"{prefix}.{name}.bias") for name in ("wq", "wk", "wv"))
+            parts = []
+            for query, kv in zip(sizes.heads.query, sizes.heads.key_value, strict=True):
+                parts += [pick_heads(q, query), pick_heads(k, kv), pick_heads(v, kv)]
+            return torch.cat(parts).reshape(1, 1, 1, -1)
+
+        return arrange
+
+    def output_projection(self, name: str) -> Callable[[], torch.Tensor]:
+        """Rows of the output projection in the order of the shards' query heads."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            weight = self.checkpoint.get(name).T  # [heads * head_dim, dim]
+            heads = weight.reshape(-1, sizes.head_dim, weight.shape[1])
+            rows = torch.cat([pick_heads(heads, query) for query in sizes.heads.query])
+            return pad_to(rows, rows.shape[0], sizes.dim)[None, None]
+
+        return arrange
+
+    def _heads(self, name: str) -> torch.Tensor:
+        """A projection's rows (or bias) as [heads, head_dim, ...]."""
+        tensor = self.checkpoint.get(name)
+        return tensor.reshape(-1, self.sharding.head_dim, *tensor.shape[1:])
+
+    def norm(self, name: str) -> Callable[[], torch.Tensor]:
+        """A norm weight over the padded width, row-major in tile-wide sticks as the op wants it."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            weight = self.checkpoint.get(name).float() * sizes.norm_scale
+            return F.pad(weight, (0, sizes.dim - weight.shape[0])).reshape(1, 1, -1, TILE)
+
+        return arrange
+
+
+def pad_to(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Zero rows and columns appended."""
+    missing = (rows - matrix.shape[0], columns - matrix.shape[1])
+    return F.pad(matrix, (0, missing[1], 0, missing[0])) if any(missing) else matrix
+
+
+def pick_heads(heads: torch.Tensor, wanted: Sequence[int | None]) -> torch.Tensor:
+    """The wanted heads' rows one below the other; None gives rows of zeros."""
+    blank = torch.zeros_like(heads[0])
+    return torch.cat([blank if head is None else heads[head] for head in wanted])
