@@ -1,0 +1,174 @@
+"""The numbers that define a model, frozen, whatever file they came from. Imports no torch.
+
+Files are read in config_readers.py; known models are found by name in registry.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.families import ROPE_KINDS, Family, family_of
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched; a kind reads only its own numbers."""
+
+    kind: str  # linear, llama3, yarn or longrope; "no scaling" is None instead of a RopeScaling
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None  # llama3
+    high_freq_factor: float | None = None  # llama3
+    beta_fast: float | None = None  # yarn
+    beta_slow: float | None = None  # yarn
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    truncate: bool = True  # yarn
+    attention_factor: float | None = None  # yarn, longrope
+    short_factor: tuple[float, ...] | None = None  # longrope
+    long_factor: tuple[float, ...] | None = None  # longrope
+
+    def __post_init__(self) -> None:
+        needed = {
+            "linear": ("factor",),
+            "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+            "yarn": (),
+            "longrope": ("short_factor", "long_factor"),
+        }
+        if self.kind not in needed:
+            raise ValueError(f"unknown rope kind {self.kind!r}: known are {', '.join(ROPE_KINDS)}")
+        missing = [name for name in needed[self.kind] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"rope kind {self.kind!r} needs {', '.join(missing)} in rope_scaling")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder-only language model. Sizes in elements, as the checkpoint has them, unpadded."""
+
+    name: str
+    architecture: str
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_dim: int
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    attention_multiplier: float | None = None  # None: 1 / sqrt(head_dim)
+    bos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+        for field in (*sizes, "vocab_size", "max_position_embeddings"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.name}: {field} is {value!r}, a positive integer is needed")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.name}: {self.num_heads} attention heads do not divide into "
+                f"{self.num_kv_heads} key-value heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"{self.name}: head_dim is {self.head_dim}, rotary needs an even one")
+        scaling = self.rope_scaling
+        for key in ("short_factor", "long_factor"):
+            factors = getattr(scaling, key, None)
+            if factors is not None and len(factors) != self.head_dim // 2:
+                raise ValueError(
+                    f"{self.name}: rope {key} has {len(factors)} numbers, "
+                    f"head_dim {self.head_dim} needs {self.head_dim // 2}"
+                )
+
+    @classmethod
+    def from_hf(
+        cls, source: Mapping[str, Any] | str | Path, name: str | None = None
+    ) -> ModelConfig:
+        """From HF's config.json: its content, its path, or the directory that holds it."""
+        from models.config_readers import config_from_hf
+
+        return config_from_hf(source, name)
+
+    @classmethod
+    def from_meta(
+        cls, source: Mapping[str, Any] | str | Path, name: str | None = None
+    ) -> ModelConfig:
+        """From Meta's params.json: its content, its path, or the directory that holds it."""
+        from models.config_readers import config_from_meta
+
+        return config_from_meta(source, name)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, name: str | None = None) -> ModelConfig:
+        """From the metadata of a GGUF file."""
+        from models.config_readers import config_from_gguf
+
+        return config_from_gguf(path, name)
+
+    @property
+    def family(self) -> Family:
+        """The flags of this architecture."""
+        return family_of(self.architecture)
+
+    @property
+    def attention_scale(self) -> float:
+        """What query-key products are multiplied by before the softmax."""
+        return self.attention_multiplier or self.head_dim**-0.5
+
+    @property
+    def heads_per_kv_head(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Rows of wq and columns of wo; need not equal dim."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Rows of wk and of wv."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model; tied embeddings count once."""
+        attention = self.dim * (2 * self.q_dim + 2 * self.kv_dim)
+        attention += (
+            self.q_dim + 2 * self.kv_dim
+        ) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        layer = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
+        tables = 1 if self.tie_word_embeddings else 2
+        return self.num_layers * layer + tables * self.vocab_size * self.dim + self.dim
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that shapes weights or results; the name and stop tokens do not."""
+        facts = dataclasses.asdict(self)
+        for key in ("name", "bos_token_ids", "eos_token_ids"):
+            del facts[key]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_layers(self, num_layers: int) -> ModelConfig:
+        """The same model cut to its first `num_layers` decoders."""
+        if not 1 <= num_layers <= self.num_layers:
+            raise ValueError(
+                f"{self.name} has {self.num_layers} layers: num_layers must be 1 to "
+                f"{self.num_layers}, got {num_layers}"
+            )
+        return dataclasses.replace(self, num_layers=num_layers)

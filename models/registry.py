@@ -1,0 +1,69 @@
+"""Finds the facts of a known model by name: model_params/<model>/config.json. No weights.
+
+Names match without regard to case, dashes, the organisation, "Meta-" or "-Instruct".
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from pathlib import Path
+
+from models.config import ModelConfig
+
+MODEL_PARAMS = Path(__file__).parent / "model_params"
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+def _key(name: str) -> str:
+    """What two spellings of one model have in common."""
+    base = name.rstrip("/").split("/")[-1].lower()
+    base = re.sub(r"^meta-", "", base)
+    base = re.sub(r"-(instruct|it)(?=-|$)", "", base)
+    return re.sub(r"[-_ ]", "", base).replace("vision", "")
+
+
+@functools.cache
+def _known() -> dict[str, str]:
+    names = sorted(path.parent.name for path in MODEL_PARAMS.glob("*/config.json"))
+    return {_key(name): name for name in names}
+
+
+def model_names() -> list[str]:
+    """Every model with a config.json under model_params."""
+    return sorted(_known().values(), key=str.lower)
+
+
+def canonical_name(name: str) -> str | None:
+    """The folder name under model_params that a spelling means, or None."""
+    return DEFAULT_MODEL if name == "default" else _known().get(_key(name))
+
+
+def model_params_dir(name: str) -> Path:
+    """The folder of a known model's facts and overrides; an unknown name answers with the list."""
+    known = canonical_name(name)
+    if known is None:
+        by_lower = {candidate.lower(): candidate for candidate in model_names()}
+        near = difflib.get_close_matches(
+            name.split("/")[-1].lower(), list(by_lower), n=3, cutoff=0.5
+        )
+        hint = f"did you mean {' or '.join(by_lower[match] for match in near)}? " if near else ""
+        raise ValueError(
+            f"unknown model {name!r}: {hint}known are default, {', '.join(model_names())}; "
+            "a directory with a config.json works too"
+        )
+    return MODEL_PARAMS / known
+
+
+def load_config(name_or_dir: str | Path) -> ModelConfig:
+    """Config of a known model by name, or of the model in a directory or GGUF file."""
+    path = Path(name_or_dir)
+    if (path / "config.json").is_file():
+        return ModelConfig.from_hf(path)
+    if (path / "params.json").is_file():
+        return ModelConfig.from_meta(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelConfig.from_gguf(path)
+    directory = model_params_dir(str(name_or_dir))
+    return ModelConfig.from_hf(directory, name=directory.name)
