@@ -1,0 +1,153 @@
+"""What the environment asks for, checked once; the only file that reads os.environ.
+
+Command-line options belong to demo/, facts about products to backends/device_specs.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import BACKENDS, default_backend
+from backends.device_specs import SPECS
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
+
+
+def parse_bool(text: str, name: str) -> bool:
+    """Read a yes/no word; anything else is an error that names the accepted words."""
+    word = text.strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise ValueError(f"{name} is {text!r}: use 1/true/yes/on or 0/false/no/off")
+
+
+def one_of(value: str, name: str, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is a choice, else raise an error that lists the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The environment as typed values; `None` means the variable was not set."""
+
+    backend: str
+    device: str | None = None  # MESH_DEVICE, else FAKE_DEVICE
+    hf_model: str | None = None  # directory or hub name
+    llama_dir: Path | None = None  # directory in Meta's format
+    cache_path: Path | None = None
+    max_prefill_chunk: int | None = None  # tokens
+    pad_mlp_cores: int | None = None
+    wh_arch_yaml: str | None = None
+    line_reduce_scatter: bool = False
+    line_all_gather: bool = False
+    line_all_gather_names: frozenset[str] = frozenset()
+    emulator_device: str = "cpu"
+    ci: bool = False
+    hub_offline: bool = False
+    galaxy_type: str = "6U"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read and check the environment; raises ValueError with one clear line."""
+        env = {k: v for k, v in (os.environ if environ is None else environ).items() if v != ""}
+        if "HF_MODEL" in env and "LLAMA_DIR" in env:
+            raise ValueError(
+                f"HF_MODEL ({env['HF_MODEL']}) and LLAMA_DIR ({env['LLAMA_DIR']}) are both set: "
+                "unset one, they name two different checkpoints"
+            )
+        backend, device = _backend_and_device(env)
+
+        def flag(name: str) -> bool:
+            return parse_bool(env.get(name, "0"), name)
+
+        return cls(
+            backend=backend,
+            device=device,
+            hf_model=env.get("HF_MODEL"),
+            llama_dir=_directory(env, "LLAMA_DIR"),
+            cache_path=Path(env["TT_CACHE_PATH"]) if "TT_CACHE_PATH" in env else None,
+            max_prefill_chunk=_max_prefill_chunk(env),
+            pad_mlp_cores=_pad_mlp_cores(env),
+            wh_arch_yaml=env.get("WH_ARCH_YAML"),
+            line_reduce_scatter=flag("LINE_RS"),
+            line_all_gather=flag("LINE_AG"),
+            line_all_gather_names=_names(env.get("USE_LINE_AG", "")),
+            emulator_device=one_of(
+                env.get("TT_EMULATOR_DEVICE", "cpu"), "TT_EMULATOR_DEVICE", ("cpu", "cuda", "meta")
+            ),
+            ci=flag("CI"),
+            hub_offline=flag("HF_HUB_OFFLINE"),
+            galaxy_type=one_of(env.get("GALAXY_TYPE", "6U"), "GALAXY_TYPE", ("4U", "6U")),
+        )
+
+    @property
+    def checkpoint(self) -> str | None:
+        """What to open: a directory or a hub name; None means the default model."""
+        return str(self.llama_dir) if self.llama_dir else self.hf_model
+
+
+def _backend_and_device(env: Mapping[str, str]) -> tuple[str, str | None]:
+    devices = tuple(SPECS)
+    fake, mesh = env.get("FAKE_DEVICE"), env.get("MESH_DEVICE")
+    for name, value in (("FAKE_DEVICE", fake), ("MESH_DEVICE", mesh)):
+        if value is not None:
+            one_of(value, name, devices)
+    backend = env.get("TT_BACKEND")
+    if backend is not None:
+        one_of(backend, "TT_BACKEND", BACKENDS)
+    if fake is not None and backend not in (None, "emulator"):
+        raise ValueError(
+            f"FAKE_DEVICE={fake} means the emulator, but TT_BACKEND is {backend!r}: "
+            f"use MESH_DEVICE={fake} with that backend, or unset TT_BACKEND"
+        )
+    backend = backend or ("emulator" if fake else default_backend())
+    return backend, mesh or fake
+
+
+def _integer(env: Mapping[str, str], name: str) -> int | None:
+    if name not in env:
+        return None
+    try:
+        return int(env[name])
+    except ValueError:
+        raise ValueError(f"{name} is {env[name]!r}: use a whole number") from None
+
+
+def _directory(env: Mapping[str, str], name: str) -> Path | None:
+    if name not in env:
+        return None
+    path = Path(env[name]).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{name} is {env[name]!r}: no such directory")
+    return path
+
+
+def _max_prefill_chunk(env: Mapping[str, str]) -> int | None:
+    thousands = _integer(env, "MAX_PREFILL_CHUNK_SIZE")
+    if thousands is None:
+        return None
+    if not 1 <= thousands <= 1024:
+        raise ValueError(
+            f"MAX_PREFILL_CHUNK_SIZE is {thousands}: use thousands of tokens, e.g. 4, 32 or 128"
+        )
+    return thousands * 1024
+
+
+def _pad_mlp_cores(env: Mapping[str, str]) -> int | None:
+    cores = _integer(env, "PAD_MLP_CORES")
+    if cores is not None and (cores % 8 or not 8 <= cores <= 64):
+        raise ValueError(f"PAD_MLP_CORES is {cores}: use a multiple of 8 between 8 and 64")
+    return cores
+
+
+def _names(text: str) -> frozenset[str]:
+    """Read a set written as {"QKV", "WO"} or QKV,WO."""
+    return frozenset(filter(None, (part.strip(" {}[]'\"") for part in text.split(","))))
