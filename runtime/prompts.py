@@ -156,7 +156,8 @@ def _fetch(url: str) -> bytes:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not complete after {DOWNLOAD_SECONDS:g} s")
     except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+        is_status = isinstance(error, urllib.error.HTTPError)
+        reason = error if is_status else getattr(error, "reason", error)
         raise ValueError(
             f"cannot download context URL {url}: {reason}; give a file instead, or try again"
         ) from None
