@@ -88,11 +88,6 @@ class PagedKVCache:
             q_NHSW, self.k, self.v, at.pages, at.chunk_start, **arguments
         )
 
-    def clear(self) -> None:
-        """Zero everything, as a fresh cache is."""
-        for cache in (self.k, self.v):
-            ttnn.mul(cache, 0, output_tensor=cache)
-
 
 class DenseKVCache(PagedKVCache):
     """One layer's cache with one row of `length` positions per slot."""

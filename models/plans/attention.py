@@ -71,7 +71,7 @@ def attention_weights(target: Target) -> AttentionWeights:
 
 def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, Any]:
     arguments = {
-        "scale": float32_exact(target.sharding.config.scale),
+        "scale": float32_exact(target.sharding.config.attention_scale),
         "program_config": ttnn.SDPAProgramConfig(
             compute_with_storage_grid_size=(8, 8),
             exp_approx_mode=False,

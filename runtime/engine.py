@@ -1,0 +1,306 @@
+"""One model on one mesh: host tensors in, host tensors out.
+
+The engine owns the device inputs, the prefill groups and chunks, and the traces; it knows users
+only as slots and pages. runtime/generator.py decides who runs; models/transformer.py is the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from models.kv_cache import CacheAddress
+from models.layers.sampler import SamplingInputs
+from models.transformer import Transformer
+from runtime.chunking import bucket_length, plan_chunks
+from runtime.inputs import InputPlacer
+from runtime.sampling import DeviceSampling
+from runtime.traces import Trace
+
+# Prompts of one bucket are prefilled together up to this many positions: enough rows to fill the
+# grid, little enough that activations stay small beside the weights.
+BATCHED_PREFILL_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One user's share of a prefill call."""
+
+    index: int  # in the caller's list
+    tokens: Sequence[int]
+    slot: int
+    start: int
+
+
+class Engine:
+    """Prefill and decode of one model; not thread-safe."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        max_prefill_chunk: int,
+        enable_trace: bool = True,
+        batched_prefill: bool = True,
+    ) -> None:
+        self.model, self.config = model, model.config
+        options = model.options
+        self.max_batch_size, self.max_seq_len = options.max_batch_size, options.max_seq_len
+        self.block_size = options.cache.block_size
+        self.num_blocks = options.cache.num_blocks if self.block_size else 0
+        self.vocab_size = model.config.vocab_size
+        self.max_prefill_chunk = max_prefill_chunk
+        self.enable_trace = enable_trace
+        self.batched_prefill = batched_prefill and self.block_size is not None
+        self.supports_device_sampling = True
+        self.place = InputPlacer(model.mesh, model.sharding)
+        batch = model.batch
+        blocks = -(-self.max_seq_len // self.block_size) if self.block_size else 1
+        zeros = torch.zeros(batch, dtype=torch.int32)
+        self.tokens = self.place.buffer(zeros.reshape(1, 1, 1, -1), ttnn.uint32)
+        self.positions = self.place.buffer(zeros - 1, ttnn.int32, user_dim=0)
+        self.rope_positions = self.place.buffer(zeros.reshape(1, -1), ttnn.uint32, user_dim=1)
+        self.pages = self.place.buffer(
+            torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
+        )
+        self.sampling: tuple[DeviceSampling, SamplingInputs] | None = None
+        self.traces: dict[bool, Trace] = {}
+
+    # --- prefill
+
+    def prefill(
+        self,
+        tokens: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        page_table: torch.Tensor | None = None,
+        start_positions: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Fill the cache with prompts; float32 logits [n, vocab] of each prompt's last token.
+
+        page_table: int32 [max_batch, blocks per user], -1 where a slot owns no block.
+        start_positions: leading tokens of each prompt that are in the cache already.
+        """
+        starts = start_positions or [0] * len(tokens)
+        prompts = [
+            _Prompt(i, *rest) for i, rest in enumerate(zip(tokens, slots, starts, strict=True))
+        ]
+        for prompt in prompts:
+            if len(prompt.tokens) > self.max_seq_len:
+                raise ValueError(
+                    f"a prompt of {len(prompt.tokens)} tokens does not fit max_seq_len "
+                    f"{self.max_seq_len}: shorten it or raise max_seq_len"
+                )
+        logits = torch.empty(len(prompts), self.vocab_size)
+        for group in self._groups(prompts):
+            found = (
+                self._prefill_together(group, page_table)
+                if len(group) > 1
+                else self._prefill_alone(group[0], page_table)
+            )
+            logits[[prompt.index for prompt in group]] = found
+        return logits
+
+    def _groups(self, prompts: list[_Prompt]) -> list[list[_Prompt]]:
+        """Prompts of one bucket together while they stay small; chunked ones alone."""
+        groups: list[list[_Prompt]] = []
+        open_group: dict[int, list[_Prompt]] = {}
+        for prompt in prompts:
+            bucket = bucket_length(len(prompt.tokens))
+            together = self.batched_prefill and not prompt.start and bucket <= self.max_prefill_chunk
+            group = open_group.get(bucket) if together else None
+            if group is None or (len(group) + 1) * bucket > BATCHED_PREFILL_TOKENS:
+                group = []
+                groups.append(group)
+                if together:
+                    open_group[bucket] = group
+            group.append(prompt)
+        return groups
+
+    def _prefill_together(
+        self, group: list[_Prompt], page_table: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Prompts of one bucket in one pass."""
+        assert page_table is not None, "a paged cache needs a page table"
+        length = bucket_length(len(group[0].tokens))
+        rows = torch.zeros(len(group), length, dtype=torch.int32)
+        for row, prompt in zip(rows, group, strict=True):
+            row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
+        last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
+        at = CacheAddress(
+            pages=self._rows(page_table, [prompt.slot for prompt in group]),
+            users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
+        )
+        logits = self.model.prefill(
+            self._ids(rows),
+            self._ids(torch.arange(length), rank=2),
+            at,
+            users=len(group),
+            last_rows=self._ids(last, rank=2),
+        )
+        return self.place.read_vocab(logits)
+
+    def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> torch.Tensor:
+        """One prompt, in chunks where it is too long or begins in the cache."""
+        logits = None
+        chunks = plan_chunks(
+            len(prompt.tokens), max_chunk=self.max_prefill_chunk, start=prompt.start
+        )
+        for chunk in chunks:
+            ids = torch.zeros(chunk.padded_length, dtype=torch.int32)
+            ids[: chunk.length] = torch.tensor(
+                prompt.tokens[chunk.start : chunk.end], dtype=torch.int32
+            )
+            whole = chunk.start == 0 and len(chunks) == 1
+            last = chunk.last_index
+            positions = torch.arange(chunk.start, chunk.start + chunk.padded_length)
+            logits = self.model.prefill(
+                self._ids(ids),
+                self._ids(positions.clamp(max=self.max_seq_len - 1), rank=2),
+                self._address(prompt.slot, page_table, None if whole else chunk),
+                last_rows=None if last is None else self._ids(torch.tensor([last]), rank=2),
+            )
+        return self.place.read_vocab(logits)
+
+    def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:
+        if self.block_size is None:
+            return CacheAddress(slot=slot, chunk_start=None if chunk is None else chunk.start)
+        assert page_table is not None, "a paged cache needs a page table"
+        pages = self._rows(page_table, [slot])
+        if chunk is None:
+            return CacheAddress(pages=pages)
+        first = chunk.start // self.block_size
+        count = -(-chunk.padded_length // self.block_size)
+        own = torch.full((1, count), -1, dtype=torch.int32)
+        taken = page_table[slot, first : first + count]
+        own[0, : len(taken)] = taken
+        return CacheAddress(
+            pages=pages, chunk_pages=self.place.device(own, ttnn.int32), chunk_start=chunk.start
+        )
+
+    def _rows(self, page_table: torch.Tensor, slots: list[int]) -> Any:
+        return self.place.device(page_table[slots].to(torch.int32), ttnn.int32)
+
+    def _ids(self, values: torch.Tensor, rank: int = 4) -> Any:
+        shape = (1,) * (rank - 1) + (-1,)
+        return self.place.device(values.to(torch.int32).reshape(shape), ttnn.uint32)
+
+    # --- decode
+
+    def decode(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        page_table: torch.Tensor | None = None,
+        sampling: DeviceSampling | None = None,
+    ) -> torch.Tensor:
+        """One token of every slot (int32 [B], position -1 = idle): logits float32 [B, vocab].
+
+        With `sampling` the device draws: int32 [B] tokens, which it also feeds to its next step,
+        so a step that continues the last one sends nothing to the device.
+        """
+        self._write_inputs(tokens, positions, page_table)
+        if sampling is not None:
+            self._write_sampling(sampling)
+        on_device = sampling is not None
+        if not self.enable_trace:
+            out = self._step(on_device)
+        elif on_device not in self.traces:
+            out = self._step(on_device)  # compiles every program the trace will hold
+            self.traces[on_device] = Trace(self.model.mesh)
+        else:
+            trace = self.traces[on_device]
+            if not trace.captured:
+                trace.capture(lambda: self._step(on_device))
+                for buffer in (self.tokens, self.positions, self.rope_positions):
+                    buffer.rewrite()  # capturing may have advanced them
+            out = trace.execute()
+        if not on_device:
+            return self.place.read_vocab(out)[: self.max_batch_size]
+        drawn = self.place.read_replicated(out).reshape(-1).to(torch.int32)
+        self.tokens.expect(drawn.reshape(1, 1, 1, -1))
+        active = self.positions.values >= 0
+        self.positions.expect(torch.where(active, self.positions.values + 1, -1).to(torch.int32))
+        self.rope_positions.expect(self.rope_positions.values + 1)
+        return drawn[: self.max_batch_size]
+
+    def _write_inputs(
+        self, tokens: torch.Tensor, positions: torch.Tensor, page_table: torch.Tensor | None
+    ) -> None:
+        batch, slots = self.model.batch, len(tokens)
+        if slots > batch or len(positions) != slots:
+            raise ValueError(f"{slots} tokens and {len(positions)} positions for {batch} slots")
+        all_tokens = torch.zeros(batch, dtype=torch.int32)
+        all_positions = torch.full((batch,), -1, dtype=torch.int32)
+        all_tokens[:slots], all_positions[:slots] = tokens, positions
+        if int(all_positions.max()) >= self.max_seq_len:
+            raise ValueError(
+                f"position {int(all_positions.max())} is beyond max_seq_len {self.max_seq_len}"
+            )
+        idle = all_positions < 0
+        known = self.tokens.values.reshape(-1)
+        # idle slots compute garbage that nobody reads: leave their inputs as they are
+        self.tokens.write(torch.where(idle, known, all_tokens).reshape(1, 1, 1, -1))
+        self.positions.write(all_positions)
+        turned = self.rope_positions.values.reshape(-1)
+        keep = torch.where(turned < self.max_seq_len, turned, 0)
+        self.rope_positions.write(torch.where(idle, keep, all_positions).reshape(1, -1))
+        if page_table is not None:
+            pages = torch.full_like(self.pages.values, -1)
+            pages[: len(page_table), : page_table.shape[1]] = page_table
+            self.pages.write(pages)
+
+    def _write_sampling(self, sampling: DeviceSampling) -> None:
+        """Sampling tensors are made when parameters change; a trace reads them, so it ends then."""
+        if self.sampling is not None and _equal(self.sampling[0], sampling):
+            return
+        batch = self.model.batch
+        inputs = SamplingInputs(
+            k=self.place.device(sampling.top_k[:batch].to(torch.int32), ttnn.uint32),
+            p=self.place.device(sampling.top_p[:batch].float(), ttnn.bfloat16),
+            inverse_temperature=self.place.device(
+                1 / sampling.temperature[:batch].float(), ttnn.bfloat16
+            ),
+            seed=sampling.seed,
+        )
+        self.sampling = (sampling, inputs)
+        if True in self.traces:
+            self.traces.pop(True).release()
+
+    def _step(self, on_device: bool) -> Any:
+        at = CacheAddress(pages=self.pages.tensor, positions=self.positions.tensor)
+        logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
+        if not on_device:
+            return logits
+        assert self.sampling is not None
+        inputs = self.sampling[1]
+        if True in self.traces:
+            inputs = replace(inputs, seed=None)  # the first step has seeded the device
+        tokens = self.model.sample(logits, inputs, self.tokens.tensor)
+        ttnn.plus_one(self.positions.tensor, skip_negative_entries=True)
+        ttnn.plus_one(self.rope_positions.tensor)
+        return tokens
+
+    # --- life
+
+    def reset(self) -> None:
+        """Forget all users: attention never reads past a position, so no cache is cleared."""
+        self.positions.write(torch.full_like(self.positions.values, -1))
+        self.pages.write(torch.full_like(self.pages.values, -1))
+
+    def close(self) -> None:
+        """Release traces; the mesh stays open."""
+        for trace in self.traces.values():
+            trace.release()
+        self.traces.clear()
+
+
+def _equal(a: DeviceSampling, b: DeviceSampling) -> bool:
+    """Whether two settings draw alike."""
+    tensors = ("temperature", "top_k", "top_p")
+    return a.seed == b.seed and all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
