@@ -101,21 +101,20 @@ class GridMesh:
     def __init__(self, sharding: Sharding, links: Links, mesh: Any) -> None:
         self.cols = sharding.cols
         self.links = links
-        self.users = MAX_USERS // sharding.cols
-        self.pick_own, self.pick_all = self._selections(mesh)
-
-    def _selections(self, mesh: Any) -> tuple[Any, Any]:
-        """0/1 matrices: a column's users out of all, and all users out of the padded gather."""
-        own = torch.eye(MAX_USERS).reshape(1, 1, MAX_USERS, MAX_USERS)
-        gathered = torch.zeros(1, 1, MAX_USERS, MAX_USERS * self.cols)
-        for user in range(MAX_USERS):
-            column, row = divmod(user, self.users)
-            gathered[0, 0, user, column * MAX_USERS + row] = 1
-        place = {"dtype": ttnn.bfloat16, "layout": ttnn.TILE_LAYOUT, "device": mesh}
-        split = ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape))
-        return (
-            ttnn.from_torch(own, mesh_mapper=split, **place),
-            ttnn.from_torch(gathered, mesh_mapper=ttnn.ReplicateTensorToMesh(mesh), **place),
+        # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
+        self.pick_own = ttnn.from_torch(
+            torch.eye(MAX_USERS)[None, None],
+            dtype=ttnn.bfloat16,
+            layout=ttnn.TILE_LAYOUT,
+            device=mesh,
+            mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
+        )
+        self.exact = ttnn.init_device_compute_kernel_config(
+            mesh.arch(),
+            math_fidelity=ttnn.MathFidelity.HiFi4,
+            math_approx_mode=False,
+            fp32_dest_acc_en=True,
+            packer_l1_acc=True,
         )
 
     def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
@@ -180,16 +179,17 @@ class GridMesh:
     def own_users(self, x: Any) -> Any:
         """Keep the rows of this column's users."""
         return ttnn.matmul(
-            self.pick_own, x, dtype=ttnn.bfloat16, memory_config=ttnn.L1_MEMORY_CONFIG
+            self.pick_own,
+            x,
+            dtype=ttnn.bfloat16,
+            memory_config=ttnn.L1_MEMORY_CONFIG,
+            compute_kernel_config=self.exact,
         )
 
     def all_users(self, x: Any) -> Any:
-        """Rows of every user on every column; the gather pads each column's users to a tile."""
+        """Rows of every user on every column."""
         x = ttnn.to_memory_config(x, ttnn.DRAM_MEMORY_CONFIG)
-        gathered = self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
-        return ttnn.matmul(
-            self.pick_all, gathered, dtype=ttnn.bfloat16, memory_config=ttnn.L1_MEMORY_CONFIG
-        )
+        return self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
 
 
 def collectives(sharding: Sharding, links: Links, mesh: Any) -> LineMesh | GridMesh:

@@ -20,7 +20,9 @@ from models.sharding import TILE, best_core_count
 GRID_COLS = 8  # every product has an 8x8 rectangle of worker cores; wider grids gain little here
 GRID_ROWS = 8
 PREFILL_ROWS = 1024  # rows one 2D matmul takes at once; longer inputs go in slices of this size
-L1_BUDGET = 1_100_000  # bytes per core for one matmul's buffers; the rest holds activations
+L1_BUDGET = 1_100_000  # bytes per core for one prefill matmul's buffers
+STREAM_BUDGET = 800_000  # bytes per core for the weight blocks of a decode matmul; its output,
+# its input and the residual stream share the rest of L1
 TILE_BYTES = {Precision.BFP4: 576, Precision.BFP8: 1088, Precision.BF16: 2048}
 
 Kwargs = Mapping[str, Any]
@@ -107,7 +109,7 @@ def decode_linear(
     tiles_per_core = k // TILE // cores
     # the core at a bank holds three blocks of weights: the longest block that fits into L1
     columns = math.ceil(n / (TILE * spec.dram_banks))
-    longest = max(1, L1_BUDGET // (3 * columns * TILE_BYTES[weight]))
+    longest = max(1, STREAM_BUDGET // (3 * columns * TILE_BYTES[weight]))
     return {
         "program_config": ttnn.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
             in0_block_w=_largest_divisor(tiles_per_core, min(8, longest)),
