@@ -68,6 +68,10 @@ class BlockPool:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
+    def holds(self, user: Hashable) -> bool:
+        """Whether the user has blocks."""
+        return user in self._users
+
     def can_allocate(self, tokens: Sequence[int], *, limit: int) -> bool:
         """Whether `allocate` with the same arguments would succeed now."""
         shared = self._shared_blocks(tokens)

@@ -1,0 +1,189 @@
+"""Every user gets the text it gets alone, whoever comes and goes and wherever its pages lie."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.generator import Finish, Generator, Request, StepKind
+from runtime.sampling import DeviceSampling, SamplingParams
+
+VOCAB = 101
+
+
+class FakeEngine:
+    """A model whose next token depends on every token before it, read through the page table.
+
+    Its cache holds tokens instead of keys and values, so any wrong page, position or stale block
+    changes the text.
+    """
+
+    vocab_size = VOCAB
+    supports_device_sampling = True
+
+    def __init__(
+        self,
+        batch: int = 4,
+        max_seq_len: int = 64,
+        block_size: int | None = 4,
+        num_blocks: int = 64,
+    ) -> None:
+        self.max_batch_size, self.max_seq_len = batch, max_seq_len
+        self.block_size, self.num_blocks = block_size, num_blocks
+        self.prefilled_tokens = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.cache: dict[tuple[int, int], int] = {}
+
+    def _cell(self, table: torch.Tensor | None, slot: int, position: int) -> tuple[int, int]:
+        if self.block_size is None or table is None:
+            return slot, position
+        block = int(table[slot, position // self.block_size])
+        assert 0 <= block < self.num_blocks, "wrote or read where the user has no page"
+        return block, position % self.block_size
+
+    def _logits(self, table: torch.Tensor | None, slot: int, length: int) -> torch.Tensor:
+        tokens = [self.cache[self._cell(table, slot, p)] for p in range(length)]
+        return torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash(tuple(tokens))))
+
+    def prefill(
+        self,
+        tokens: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        page_table: torch.Tensor | None = None,
+        start_positions: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        rows = []
+        for i, (prompt, slot) in enumerate(zip(tokens, slots, strict=True)):
+            start = start_positions[i] if start_positions else 0
+            self.prefilled_tokens += len(prompt) - start
+            for position in range(start, len(prompt)):
+                self.cache[self._cell(page_table, slot, position)] = prompt[position]
+            rows.append(self._logits(page_table, slot, len(prompt)))
+        return torch.stack(rows)
+
+    def decode(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        page_table: torch.Tensor | None = None,
+        sampling: DeviceSampling | None = None,
+    ) -> torch.Tensor:
+        assert len(tokens) == len(positions) == self.max_batch_size
+        logits = torch.full((self.max_batch_size, VOCAB), float("nan"))
+        for slot, position in enumerate(positions.tolist()):
+            if position >= 0:
+                self.cache[self._cell(page_table, slot, position)] = int(tokens[slot])
+                logits[slot] = self._logits(page_table, slot, position + 1)
+        return logits if sampling is None else logits.argmax(-1).to(torch.int32)
+
+
+def run(generator: Generator, requests: list[Request]) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in requests]
+    for step in generator.generate(requests):
+        for number, token in step.tokens.items():
+            answers[number].append(token)
+    return answers
+
+
+def alone(request: Request, eos_ids: Sequence[int] = ()) -> list[int]:
+    return run(Generator([FakeEngine(block_size=None)], eos_ids=eos_ids), [request])[0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    num_engines=st.sampled_from([1, 2]),
+    share=st.booleans(),
+    on_device=st.booleans(),
+)
+def test_every_user_gets_the_text_it_gets_alone(
+    seed: int, num_engines: int, share: bool, on_device: bool
+) -> None:
+    rng = random.Random(seed)
+    requests = [
+        Request([rng.choice((1, 1, 1, 2)) for _ in range(rng.randint(1, 30))], rng.randint(1, 20))
+        for _ in range(20)
+    ]
+    engines = [FakeEngine(num_blocks=24) for _ in range(num_engines)]
+    generator = Generator(
+        engines, eos_ids=[0, 1, 2], share_prefixes=share, page_seed=seed, sample_on_device=on_device
+    )
+    assert run(generator, requests) == [alone(request, [0, 1, 2]) for request in requests]
+    assert all(pool is not None and pool.num_free == 24 for pool in generator.pools)
+
+
+def test_a_freed_slot_takes_the_next_prompt_while_others_go_on() -> None:
+    requests = [Request([1], 2), Request([2], 9), Request([3], 2)]
+    steps = list(Generator([FakeEngine(batch=2)]).generate(requests))
+    kinds = [step.kind for step in steps]
+    assert kinds[:3] == [StepKind.PREFILL, StepKind.DECODE, StepKind.PREFILL]
+    assert steps[1].finished == {0: Finish.LENGTH}
+    assert set(steps[3].tokens) == {1, 2}
+
+
+def test_generation_stops_at_eos() -> None:
+    request = Request([5, 6], 20)
+    full = alone(request)
+    stop = full[7]
+    answer = alone(request, eos_ids=[stop])
+    assert answer == full[: full.index(stop) + 1]
+
+
+def test_a_shared_prefix_is_prefilled_once() -> None:
+    prompt = list(range(1, 34))
+    engine = FakeEngine()
+    requests = [Request(prompt, 3)] * 4
+    answers = run(Generator([engine], share_prefixes=True), requests)
+    assert answers == [alone(requests[0])] * 4
+    assert engine.prefilled_tokens == 33 + 3 * 1
+
+
+def test_a_finished_conversation_is_found_again() -> None:
+    engine = FakeEngine()
+    generator = Generator([engine], share_prefixes=True)
+    first = [1, 2, 3]
+    (answer,) = run(generator, [Request(first, 10)])
+    engine.prefilled_tokens = 0
+    run(generator, [Request([*first, *answer, 4], 1)])
+    assert engine.prefilled_tokens == 2, "three full blocks of 14 tokens were in the cache"
+
+
+def test_users_sample_by_their_own_seed_in_any_slot() -> None:
+    hot = [SamplingParams(temperature=1.0, top_k=0, top_p=1.0, seed=s) for s in range(6)]
+    requests = [Request([9], 8, params) for params in hot]
+    answers = run(Generator([FakeEngine(batch=2)]), requests)
+    assert answers == [alone(request) for request in requests]
+    assert len({tuple(answer) for answer in answers}) == 6
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_a_stress_run_wraps_its_positions_and_keeps_to_its_pages(window: int) -> None:
+    engine = FakeEngine(max_seq_len=16, num_blocks=4, batch=1)
+    request = Request([1, 2, 3], 500, max_positions=3 + window)
+    (answer,) = run(Generator([engine]), [request])
+    assert len(answer) == 500
+    assert len(engine.cache) == 3 + window
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request([1] * 60, 6), "do not fit max_seq_len 64"),
+        (Request([1] * 30, 20), "KV cache is too small.*11 blocks of 4.*page_max_num_blocks"),
+        (Request([], 5), "0 prompt tokens"),
+    ],
+)
+def test_a_request_that_can_never_fit_is_refused_before_anything_runs(
+    request_: Request, words: str
+) -> None:
+    engine = FakeEngine(num_blocks=11)
+    with pytest.raises(ValueError, match=words):
+        list(Generator([engine]).generate([Request([1], 1), request_]))
+    assert not engine.prefilled_tokens
