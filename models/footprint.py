@@ -1,0 +1,116 @@
+"""Bytes a model needs on each chip, from its sizes alone: before anything is loaded.
+
+Used to refuse what cannot fit, and to choose the prefill chunk. What TT-NN really allocates is
+shown by the dry run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from backends.device_specs import DeviceSpec
+from models.kv_cache import CacheConfig
+from models.plans.matmul import TILE_BYTES
+from models.precision import ModelPrecision, Precision, TensorGroup
+from models.registry import canonical_name
+from models.sharding import TILE, Sharding
+
+LONGEST_CHUNK = 128 * 1024
+SHORTEST_CHUNK = 2048
+RESERVE = 0.06  # share of DRAM left to program binaries, traces and fragmentation
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes per chip; `prefill_per_token` is the peak of one layer's activations."""
+
+    weights: int
+    cache: int
+    tables: int
+    prefill_per_token: int
+
+
+def footprint(
+    sharding: Sharding,
+    precision: ModelPrecision,
+    cache_config: CacheConfig,
+    *,
+    layers: range | None = None,
+    slots: int = 1,
+    max_seq_len: int,
+) -> Footprint:
+    """What one chip has to hold."""
+    config = sharding.config
+    dim, hidden, qkv = sharding.local_dim, sharding.local_hidden, sharding.local_qkv_width
+    weights = config.vocab_size * sharding.local_residual * 2  # embedding table, bfloat16
+    cache_bytes = 0.0
+    positions = (
+        cache_config.num_blocks * cache_config.block_size
+        if cache_config.block_size
+        else slots * max_seq_len
+    )
+    head = Precision.BFP8
+    for index in layers or range(config.num_layers):
+        layer = precision.layer(index)
+
+        def size(elements: int, group: TensorGroup, layer: object = layer) -> float:
+            return elements * TILE_BYTES[layer.tensor(group)] / TILE**2  # type: ignore[attr-defined]
+
+        weights += size(dim * qkv, TensorGroup.WQKV)
+        weights += size(sharding.local_q_width * dim, TensorGroup.WO)
+        weights += size(2 * dim * hidden, TensorGroup.FF1_FF3)
+        weights += size(hidden * dim, TensorGroup.FF2)
+        elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
+        cache_bytes += size(elements, TensorGroup.KV_CACHE)
+        if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
+            head = Precision.BF16
+    weights += dim * sharding.local_vocab * TILE_BYTES[head] / TILE**2
+    return Footprint(
+        weights=math.ceil(weights),
+        cache=math.ceil(cache_bytes),
+        tables=2 * max_seq_len * sharding.head_dim * 2,
+        # residual, its sum and the normed stream; projections before and after rotation; gated
+        # product and its halves
+        prefill_per_token=max(6 * sharding.dim + 8 * qkv, 6 * sharding.dim + 4 * hidden),
+    )
+
+
+def dram_bytes(spec: DeviceSpec) -> int:
+    """DRAM of one chip that a model may use."""
+    return int(spec.dram_banks * spec.dram_bank_bytes * (1 - RESERVE))
+
+
+def check_fits(needs: Footprint, spec: DeviceSpec, what: str) -> None:
+    """Refuse with the numbers what cannot fit into one chip's share of DRAM."""
+    total = needs.weights + needs.cache + needs.tables
+    room = dram_bytes(spec)
+    if total > room:
+        gib = 2**30
+        raise ValueError(
+            f"{what} does not fit {spec.name}: each chip needs {needs.weights / gib:.1f} GiB of "
+            f"weights and {needs.cache / gib:.1f} GiB of cache, and has {room / gib:.1f} GiB: use "
+            "more chips, a coarser precision, or a smaller max_seq_len, batch or page budget"
+        )
+
+
+@cache
+def _published_chunks() -> dict[str, dict[str, int]]:
+    text = (Path(__file__).parent / "prefill_chunks.json").read_text(encoding="utf-8")
+    return json.loads(text)["thousands_of_tokens"]
+
+
+def max_prefill_chunk(sharding: Sharding, spec: DeviceSpec, needs: Footprint) -> int:
+    """Tokens to prefill at once: the published size of a known model, else what DRAM leaves."""
+    name = canonical_name(sharding.config.name) or sharding.config.name
+    known = _published_chunks().get(name, {}).get(spec.name)
+    if known:
+        return known * 1024
+    free = dram_bytes(spec) - needs.weights - needs.cache - needs.tables
+    chunk = LONGEST_CHUNK
+    while chunk > SHORTEST_CHUNK and chunk * needs.prefill_per_token > 0.8 * free:
+        chunk //= 2
+    return chunk
