@@ -6,6 +6,7 @@ The dataclass itself is in config.py; tensors are read in checkpoints/.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,11 @@ def _generation_eos(path: Path) -> tuple[int, ...]:
     return _token_ids(_read_json(file, file.name)[0].get("eos_token_id"))
 
 
+def _shortest(value: float) -> float:
+    """GGUF numbers are float32: 9.99999975e-06 was 1e-05."""
+    return float(f"{value:.7g}")
+
+
 def config_from_meta(
     source: Mapping[str, Any] | str | Path, name: str | None = None
 ) -> ModelConfig:
@@ -238,7 +244,8 @@ def config_from_gguf(path: str | Path, name: str | None = None) -> ModelConfig:
                 raise ValueError(f"{path}: GGUF metadata lacks {architecture}.{key}")
             return value
 
-        name = name or str(file.field("general.name", None) or Path(path).stem)
+        # general.name is free text; the file name is what people know a model by
+        name = name or re.sub(r"[.-](I?Q\d\w*|B?F16|F32)$", "", Path(path).stem, flags=re.I)
         num_heads = int(number("attention.head_count"))
         dim = int(number("embedding_length"))
         max_positions = int(number("context_length"))
@@ -253,8 +260,8 @@ def config_from_gguf(path: str | Path, name: str | None = None) -> ModelConfig:
             head_dim=int(number("attention.key_length", 0)) or dim // num_heads,
             hidden_dim=int(number("feed_forward_length")),
             vocab_size=file.vocab_size(),
-            norm_eps=float(number("attention.layer_norm_rms_epsilon")),
-            rope_theta=float(number("rope.freq_base", 10000.0)),
+            norm_eps=_shortest(number("attention.layer_norm_rms_epsilon")),
+            rope_theta=_shortest(number("rope.freq_base", 10000.0)),
             rope_scaling=file.rope_scaling(architecture),
             max_position_embeddings=max_positions,
             tie_word_embeddings=not file.has_tensor("output.weight"),

@@ -1,0 +1,75 @@
+"""What all checkpoints in files share: names looked up, rows cut, q/k reordered, NaN refused.
+
+A format (safetensors_files.py, meta.py, gguf.py) only says how to read one stored tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from models.checkpoints.base import expected_shapes
+from models.checkpoints.names import Source, to_pair_order
+from models.config import ModelConfig
+
+# Mapped files count as resident while mapped. They are let go after this many bytes were read.
+MAPPED_BYTES_LIMIT = 512 * 2**20
+
+
+class FileCheckpoint:
+    """Base of the file formats; subclasses set `_sources` and implement `_read` and `close`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        sources: Mapping[str, Source],
+        files: Iterable[Path],
+        *,
+        check_finite: bool = True,
+    ) -> None:
+        self.config = config
+        self._sources = sources
+        self._files = sorted(files)
+        self._check_finite = check_finite
+        self._bytes_since_open = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the config and of each file's name, size, time of change and first 64 KiB."""
+        digest = hashlib.sha256(self.config.digest.encode())
+        for file in self._files:
+            status = file.stat()
+            digest.update(f"{file.name}/{status.st_size}/{status.st_mtime_ns}/".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(64 * 1024))
+        return digest.hexdigest()[:24]
+
+    def names(self) -> list[str]:
+        """Every canonical name of the (possibly shortened) model."""
+        return list(expected_shapes(self.config))
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor, [out, in], q/k in pair order; NaN or infinity is a ValueError."""
+        source = self._sources[name]
+        tensor = self._read(source.name, source.rows)
+        self._bytes_since_open += tensor.nbytes
+        if self._check_finite and not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"{self.config.name}: {source.name} holds {bad} NaN or infinite numbers"
+            )
+        if source.half_order_heads:
+            tensor = to_pair_order(tensor, source.half_order_heads)
+        if self._bytes_since_open > MAPPED_BYTES_LIMIT:
+            self.close()
+            self._bytes_since_open = 0
+        return tensor
+
+    def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the files; the next `get` opens them again."""

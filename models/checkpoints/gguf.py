@@ -1,0 +1,44 @@
+"""GGUF checkpoints, plain or quantised (Q4_0/1, Q8_0, K-quants ...), under canonical names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.checkpoints.file_checkpoint import FileCheckpoint
+from models.checkpoints.gguf_file import GgufFile
+from models.checkpoints.names import GGUF, find_sources
+from models.config import ModelConfig
+
+
+class GgufCheckpoint(FileCheckpoint):
+    """Dequantises one tensor at a time, to float32 unless it is stored as a plain float type."""
+
+    def __init__(
+        self, path: str | Path, *, num_layers: int | None = None, check_finite: bool = True
+    ) -> None:
+        path = Path(path)
+        self._file: GgufFile | None = GgufFile(path)
+        config = ModelConfig.from_gguf(path)
+        sources = find_sources(
+            config,
+            GGUF,
+            {name: entry.shape for name, entry in self._file.tensors.items()},
+            half_order=not config.family.gguf_pair_order,
+            file=str(path),
+        )
+        config = config.with_layers(num_layers) if num_layers else config
+        super().__init__(config, sources, [path], check_finite=check_finite)
+        self.path = path
+
+    def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
+        if self._file is None:
+            self._file = GgufFile(self.path)
+        return self._file.read(stored, rows)
+
+    def close(self) -> None:
+        """Unmap the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,102 @@
+"""Finds weights: a directory, a GGUF file, `default`, or a model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.checkpoints.base import Checkpoint
+from models.checkpoints.default_model import default_model_path
+from models.checkpoints.gguf import GgufCheckpoint
+from models.checkpoints.safetensors_files import SafetensorsCheckpoint
+from models.registry import canonical_name
+
+_HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "vocab.*"]
+_ALTERNATIVES = "give a directory with weights, a .gguf file, a hub name org/model, or `default`"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model's files are; `local_name` is what a path or hub name was given as."""
+
+    path: Path  # a directory or a .gguf file
+    given: str
+    is_path: bool  # the user named a path (its weight cache lies beside it), not a hub name
+
+
+def resolve(hf_model: str | None = None, llama_dir: str | None = None) -> str:
+    """The one model named by HF_MODEL or LLAMA_DIR, `default` if neither; both are an error."""
+    if hf_model and llama_dir:
+        raise ValueError(
+            f"HF_MODEL={hf_model} and LLAMA_DIR={llama_dir} are both set: unset the one you do "
+            "not mean"
+        )
+    if llama_dir and not Path(llama_dir).is_dir():
+        raise ValueError(
+            f"LLAMA_DIR={llama_dir} is not a directory: it must hold params.json and "
+            "consolidated.*.pth as downloaded from Meta"
+        )
+    return hf_model or llama_dir or "default"
+
+
+def locate(name_or_path: str | Path, *, cache_dir: str | Path | None = None) -> Location:
+    """Files of a model, downloaded if they are on the hub; ValueError says what would work."""
+    given = str(name_or_path)
+    path = Path(given).expanduser()
+    if given == "default":
+        return Location(default_model_path(cache_dir), given, is_path=False)
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1 and not any(path.glob("*.safetensors")):
+            path = ggufs[0]
+        return Location(path, given, is_path=True)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"{given} is a file, but not a .gguf: {_ALTERNATIVES}")
+        return Location(path, given, is_path=True)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith("."):
+        return Location(_from_hub(given), given, is_path=False)
+    if canonical_name(given):
+        raise ValueError(
+            f"{given} is a known model, but its weights are not at hand: {_ALTERNATIVES}, "
+            "or run it with random weights"
+        )
+    raise ValueError(f"{given} does not exist: {_ALTERNATIVES}")
+
+
+def _from_hub(name: str) -> Path:
+    """A snapshot in the hub's cache, downloaded unless it is there already."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+    except Exception:  # not in the cache: the library has many reasons and no common class
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"cannot get {name} from the Hugging Face hub ({reason}): {_ALTERNATIVES}"
+        ) from error
+
+
+def open_checkpoint(
+    name_or_path: str | Path,
+    *,
+    num_layers: int | None = None,
+    cache_dir: str | Path | None = None,
+    check_finite: bool = True,
+) -> Checkpoint:
+    """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first few."""
+    path = locate(name_or_path, cache_dir=cache_dir).path
+    if path.is_file():
+        return GgufCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
+    if (path / "config.json").is_file():
+        return SafetensorsCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
+    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    raise ValueError(
+        f"{path} holds no model we can read (found {found}): needed are config.json and "
+        "safetensors, or params.json and consolidated.*.pth, or one .gguf file"
+    )

@@ -1,0 +1,136 @@
+"""HF safetensors: one file, or shards with an index, in a directory or a hub cache snapshot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from models.checkpoints.file_checkpoint import FileCheckpoint
+from models.checkpoints.names import HF, find_sources
+from models.config import ModelConfig
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class SafetensorsCheckpoint(FileCheckpoint):
+    """Reads one tensor at a time through a memory map."""
+
+    def __init__(
+        self, directory: str | Path, *, num_layers: int | None = None, check_finite: bool = True
+    ) -> None:
+        directory = Path(directory)
+        config = ModelConfig.from_hf(directory)
+        shapes, self._shard_of = _read_headers(directory)
+        sources = find_sources(
+            config,
+            HF,
+            shapes,
+            half_order=True,
+            layer_numbers=_text_layers(directory),
+            file=str(directory),
+        )
+        config = config.with_layers(num_layers) if num_layers else config
+        files = set(self._shard_of.values()) | {directory / "config.json"}
+        super().__init__(config, sources, files, check_finite=check_finite)
+        self._open: dict[Path, Any] = {}
+
+    def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
+        shard = self._shard_of[stored]
+        if shard not in self._open:
+            self._open[shard] = _open_shard(shard)
+        if rows is None:
+            return self._open[shard].get_tensor(stored)
+        return self._open[shard].get_slice(stored)[rows[0] : rows[1]]
+
+    def close(self) -> None:
+        """Unmap the shards; tensors already handed out stay valid."""
+        self._open.clear()
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: download the model again") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _read_headers(directory: Path) -> tuple[dict[str, list[int]], dict[str, Path]]:
+    """Shapes of all tensors and the shard that holds each, the index checked against the shards."""
+    index = _read_index(directory)
+    if index is None:
+        files = [directory / SINGLE]
+    else:
+        files = [directory / shard for shard in sorted(set(index.values()))]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            raise ValueError(f"{directory}: {INDEX} names {', '.join(missing)}, not in the folder")
+    shapes: dict[str, list[int]] = {}
+    shard_of: dict[str, Path] = {}
+    for file in files:
+        shard = _open_shard(file)
+        for name in shard.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
+            if name in shard_of:
+                raise ValueError(f"{name} is both in {shard_of[name]} and in {file.name}")
+            shapes[name], shard_of[name] = shard.get_slice(name).get_shape(), file
+    if index is not None:
+        _compare(directory, index, shard_of)
+    return shapes, shard_of
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    """Tensor -> file name, or None for a single-file model."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise ValueError(f"{key} is listed twice")
+            content[key] = value
+        return content
+
+    path = directory / INDEX
+    if not path.exists():
+        if (directory / SINGLE).exists():
+            return None
+        shards = sorted(file.name for file in directory.glob("*.safetensors"))
+        found = f"found {', '.join(shards)}" if shards else "found no safetensors file"
+        raise ValueError(f"{directory} needs {SINGLE}, or shards and {INDEX}: {found}")
+    try:
+        weight_map = json.loads(path.read_text(), object_pairs_hook=unique)["weight_map"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is not a valid index: {error}") from error
+    outside = [
+        file for file in weight_map.values() if not isinstance(file, str) or Path(file).name != file
+    ]
+    if outside:
+        raise ValueError(f"{path} points outside its folder: {outside[0]}")
+    return weight_map
+
+
+def _compare(directory: Path, index: dict[str, str], shard_of: dict[str, Path]) -> None:
+    for name, file in index.items():
+        actual = shard_of.get(name)
+        if actual is None or actual.name != file:
+            where = f"in {actual.name}" if actual else "in no shard"
+            raise ValueError(f"{directory}: {INDEX} puts {name} in {file}, but it is {where}")
+    unlisted = sorted(set(shard_of) - set(index))
+    if unlisted:
+        first = unlisted[0]
+        raise ValueError(f"{directory}: {shard_of[first].name} holds {first}, unknown to {INDEX}")
+
+
+def _text_layers(directory: Path) -> list[int] | None:
+    """Numbers of the self-attention layers where cross-attention layers lie between them."""
+    hf = json.loads((directory / "config.json").read_text())
+    text = hf.get("text_config") or {}
+    skipped = text.get("cross_attention_layers")
+    if not skipped:
+        return None
+    return [i for i in range(text["num_hidden_layers"]) if i not in skipped]
