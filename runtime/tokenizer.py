@@ -1,0 +1,159 @@
+"""Text to token ids and back, with the model's chat template; made fast to start.
+
+HF directories and GGUF files go through the `tokenizers` library and jinja2, Meta's tokenizer.model
+through tiktoken; importing transformers takes seconds and is kept for the rare rest. How the
+formats are read: tokenizer_files.py.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+SENTINEL = "\u241f"  # stands for the user's text while a template is taken apart
+
+
+class Codec(Protocol):
+    """A vocabulary: what runtime/tokenizer_files.py builds."""
+
+    def encode(self, text: str, *, whole: bool) -> list[int]:
+        """Token ids; `whole` adds what every text begins with (BOS)."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Text of token ids."""
+        ...
+
+
+class Tokenizer:
+    """One model's tokenizer; `chat_template` is None for models that only continue text."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        *,
+        eos_ids: Iterable[int],
+        special_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+        template_names: dict[str, str] | None = None,
+    ) -> None:
+        """`template_names` are the words a template may use, such as bos_token."""
+        self.codec = codec
+        self.eos_ids = frozenset(eos_ids)
+        self.special_ids = frozenset(special_ids) | self.eos_ids
+        self.chat_template = chat_template
+        self.template_names = template_names or {}
+        self._compiled: Any = None
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether the model was made to be talked to: it brings a chat template."""
+        return self.chat_template is not None
+
+    def encode(self, text: str, *, instruct: bool = False) -> list[int]:
+        """Ids of a prompt: as it stands, or as a user's turn of a chat."""
+        if instruct:
+            return self.codec.encode(self.render(text), whole=False)
+        return self.codec.encode(text, whole=True)
+
+    def count(self, text: str) -> int:
+        """Tokens of a piece of text."""
+        return len(self.codec.encode(text, whole=False))
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of token ids."""
+        return self.codec.decode(ids, skip_special=skip_special)
+
+    def encode_clipped(self, text: str, limit: int, *, instruct: bool) -> list[int]:
+        """Ids of a prompt cut from the left to exactly `limit` where it is longer.
+
+        The chat template stays whole: the user's own text is what gets cut.
+        """
+        ids = self.encode(text, instruct=instruct)
+        if len(ids) <= limit:
+            return ids
+        if instruct:
+            head, _, tail = self.render(SENTINEL).partition(SENTINEL)
+            before, after = (self.codec.encode(part, whole=False) for part in (head, tail))
+        else:
+            before, after = self.codec.encode("", whole=True), []
+        room = limit - len(before) - len(after)
+        if room < 1:
+            raise ValueError(
+                f"prompts may have {limit} tokens here, but the chat template alone takes "
+                f"{len(before) + len(after)}: raise max_seq_len or generate less"
+            )
+        return [*before, *self.codec.encode(text, whole=False)[-room:], *after]
+
+    def render(self, text: str) -> str:
+        """The user's text within the chat template, up to where the assistant begins."""
+        if self.chat_template is None:
+            raise ValueError("this model has no chat template: run it with --instruct 0")
+        if self._compiled is None:
+            self._compiled = _compile(self.chat_template)
+        messages = [{"role": "user", "content": text}]
+        return self._compiled.render(
+            messages=messages, add_generation_prompt=True, **self.template_names
+        )
+
+
+def _compile(template: str) -> Any:
+    """Compile as transformers does: sandboxed, with its whitespace rules and helpers."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise ValueError(f"the model's chat template refuses this conversation: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    # strftime_now is left out on purpose: templates then use a fixed date, and runs can be compared
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(template)
+
+
+class StandInCodec:
+    """For random weights without a vocabulary: as many tokens as a real one, near enough.
+
+    A token is a word or a piece of one; its id is a checksum, so ids say nothing but are stable.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.pieces: dict[int, str] = {}
+
+    def encode(self, text: str, *, whole: bool) -> list[int]:
+        pieces = re.findall(r" ?\w{1,6}|\s|[^\w\s]", text)
+        ids = [zlib.crc32(piece.encode()) % self.vocab_size for piece in pieces]
+        self.pieces.update(zip(ids, pieces, strict=True))
+        return ids or [0] * whole
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        return "".join(self.pieces.get(i, f"<{i}>") for i in ids)
+
+
+def stand_in_tokenizer(vocab_size: int, eos_ids: Iterable[int] = ()) -> Tokenizer:
+    """A tokenizer for models whose vocabulary is not at hand."""
+    return Tokenizer(StandInCodec(vocab_size), eos_ids=eos_ids)
+
+
+def load_tokenizer(source: str | Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
+    """Tokenizer of a GGUF file, an HF directory or a Meta directory; `eos_ids` are added."""
+    from runtime.tokenizer_files import read_gguf, read_huggingface, read_meta
+
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        return read_gguf(path, eos_ids)
+    if (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file():
+        return read_huggingface(path, eos_ids)
+    if (path / "tokenizer.model").is_file():
+        return read_meta(path, eos_ids)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "nothing"
+    raise ValueError(
+        f"no tokenizer in {path} (found {found}): expected tokenizer.json (Hugging Face), "
+        "tokenizer.model (Meta) or a .gguf file"
+    )
