@@ -5,7 +5,7 @@ converted tensors, so that a second start reads no checkpoint at all.
 """
 
 from models.checkpoints.base import Checkpoint, PlaceholderCheckpoint, expected_shapes
-from models.checkpoints.locate import locate, open_checkpoint, resolve
+from models.checkpoints.open import locate, open_checkpoint, resolve
 from models.checkpoints.synthetic import RandomCheckpoint
 
 __all__ = [

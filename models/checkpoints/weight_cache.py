@@ -1,0 +1,230 @@
+"""Keeps weights as they go to a device, so that the next start reads no checkpoint.
+
+One directory per (checkpoint, mesh, code) holds one tensor file and one small record per weight.
+Both are written under another name, forced to disk and renamed, the record last: whatever stops a
+writer, a reader sees a whole weight or none. cache_place.py says where the directory is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from backends import ttnn
+
+_FORMAT = 1
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_SUFFIX = ".tensorbin"  # what TT-NN calls its own files
+
+
+class NoCache:
+    """Converts every weight at every start."""
+
+    def tensor(self, key: str, *, build: Callable[[], Any], device: Any, memory_config: Any) -> Any:
+        """The weight on the device."""
+        return ttnn.to_device(build(), device, memory_config=memory_config)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class WeightCache:
+    """Weights of one fingerprint below `directory`; safe with other processes at work there."""
+
+    def __init__(self, directory: str | Path, fingerprint: str) -> None:
+        base = Path(directory).expanduser()
+        self.directory = base / fingerprint
+        self.hits = self.misses = 0
+        self._scratch: Path | None = None
+        self._locks: list[int] = []
+        self._writable = True
+        for path in (base, self.directory):
+            if path.is_symlink():
+                raise ValueError(
+                    f"weight cache {path} is a symbolic link: set TT_CACHE_PATH to "
+                    f"{os.path.realpath(path)} itself, or remove the link"
+                )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._locks.append(_lock(self.directory / ".in-use", fcntl.LOCK_SH))
+            _remove_abandoned(self.directory)
+        except OSError as error:
+            self._stop_writing(error)
+
+    def tensor(self, key: str, *, build: Callable[[], Any], device: Any, memory_config: Any) -> Any:
+        """The weight on the device; `build` makes the host tensor and is called on a miss only."""
+        path = self.find(key)
+        if path is not None:
+            try:
+                host = ttnn.load_tensor(path)
+                self.hits += 1
+                return ttnn.to_device(host, device, memory_config=memory_config)
+            except RuntimeError as error:
+                logger.warning(f"weight cache: {path.name} cannot be loaded ({error}); building it")
+        self.misses += 1
+        host = build()
+        self.store(key, host)
+        return ttnn.to_device(host, device, memory_config=memory_config)
+
+    def find(self, key: str) -> Path | None:
+        """The verified file of a weight, or None; a damaged one is reported and counts as absent."""
+        path, record_path = self._paths(key)
+        for candidate in (path, record_path):
+            if candidate.is_symlink():
+                raise ValueError(
+                    f"weight cache entry {candidate} is a symbolic link, which this cache never "
+                    "writes: remove it"
+                )
+        try:
+            record = json.loads(record_path.read_text())
+            if record["format"] != _FORMAT or record["size"] != path.stat().st_size:
+                raise ValueError("its size is not the recorded one")
+            if record["samples"] != sample_digest(path):
+                raise ValueError("its content is not the recorded one")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning(f"weight cache: {path.name} is damaged ({error}); building it again")
+            return None
+        return path
+
+    def store(self, key: str, host: Any) -> None:
+        """Keep a host tensor; a full or read-only disk is a warning, and the run goes on uncached."""
+        if not self._writable:
+            return
+        path, record_path = self._paths(key)
+        try:
+            with self._scratch_directory() as scratch:
+                written = scratch / path.name
+                ttnn.dump_tensor(written, host)
+                _sync(written)
+                record = {
+                    "format": _FORMAT,
+                    "key": key,
+                    "size": written.stat().st_size,
+                    "samples": sample_digest(written),
+                }
+                note = scratch / record_path.name
+                note.write_text(json.dumps(record))
+                _sync(note)
+                _replace(written, path)
+                _replace(note, record_path)
+        except (OSError, RuntimeError) as error:
+            # The wheel reports a full disk as a RuntimeError of its own.
+            if isinstance(error, RuntimeError) and not _is_full(self.directory):
+                raise
+            self._stop_writing(error)
+
+    def close(self) -> None:
+        """Give up the locks and the scratch directory."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def __enter__(self) -> WeightCache:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        assert "/" not in key and not key.startswith("."), key
+        return self.directory / f"{key}{_SUFFIX}", self.directory / f"{key}.json"
+
+    @contextlib.contextmanager
+    def _scratch_directory(self) -> Iterator[Path]:
+        """This process's own directory for unfinished files; emptied even when writing fails."""
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(dir=self.directory, prefix=".writing-"))
+            self._locks.append(_lock(self._scratch / ".lock", fcntl.LOCK_EX))
+        try:
+            yield self._scratch
+        finally:
+            for file in self._scratch.glob("[!.]*"):
+                file.unlink(missing_ok=True)
+
+    def _stop_writing(self, error: Exception) -> None:
+        self._writable = False
+        full = _is_full(self.directory) or getattr(error, "errno", None) in _FULL
+        reason = "the disk is full" if full else str(error)
+        logger.warning(
+            f"weight cache {self.directory}: {reason}; weights are converted at every start until "
+            "there is room, or TT_CACHE_PATH names a better place"
+        )
+
+
+def sample_digest(path: Path) -> str:
+    """Hash of blocks spread evenly over a file, first and last included; size-independent cost."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        last = max(0, os.fstat(stream.fileno()).st_size - _SAMPLE_BYTES)
+        for index in range(_SAMPLES):
+            stream.seek(last * index // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def remove_outdated(directory: Path, keep: str, prefix: str) -> None:
+    """Delete caches beside `keep` that begin with `prefix` and that no process has open."""
+    for path in Path(directory).glob(f"{prefix}*"):
+        if path.name == keep or path.is_symlink() or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            lock = _lock(path / ".in-use", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(path: Path, kind: int) -> int:
+    """Open and lock a file; the kernel frees the lock when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Delete what killed writers left: scratch directories that nobody holds locked."""
+    for scratch in directory.glob(".writing-*"):
+        with contextlib.suppress(OSError):
+            lock = _lock(scratch / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(written: Path, path: Path) -> None:
+    os.replace(written, path)
+    _sync(path.parent)
+
+
+def _is_full(directory: Path) -> bool:
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < 2**20
