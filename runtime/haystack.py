@@ -96,18 +96,18 @@ class Haystack(BaseModel):
 
 def build_haystack(spec: Haystack, count_tokens: Callable[[str], int], *, room: int) -> str:
     """Text of at most min(spec.tokens, room) tokens, to within a sentence of that length."""
-    budget = min(spec.tokens, room) - count_tokens(spec.needle + "\n\n")
+    budget = min(spec.tokens, room) - count_tokens(" " + spec.needle)
     rng = random.Random(spec.seed)
     sentences: list[str] = []
     while True:
-        sentence = _sentence(rng)
-        # counted with the space or blank line that follows it, in whole tokens: never too few
-        end = "\n\n" if (len(sentences) + 1) % SENTENCES_PER_PARAGRAPH == 0 else " "
-        budget -= count_tokens(sentence + end)
+        new_paragraph = sentences and len(sentences) % SENTENCES_PER_PARAGRAPH == 0
+        # counted with the space before it, as vocabularies do: parts add up to the whole
+        sentence = ("\n\n" if new_paragraph else " ") + _sentence(rng)
+        budget -= count_tokens(sentence)
         if budget < 0:
             break
-        sentences.append(sentence + end)
-    sentences.insert(round(spec.depth * len(sentences)), spec.needle + " ")
+        sentences.append(sentence)
+    sentences.insert(round(spec.depth * len(sentences)), " " + spec.needle)
     return "".join(sentences).strip()
 
 
