@@ -43,7 +43,7 @@ def _factor(config: ModelConfig, scaling: RopeScaling) -> float:
 
 
 def llama3_frequency(frequency: float, scaling: RopeScaling, trained: int) -> float:
-    """Llama 3's rule for one frequency: long waves are stretched, short ones kept, others blended."""
+    """Llama 3's rule: long waves are stretched, short ones kept, those between blended."""
     low, high = scaling.low_freq_factor or 1.0, scaling.high_freq_factor or 4.0
     turns = trained * frequency / (2 * math.pi)  # of this pair within the trained context
     kept = min(max((turns - low) / (high - low), 0.0), 1.0)

@@ -24,7 +24,7 @@ FUSED = {
 
 @dataclass(frozen=True)
 class NameScheme:
-    """How one format names tensors; {i} is the layer. Suffixes .weight and .bias stay as they are."""
+    """How one format names tensors; {i} is the layer. Suffixes .weight and .bias stay."""
 
     tensors: Mapping[str, str]
     prefixes: Mapping[str, str]  # spellings of wrappers, rewritten before anything is looked up
@@ -177,36 +177,22 @@ def find_sources(
     layer_numbers: Sequence[int] | None = None,
     file: str,
 ) -> dict[str, Source]:
-    """Canonical name -> Source for a file that holds `stored_shapes`; `half_order` is HF's q/k order.
+    """Canonical name -> Source for a file that holds `stored_shapes`.
 
-    `layer_numbers` are the file's numbers of our layers where the two differ. Raises ValueError
-    that names what is missing, left over, or of the wrong shape.
+    `half_order`: q/k rows are in HF's order. `layer_numbers`: the file's numbers of our layers,
+    if they differ. Raises ValueError that names what is missing, left over or of wrong shape.
     """
     by_name = {normalised(scheme, stored): stored for stored in stored_shapes}
-    numbers = layer_numbers or range(config.num_layers)
-    expected = expected_shapes(config)
-    fused_parts = {
-        part: (fused, rows) for fused in FUSED for part, rows in fused_rows(config, fused)
-    }
     sources: dict[str, Source] = {}
     missing, wrong = [], []
-    for name, shape in expected.items():
+    for name, shape in expected_shapes(config).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
-            sources[name] = sources["embed.weight"]
+            if "embed.weight" in sources:
+                sources[name] = sources["embed.weight"]
             continue
-        layer = re.match(r"layers\.(\d+)\.(.*)\.(weight|bias)$", name)
-        number = numbers[int(layer[1])] if layer else None
-        stored = by_name.get(canonical_to_stored(scheme, name, number))
-        rows = None
-        if layer and layer[2] in fused_parts:
-            fused, part_rows = fused_parts[layer[2]]
-            stem = f"layers.{layer[1]}.{fused}"
-            if f"layers.{{i}}.{fused}" in scheme.tensors:
-                whole = by_name.get(canonical_to_stored(scheme, f"{stem}.{layer[3]}", number))
-                last = fused_rows(config, fused)[-1][1][1]
-                # GGUF calls phi3's fused tensor "ffn_up": only its rows tell it from a plain one.
-                if whole is not None and stored_shapes[whole][0] == last:
-                    stored, rows = whole, part_rows
+        layer = re.match(r"layers\.(\d+)\.", name)
+        number = layer_numbers[int(layer[1])] if layer and layer_numbers else None
+        stored, rows = _look_up(config, scheme, by_name, stored_shapes, name, number)
         if stored is None:
             missing.append(canonical_to_stored(scheme, name, number))
             continue
@@ -220,8 +206,32 @@ def find_sources(
         heads = rotary_heads(config, name) if half_order else 0
         sources[name] = Source(stored, rows, heads)
     used = {source.name for source in sources.values()}
-    _refuse(file, missing, wrong, _left_over(scheme, config, by_name, used, layer_numbers))
+    left_over = _left_over(scheme, config, by_name, used, layer_numbers)
+    _refuse(file, missing, wrong, left_over)
     return sources
+
+
+def _look_up(
+    config: ModelConfig,
+    scheme: NameScheme,
+    by_name: Mapping[str, str],
+    stored_shapes: Mapping[str, Sequence[int]],
+    name: str,
+    number: int | None,
+) -> tuple[str | None, tuple[int, int] | None]:
+    """(stored name, rows of it): the fused tensor if the file has it, else the plain one."""
+    plain = by_name.get(canonical_to_stored(scheme, name, number))
+    part = re.match(r"(layers\.\d+\.)(.*)\.(weight|bias)$", name)
+    for fused in FUSED if part else ():
+        rows = dict(fused_rows(config, fused)).get(part[2])
+        if rows is None or f"layers.{{i}}.{fused}" not in scheme.tensors:
+            continue
+        whole = by_name.get(canonical_to_stored(scheme, f"{part[1]}{fused}.{part[3]}", number))
+        last = fused_rows(config, fused)[-1][1][1]
+        # GGUF calls phi3's fused tensor "ffn_up" too: its rows tell it from a plain one
+        if whole is not None and stored_shapes[whole][0] == last:
+            return whole, rows
+    return plain, None
 
 
 def _left_over(

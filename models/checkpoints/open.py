@@ -9,6 +9,7 @@ from pathlib import Path
 from models.checkpoints.base import Checkpoint
 from models.checkpoints.default_model import default_model_path
 from models.checkpoints.gguf import GgufCheckpoint
+from models.checkpoints.meta import MetaCheckpoint
 from models.checkpoints.safetensors_files import SafetensorsCheckpoint
 from models.registry import canonical_name
 
@@ -89,12 +90,14 @@ def open_checkpoint(
     cache_dir: str | Path | None = None,
     check_finite: bool = True,
 ) -> Checkpoint:
-    """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first few."""
+    """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first."""
     path = locate(name_or_path, cache_dir=cache_dir).path
     if path.is_file():
         return GgufCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
     if (path / "config.json").is_file():
         return SafetensorsCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
+    if (path / "params.json").is_file():
+        return MetaCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
     raise ValueError(
         f"{path} holds no model we can read (found {found}): needed are config.json and "

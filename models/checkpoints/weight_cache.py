@@ -79,7 +79,7 @@ class WeightCache:
         return ttnn.to_device(host, device, memory_config=memory_config)
 
     def find(self, key: str) -> Path | None:
-        """The verified file of a weight, or None; a damaged one is reported and counts as absent."""
+        """The verified file of a weight, or None; a damaged one is reported and built again."""
         path, record_path = self._paths(key)
         for candidate in (path, record_path):
             if candidate.is_symlink():
@@ -101,7 +101,7 @@ class WeightCache:
         return path
 
     def store(self, key: str, host: Any) -> None:
-        """Keep a host tensor; a full or read-only disk is a warning, and the run goes on uncached."""
+        """Keep a host tensor; on a full or read-only disk, warn and go on without."""
         if not self._writable:
             return
         path, record_path = self._paths(key)
