@@ -109,6 +109,7 @@ class Step:
     seconds: float
     tokens: dict[int, int]
     finished: dict[int, Finish] = field(default_factory=dict)
+    log_probs: dict[int, float] = field(default_factory=dict)  # of the tokens, where asked for
 
 
 @dataclass
@@ -123,6 +124,9 @@ class _User:
     history: list[int] = field(default_factory=list)  # kept only where prefixes are shared
 
 
+_Chosen = tuple[int, int, float | None]  # slot, token, log-probability
+
+
 class Generator:
     """Runs requests on one or more engines (data parallel); slots count through all of them."""
 
@@ -134,15 +138,22 @@ class Generator:
         page_seed: int | None = 0,
         share_prefixes: bool = False,
         sample_on_device: bool = False,
+        log_probs: bool = False,
     ) -> None:
-        """`page_seed` hands pages out in random order, so that a wrong page table shows."""
+        """`page_seed` hands pages out in random order, so that a wrong page table shows.
+
+        `log_probs` reports how likely each chosen token was; it needs logits, so the host samples.
+        """
         self.engines = list(engines)
         first = self.engines[0]
         self.slots_per_engine = first.max_batch_size
         self.num_slots = self.slots_per_engine * len(self.engines)
         self.eos_ids = frozenset(eos_ids)
         self.share_prefixes = share_prefixes and first.block_size is not None
-        self.sample_on_device = sample_on_device and first.supports_device_sampling
+        self.log_probs = log_probs
+        self.sample_on_device = (
+            sample_on_device and first.supports_device_sampling and not log_probs
+        )
         self.page_seed = page_seed
         self.sampler = Sampler(self.num_slots, first.vocab_size)
         self.reset()
@@ -221,7 +232,7 @@ class Generator:
     def prefill(self, slots: Sequence[int]) -> Step:
         """Prefill the users of these slots and choose their first tokens."""
         begin = time.perf_counter()
-        tokens: dict[int, int] = {}
+        chosen: list[_Chosen] = []
         for index, engine in enumerate(self.engines):
             own = [s for s in slots if s // self.slots_per_engine == index]
             if not own:
@@ -233,24 +244,33 @@ class Generator:
                 page_table=self._tables[index],
                 start_positions=[user.position for user in users],
             )
-            tokens |= zip(own, self.sampler.sample(logits, own).tolist(), strict=True)
+            chosen += self._choose(logits, own)
             for slot, user in zip(own, users, strict=True):
                 user.position = len(user.request.prompt)
                 self._publish(slot, user.request.prompt)
-        return self._finish_step(StepKind.PREFILL, tokens, begin)
+        return self._finish_step(StepKind.PREFILL, chosen, begin)
 
     def decode(self) -> Step:
         """One token more for every user; slots without a user are idle at position -1."""
         begin = time.perf_counter()
-        tokens: dict[int, int] = {}
+        chosen: list[_Chosen] = []
         for index, engine in enumerate(self.engines):
             first = index * self.slots_per_engine
             slots = [s for s in range(first, first + self.slots_per_engine) if self.users[s]]
             if slots:
-                tokens |= zip(slots, self._decode_engine(engine, index, slots), strict=True)
-        return self._finish_step(StepKind.DECODE, tokens, begin)
+                chosen += self._decode_engine(engine, index, slots)
+        return self._finish_step(StepKind.DECODE, chosen, begin)
 
-    def _decode_engine(self, engine: Engine, index: int, slots: list[int]) -> list[int]:
+    def _choose(self, logits: torch.Tensor, slots: list[int]) -> list[_Chosen]:
+        """Sample on the host, one row per slot."""
+        tokens = self.sampler.sample(logits, slots)
+        log_probs: list[float | None] = [None] * len(slots)
+        if self.log_probs:
+            rows = logits.log_softmax(dim=-1).gather(1, tokens.long().unsqueeze(1))
+            log_probs = rows.squeeze(1).tolist()
+        return list(zip(slots, tokens.tolist(), log_probs, strict=True))
+
+    def _decode_engine(self, engine: Engine, index: int, slots: list[int]) -> list[_Chosen]:
         first = index * self.slots_per_engine
         inputs = torch.zeros(self.slots_per_engine, dtype=torch.int32)
         positions = torch.full((self.slots_per_engine,), -1, dtype=torch.int32)
@@ -262,33 +282,32 @@ class Generator:
                 self._write_table(slot)
         on_device = self._device_sampling(first)
         out = engine.decode(inputs, positions, page_table=self._tables[index], sampling=on_device)
-        rows = [slot - first for slot in slots]
-        if on_device is None:
-            out = self.sampler.sample(out[rows], slots)
-            rows = list(range(len(slots)))
         for slot in slots:
             user = self._user(slot)
             if self.share_prefixes:
                 user.history.append(user.token)
             user.position = user.request.next_position(user.position)
-        return out[rows].tolist()
+        rows = out[[slot - first for slot in slots]]
+        if on_device is None:
+            return self._choose(rows, slots)
+        return [(slot, token, None) for slot, token in zip(slots, rows.tolist(), strict=True)]
 
-    def _finish_step(self, kind: StepKind, by_slot: dict[int, int], begin: float) -> Step:
+    def _finish_step(self, kind: StepKind, chosen: list[_Chosen], begin: float) -> Step:
         """Note the new tokens, free the slots of finished users, and report."""
-        tokens: dict[int, int] = {}
-        finished: dict[int, Finish] = {}
-        seconds = time.perf_counter() - begin
-        for slot, token in by_slot.items():
+        step = Step(kind, time.perf_counter() - begin, {})
+        for slot, token, log_prob in chosen:
             user = self._user(slot)
-            user.token = tokens[user.number] = token
+            user.token = step.tokens[user.number] = token
             user.num_new += 1
+            if log_prob is not None:
+                step.log_probs[user.number] = log_prob
             if token in self.eos_ids:
-                finished[user.number] = Finish.EOS
+                step.finished[user.number] = Finish.EOS
             elif user.num_new == user.request.max_new_tokens:
-                finished[user.number] = Finish.LENGTH
-            if user.number in finished:
+                step.finished[user.number] = Finish.LENGTH
+            if user.number in step.finished:
                 self._release(slot)
-        return Step(kind, seconds, tokens, finished)
+        return step
 
     def _release(self, slot: int) -> None:
         user = self._user(slot)

@@ -42,6 +42,11 @@ class PromptEntry(BaseModel):
     context: str | HaystackContext | None = None
     max_length: int | None = Field(default=None, gt=0)
 
+    @property
+    def declared_tokens(self) -> int:
+        """Tokens a generated context asks for; 0 where the length is known only when read."""
+        return self.context.haystack.tokens if isinstance(self.context, HaystackContext) else 0
+
 
 @dataclass(frozen=True)
 class Prompt:

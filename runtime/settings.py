@@ -55,9 +55,16 @@ class Settings:
     galaxy_type: str = "6U"
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read and check the environment; raises ValueError with one clear line."""
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, fake_device: str | None = None
+    ) -> Settings:
+        """Read and check the environment; raises ValueError with one clear line.
+
+        `fake_device` is the command line's FAKE_DEVICE, which wins.
+        """
         env = {k: v for k, v in (os.environ if environ is None else environ).items() if v != ""}
+        if fake_device:
+            env["FAKE_DEVICE"] = fake_device
         if "HF_MODEL" in env and "LLAMA_DIR" in env:
             raise ValueError(
                 f"HF_MODEL ({env['HF_MODEL']}) and LLAMA_DIR ({env['LLAMA_DIR']}) are both set: "

@@ -163,6 +163,18 @@ def test_users_sample_by_their_own_seed_in_any_slot() -> None:
     assert len({tuple(answer) for answer in answers}) == 6
 
 
+def test_log_probs_are_those_of_the_chosen_tokens() -> None:
+    engine = FakeEngine(block_size=None)
+    steps = list(
+        Generator([engine], log_probs=True, sample_on_device=True).generate([Request([7], 2)])
+    )
+    expected = torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash((7,)))).log_softmax(
+        0
+    )
+    assert steps[0].log_probs[0] == pytest.approx(float(expected.max()))
+    assert set(steps[1].log_probs) == {0}
+
+
 @pytest.mark.parametrize("window", [1, 5])
 def test_a_stress_run_wraps_its_positions_and_keeps_to_its_pages(window: int) -> None:
     engine = FakeEngine(max_seq_len=16, num_blocks=4, batch=1)

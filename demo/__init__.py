@@ -1,0 +1,1 @@
+"""The demos: pytest files that run a model, print what it says, and measure it."""

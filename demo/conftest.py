@@ -1,0 +1,91 @@
+"""pytest for the demos: overrides, exact ids, visible output, and errors in one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loguru import logger
+from tqdm import tqdm
+
+from demo.options import add_options, given_options
+from runtime.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Every override of demo/options.py."""
+    add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """A word of -k that is exactly an id means that id alone: batch-1 is not batch-16."""
+    ids = {item: item.callspec.params["case"].id for item in items if hasattr(item, "callspec")}
+    yield
+    expression = config.option.keyword
+    words = set(re.findall(r"[\w-]+", expression))
+    exact = words & set(ids.values())
+    if exact and "not" not in words:
+        items[:] = [item for item in items if ids.get(item) in exact]
+    if expression and ids and not items:
+        known = ", ".join(dict.fromkeys(ids.values()))
+        raise pytest.UsageError(
+            f"-k {expression!r} selects no demo: combine performance or accuracy with one of "
+            f"{known}"
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what our own checks refuse as the one line it is, without a traceback."""
+    report = yield
+    if report.failed and call.excinfo is not None and is_our_refusal(call.excinfo):
+        report.longrepr = f"error: {call.excinfo.value}"
+    return report
+
+
+def is_our_refusal(excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Whether a `raise ValueError` of this repository is what ended the test."""
+    if not isinstance(excinfo.value, ValueError):
+        return False
+    last = excinfo.traceback[-1]
+    return ROOT in Path(last.path).parents and str(last.statement).lstrip().startswith("raise")
+
+
+@pytest.fixture(autouse=True)
+def visible_output(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Logs, progress bars and texts are what a demo is for: do not capture them."""
+    with capfd.disabled():
+        logger.remove()
+        logger.add(
+            lambda message: tqdm.write(message, end="", file=sys.stdout),
+            format="<level>{message}</level>",
+            colorize=sys.stdout.isatty(),
+        )
+        yield
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The environment, and the backend it asks for, selected before any model code is imported."""
+    import backends
+
+    settings = Settings.from_env(fake_device=request.config.getoption("FAKE_DEVICE"))
+    backends.select(settings.backend, settings.device or "N150")
+    return settings
+
+
+@pytest.fixture(scope="session")
+def given(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The overrides on the command line."""
+    return given_options(request.config)

@@ -1,0 +1,165 @@
+"""The course of a text demo: prepare, warm up, prefill, decode, report. Shared by all text demos.
+
+Preparation is session.py's, printing report.py's, figures perf/metrics.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from loguru import logger
+from tqdm import tqdm
+
+from demo import report
+from demo.cases import Case
+from demo.session import (
+    Model,
+    Session,
+    check_pages,
+    encode_prompts,
+    find_model,
+    find_prompts,
+    fit_context,
+    make_requests,
+)
+from perf.profiler import Profiler
+from runtime.generator import Request, Step, StepKind
+from runtime.prompts import Prompt, build_prompt, for_users, load_entries
+from runtime.settings import Settings
+
+WARM_UP_TOKENS = 4096  # the emulator compiles nothing: longer prompts are not run twice there
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run: every batch's prompts and requests, tokenised and checked."""
+
+    case: Case
+    model: Model
+    prompts: list[list[Prompt]]  # [batch][user]
+    requests: list[list[Request]]
+
+
+@dataclass
+class Answers:
+    """What one batch of users was answered."""
+
+    tokens: list[list[int]]
+    log_probs: list[list[float]]
+
+    @classmethod
+    def of_users(cls, num_users: int) -> Answers:
+        """No tokens yet."""
+        return cls([[] for _ in range(num_users)], [[] for _ in range(num_users)])
+
+    def add(self, step: Step) -> None:
+        """Append a step's tokens."""
+        for user, token in step.tokens.items():
+            self.tokens[user].append(token)
+        for user, log_prob in step.log_probs.items():
+            self.log_probs[user].append(log_prob)
+
+
+@dataclass
+class OpLists:
+    """TT-NN calls of one prefill of all users and of one decode iteration, for predictions."""
+
+    prefill: list[Any] = field(default_factory=list)
+    decode: list[Any] = field(default_factory=list)
+
+
+def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
+    """Read and check everything that can be checked before weights are loaded."""
+    entries = load_entries(find_prompts(case.input_prompts))
+    model = find_model(case, settings)
+    case = fit_context(case, given, model.config, entries)
+    if case.instruct and not model.tokenizer.is_instruct and "instruct" not in given:
+        logger.info(f"{model.config.name} has no chat template: prompts are continued as text")
+        case = replace(case, instruct=False)
+    folder = find_prompts(case.input_prompts).parent
+    room = case.max_seq_len - case.max_generated_tokens
+    prompts = [
+        build_prompt(
+            entry,
+            folder=folder,
+            instruct=case.instruct,
+            count_tokens=model.tokenizer.count,
+            room=room,
+        )
+        for entry in entries
+    ]
+    shifts = [batch if case.rotate_prompts else 0 for batch in range(case.repeat_batches)]
+    batches = [for_users(prompts, case.users, shift=shift) for shift in shifts]
+    requests = [make_requests(case, encode_prompts(case, model, batch)) for batch in batches]
+    for batch in requests:
+        check_pages(case, batch)
+    return Job(case, model, batches, requests)
+
+
+def warm_up(session: Session, requests: Sequence[Request], profiler: Profiler) -> OpLists:
+    """Run a prefill and a decode that are not measured: they compile, and show the ops used."""
+    from backends.op_record import record_ops
+
+    generator = session.generator
+    generator.reset()
+    short = [
+        replace(request, max_new_tokens=min(2, request.max_new_tokens)) for request in requests
+    ]
+    steps = generator.generate(short)
+    ops = OpLists()
+    with profiler("compile_prefill"), record_ops() as ops.prefill:
+        next(steps)
+    with profiler("compile_decode"), record_ops() as ops.decode:
+        next(steps, None)
+    return ops
+
+
+def needs_warm_up(session: Session, requests: Sequence[Request]) -> bool:
+    """Hardware compiles; the emulator only settles which kernels are fastest."""
+    tokens = sum(len(request.prompt) for request in requests)
+    return session.settings.backend != "emulator" or tokens <= WARM_UP_TOKENS
+
+
+def run_batch(
+    session: Session, requests: Sequence[Request], profiler: Profiler, *, quiet: bool = False
+) -> Answers:
+    """Answer all requests, timing prefill and every decode iteration."""
+    case, generator = session.case, session.generator
+    generator.reset()
+    answers = Answers.of_users(len(requests))
+    if case.mode == "prefill":
+        requests = [replace(request, max_new_tokens=1) for request in requests]
+    longest = max(len(request.prompt) for request in requests)
+    logger.info(f"Prefill of {len(requests)} users, up to {longest} tokens each")
+    num_iterations = max(request.max_new_tokens for request in requests) - 1
+    with tqdm(total=num_iterations, desc="decode", unit="tok", leave=False) as bar:
+        for step in generator.generate(requests):
+            answers.add(step)
+            if step.kind is StepKind.PREFILL:
+                if case.mode != "decode":
+                    profiler.add("inference_prefill", step.seconds)
+                continue
+            iteration = len(profiler.times("inference_decode"))
+            profiler.add("inference_decode", step.seconds)
+            bar.update()
+            if not quiet:
+                report.print_iteration(iteration, step)
+            if case.print_outputs:
+                report.print_tokens(step, session.model.tokenizer)
+    return answers
+
+
+def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[Answers], OpLists]:
+    """Run every batch; only the first is measured."""
+    ops = OpLists()
+    if needs_warm_up(session, job.requests[0]):
+        ops = warm_up(session, job.requests[0], profiler)
+    all_answers = []
+    for number, (prompts, requests) in enumerate(zip(job.prompts, job.requests, strict=True)):
+        times = profiler if number == 0 else Profiler()
+        answers = run_batch(session, requests, times, quiet=number > 0)
+        report.print_answers(number, prompts, answers.tokens, session.model.tokenizer)
+        all_answers.append(answers)
+    return all_answers, ops

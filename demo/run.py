@@ -1,0 +1,151 @@
+"""One whole text demo, from its case to its record: what simple_text_demo and text_demo call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from loguru import logger
+
+from backends.device_specs import SPECS
+from demo import report
+from demo.cases import Case
+from demo.flow import Answers, Job, prepare, run_batches
+from demo.session import Session, open_session
+from perf.metrics import Metrics, measure
+from perf.profiler import Profiler
+from perf.record import (
+    BenchmarkRecord,
+    append_record,
+    current_command,
+    current_commit,
+    software_versions,
+)
+from runtime.chunking import bucket_length
+from runtime.settings import Settings
+
+
+def skip_reason(case: Case, given: dict[str, Any], settings: Settings) -> str | None:
+    """Why a case does not run here; what was asked for by hand is never skipped."""
+    if settings.ci and not case.ci_only:
+        return "CI runs the ci cases only"
+    if settings.ci and case.optimizations == "accuracy" and not case.token_accuracy:
+        return "CI runs accuracy mode for token matching only"
+    rows, cols = SPECS[settings.device or "N150"].mesh_shape
+    if (rows * cols) % case.data_parallel and "data_parallel" not in given:
+        return f"{case.data_parallel} data-parallel groups do not fit {rows * cols} chips"
+    return None
+
+
+def run_text_demo(
+    case: Case, given: dict[str, Any], settings: Settings, *, ttft_per_user: bool = True
+) -> None:
+    """Run a case, print texts and figures, append its record; gates that are missed fail it."""
+    reason = skip_reason(case, given, settings)
+    if reason:
+        pytest.skip(reason)
+    profiler = Profiler()
+    with profiler("run"):
+        with profiler("loading_inputs"):
+            job = prepare(case, given, settings)
+        loading = open_session(job.case, settings, job.model)
+        with profiler("loading_model"):
+            session = loading.__enter__()
+        try:
+            answers, ops = run_batches(job, session, profiler)
+        finally:
+            loading.__exit__(None, None, None)
+    metrics = measure(
+        profiler,
+        users=job.case.users,
+        prefill_tokens=prefill_length(job),
+        ttft_per_user=ttft_per_user,
+    )
+    check_answers(job, session, answers)
+    report.print_summary(title_of(session), metrics, timing_rows(profiler))
+    report.print_definitions(ttft_per_user=ttft_per_user)
+    append_record(record_of(job, session, metrics, answers[0]))
+
+
+def prefill_length(job: Job) -> int:
+    """Padded length of the longest prompt of the measured batch."""
+    return bucket_length(max(len(request.prompt) for request in job.requests[0]))
+
+
+def title_of(session: Session) -> str:
+    """What ran, in a few words."""
+    case = session.case
+    mesh = "x".join(map(str, SPECS[session.device].mesh_shape))
+    where = f"{session.device} {mesh} ({session.settings.backend})"
+    return f"{session.model.config.name} on {where}: {case.id}, {case.users} users"
+
+
+def timing_rows(profiler: Profiler) -> list[tuple[str, str]]:
+    """Times of the parts that are no figure of the model."""
+    return [
+        ("Prompts and tokenizer", f"{profiler.total('loading_inputs'):.2f} s"),
+        ("Model loading", f"{profiler.total('loading_model'):.2f} s"),
+        ("Whole run", f"{profiler.total('run'):.2f} s"),
+    ]
+
+
+def check_answers(job: Job, session: Session, answers: Sequence[Answers]) -> None:
+    """Look at the texts: hidden facts found, repeats equal, no special tokens in between."""
+    tokenizer, case = session.model.tokenizer, job.case
+    found, asked = report.needles_found(job.prompts[0], answers[0].tokens, tokenizer)
+    if asked:
+        logger.info(f"Facts found in the context: {found} of {asked}")
+    if case.weights != "random":
+        for number, batch in enumerate(answers):
+            users = report.users_with_garbage(batch.tokens, tokenizer)
+            if users:
+                line = f"batch {number}: special tokens within the answers of users {users}"
+                if session.settings.ci:
+                    pytest.fail(line, pytrace=False)
+                logger.warning(line)
+    if case.compare_repeats:
+        compare_repeats(job, answers)
+
+
+def compare_repeats(job: Job, answers: Sequence[Answers]) -> None:
+    """Equal prompts must have got equal answers, in any batch and any slot."""
+    first: dict[str, tuple[int, int]] = {}
+    for batch, prompts in enumerate(job.prompts):
+        for user, prompt in enumerate(prompts):
+            known = first.setdefault(prompt.text, (batch, user))
+            if answers[batch].tokens[user] != answers[known[0]].tokens[known[1]]:
+                pytest.fail(
+                    f"the same prompt got two answers: user {known[1]} of batch {known[0]} and "
+                    f"user {user} of batch {batch}",
+                    pytrace=False,
+                )
+    logger.info(f"Equal prompts got equal answers ({len(first)} prompts, {len(answers)} batches)")
+
+
+def record_of(job: Job, session: Session, metrics: Metrics, answers: Answers) -> BenchmarkRecord:
+    """The run as a line of the records file."""
+    case, settings = job.case, session.settings
+    return BenchmarkRecord(
+        model=session.model.config.name,
+        backend=settings.backend,
+        device=session.device,
+        mesh_shape=SPECS[session.device].mesh_shape,
+        data_parallel=case.data_parallel,
+        batch_size=case.batch_size,
+        prefill_len=prefill_length(job),
+        generated_tokens=max(map(len, answers.tokens)),
+        optimizations=str(case.decoder_config_file or case.optimizations),
+        provenance="measured" if settings.backend == "silicon" else "host",
+        ttft_ms=metrics.ttft_ms,
+        tokens_per_s_per_user=metrics.tokens_per_s_per_user,
+        tokens_per_s=metrics.tokens_per_s,
+        host_ttft_ms=metrics.ttft_ms,
+        host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
+        case=case.id,
+        num_layers=case.num_layers or session.model.config.num_layers,
+        weights=case.weights,
+        versions=software_versions(),
+        commit=current_commit(),
+        command=current_command(),
+    )

@@ -1,0 +1,1 @@
+"""Figures: timing, records, predictions from op lists, targets and gates."""
