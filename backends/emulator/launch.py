@@ -83,10 +83,12 @@ class Step:
 
     def run(self) -> None:
         results = self.compute(*[tensor.data for tensor in self.inputs])
+        if results is None:  # the op wrote into its operand
+            return
         outputs = self.outputs
         if len(outputs) == 1:
             outputs[0].data = finish(results, outputs[0].dtype)
-        elif outputs:
+        else:
             for tensor, data in zip(outputs, results, strict=True):
                 tensor.data = finish(data, tensor.dtype)
 
@@ -97,6 +99,7 @@ def launch(
     outs: Sequence[Out],
     compute: Callable[..., Any],
     *,
+    into: Tensor | None = None,
     attributes: Mapping[str, Any] | None = None,
     flops: int = 0,
     link_bytes: int = 0,
@@ -105,15 +108,16 @@ def launch(
     """Run one op; returns one tensor, or a tuple where it has several outputs.
 
     compute(*data) gets the inputs' torch tensors, mesh dims leading, and returns one result per
-    output. With no outputs it works in place. `dram_bytes` replaces the default: all that lies in
-    DRAM is read or written once.
+    output. `into` is an existing tensor that takes the result (None: compute wrote it in place).
+    `dram_bytes` replaces the default: all that lies in DRAM is read or written once.
     """
     device = device_of(name, inputs)
-    outputs = [
-        Tensor(None, out.shape, out.dtype, out.layout, out.memory, device) for out in outs
-    ]
-    for tensor in outputs:
-        device.allocate(tensor)
+    if into is not None:
+        outputs = [into]
+    else:
+        outputs = [Tensor(None, o.shape, o.dtype, o.layout, o.memory, device) for o in outs]
+        for tensor in outputs:
+            device.allocate(tensor)
     if not device.is_meta:
         step = Step(compute, inputs, outputs)
         if device.capturing is not None:
@@ -123,11 +127,6 @@ def launch(
     if op_record.recording():
         _record(name, inputs, outputs, attributes or {}, flops, link_bytes, dram_bytes)
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def alias(name: str, tensor: Tensor, out: Out, view: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """An op that only moves or renames memory; `view` never copies where torch need not."""
-    return launch(name, [tensor], [out], view)
 
 
 def device_of(name: str, inputs: Sequence[Tensor]) -> Any:

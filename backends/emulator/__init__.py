@@ -1,0 +1,85 @@
+"""A look-alike of the ttnn module on torch: the same names, parameters, refusals and numbers.
+
+`configure` chooses the product to emulate and where numbers live (cpu, cuda, or meta for none).
+Read next: launch.py (how an op runs), ops/matmul.py (an op), tensor.py (what it runs on).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import SimpleNamespace
+from typing import Any
+
+from backends.emulator import device as _device
+from backends.emulator import ops as _ops
+from backends.emulator import trace as _trace  # noqa: F401  registers its ops
+from backends.emulator import types as _types
+from backends.emulator.device import (
+    MeshDevice,
+    close_mesh_device,
+    configure,
+    get_memory_view,
+    open_mesh_device,
+    synchronize_device,
+)
+from backends.emulator.launch import REGISTRY
+from backends.emulator.tensor import Shape, Tensor
+from backends.emulator.types import DataType, Layout
+
+__all__ = [
+    "MeshDevice",
+    "Shape",
+    "Tensor",
+    "close_mesh_device",
+    "configure",
+    "get_memory_view",
+    "open_mesh_device",
+    "synchronize_device",
+]
+
+bfloat16, bfloat8_b, bfloat4_b = DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B
+float32, uint32, int32 = DataType.FLOAT32, DataType.UINT32, DataType.INT32
+uint16, uint8 = DataType.UINT16, DataType.UINT8
+TILE_LAYOUT, ROW_MAJOR_LAYOUT = Layout.TILE, Layout.ROW_MAJOR
+TILE_SIZE = _types.TILE
+
+experimental = SimpleNamespace()
+transformer = SimpleNamespace()
+
+
+class FabricConfig(_types._Name):
+    """How chips are wired for collectives; every wiring is available here."""
+
+    DISABLED = 0
+    FABRIC_1D = 1
+    FABRIC_1D_RING = 2
+    FABRIC_2D = 3
+
+
+def set_fabric_config(config: FabricConfig, *args: Any, **kwargs: Any) -> None:
+    """Nothing to wire."""
+
+
+def __getattr__(name: str) -> Any:
+    """Types by name; whatever else is asked for is not part of the emulated surface."""
+    value = getattr(_types, name, None)
+    if value is None or name.startswith("_"):
+        raise AttributeError(f"the emulator has no ttnn.{name}")
+    return value
+
+
+def _install() -> None:
+    """Put every registered op in its place below ttnn."""
+    for module in pkgutil.iter_modules(_ops.__path__):
+        importlib.import_module(f"{_ops.__name__}.{module.name}")
+    for path, function in REGISTRY.items():
+        *space, name = path.split(".")
+        if not space:
+            globals()[name] = function
+        else:
+            setattr({"experimental": experimental, "transformer": transformer}[space[0]],
+                    name, function)  # fmt: skip
+
+
+_install()
