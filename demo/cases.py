@@ -83,6 +83,9 @@ class Case:
     ci_only: bool = False
     rotate_prompts: bool = True  # every repeated batch begins one prompt further on
     compare_repeats: bool = False  # equal prompts must get equal answers
+    sweep: tuple[str, ...] = ()  # prompt sets to run one after the other
+    prefix_cached_ratio: float = 0.0  # share of each prompt that is in the cache already
+    default_device: str = "N150"
 
     @property
     def users(self) -> int:
@@ -192,8 +195,7 @@ class GalaxyCase(Case):
     pcc_check: bool = False
     apc_test: bool = False
     prefill_profile: bool = False
-    prefix_cached_ratio: float = 0.0  # share of the prompt that is in the cache already
-    sweep: tuple[str, ...] = ()  # prompt sets to run one after the other
+    default_device: str = "TG"
 
 
 _SWEEP = tuple(f"input_data_long_{n}k" for n in (1, 2, 4, 8, 16, 32, 64, 128))
@@ -229,11 +231,12 @@ _GALAXY: dict[str, dict[str, Any]] = {
     "repeat2": {"repeat_batches": 2, "rotate_prompts": False, "compare_repeats": True},
     "prefill-profile": _long(4, max_generated_tokens=10, num_layers=1, prefill_profile=True),
     "prefill-profile-prefix-caching": _long(
-        4, max_generated_tokens=10, num_layers=1, prefill_profile=True, prefix_cached_ratio=0.5
+        4, max_generated_tokens=10, num_layers=1, prefill_profile=True, prefix_cached_ratio=0.5,
+        share_prefixes=True,
     ),
-    "batch-1-prefix-caching-perf": _long(4, prefix_cached_ratio=0.75),
+    "batch-1-prefix-caching-perf": _long(4, prefix_cached_ratio=0.75, share_prefixes=True),
     "batch-1-prefix-caching-pcc": _long(
-        1, max_generated_tokens=20, prefix_cached_ratio=0.5, pcc_check=True
+        1, max_generated_tokens=20, prefix_cached_ratio=0.5, share_prefixes=True, pcc_check=True,
     ),
     "apc-test": {
         "batch_size": 32, "max_generated_tokens": 130, "apc_test": True, "pcc_check": True,
@@ -264,6 +267,7 @@ class DecodeCase(Case):
     page_params: PageParams = PageParams(64, 4096)
     stop_at_eos: bool = False
     start_pos: int = 0
+    default_device: str = "TG"
 
 
 _DECODE: dict[str, dict[str, Any]] = {
@@ -279,7 +283,9 @@ _DECODE: dict[str, dict[str, Any]] = {
 
 DECODE_CASES = [DecodeCase(id=name, **fields) for name, fields in _DECODE.items()]
 
-# tokens/s/user a Galaxy must reach and must not exceed, by generation and layers
+# Tokens/s/user that Llama 3.3 70B must reach on a Galaxy and must not exceed (then the band is
+# out of date), by Galaxy generation and number of layers.
+TSU_MODEL = "Llama-3.3-70B"
 TSU_BANDS: dict[str, dict[int, tuple[float, float]]] = {
     "4U": {1: (390, 448), 10: (230, 253), 80: (52, 56)},
     "6U": {1: (480, 550), 10: (230, 250), 80: (68, 73)},

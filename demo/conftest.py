@@ -28,19 +28,24 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     """A word of -k that is exactly an id means that id alone: batch-1 is not batch-16."""
-    ids = {item: item.callspec.params["case"].id for item in items if hasattr(item, "callspec")}
-    yield
+    specs: dict[pytest.Item, Any] = {
+        item: item.callspec for item in items if isinstance(item, pytest.Function)
+    }
+    ids = {item: {spec.params["case"].id, spec.id} for item, spec in specs.items()}
+    result = yield
     expression = config.option.keyword
     words = set(re.findall(r"[\w-]+", expression))
-    exact = words & set(ids.values())
+    exact = words & set().union(*ids.values())
     if exact and "not" not in words:
-        items[:] = [item for item in items if ids.get(item) in exact]
+        config.hook.pytest_deselected(items=[item for item in items if not ids[item] & exact])
+        items[:] = [item for item in items if ids[item] & exact]
     if expression and ids and not items:
-        known = ", ".join(dict.fromkeys(ids.values()))
+        known = ", ".join(dict.fromkeys(spec.params["case"].id for spec in specs.values()))
         raise pytest.UsageError(
             f"-k {expression!r} selects no demo: combine performance or accuracy with one of "
             f"{known}"
         )
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -128,6 +128,8 @@ def run_batch(
     """Answer all requests, timing prefill and every decode iteration."""
     case, generator = session.case, session.generator
     generator.reset()
+    if case.prefix_cached_ratio:
+        fill_prefixes(session, requests)
     answers = Answers.of_users(len(requests))
     if case.mode == "prefill":
         requests = [replace(request, max_new_tokens=1) for request in requests]
@@ -149,6 +151,14 @@ def run_batch(
             if case.print_outputs:
                 report.print_tokens(step, session.model.tokenizer)
     return answers
+
+
+def fill_prefixes(session: Session, requests: Sequence[Request]) -> None:
+    """Put the leading part of every prompt into the cache, where the prompt will find it."""
+    ratio = session.case.prefix_cached_ratio
+    parts = [request.prompt[: int(ratio * len(request.prompt))] for request in requests]
+    for _ in session.generator.generate([Request(part, 1) for part in parts if part]):
+        pass
 
 
 def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[Answers], OpLists]:

@@ -90,6 +90,11 @@ def print_summary(title: str, metrics: Metrics, rows: Sequence[tuple[str, str]] 
     lines = [f"=== {title} ===", *(f"{name:<{width}}  {value}" for name, value in table)]
     logger.info("\n".join(lines))
     logger.info(f"Average Time to First Token (TTFT): {metrics.ttft_ms:.2f} ms")
+    print_average_speed(metrics)
+
+
+def print_average_speed(metrics: Metrics) -> None:
+    """The decode line that tools read."""
     logger.info(
         f"Average speed: {metrics.decode_ms:.2f} ms @ {metrics.tokens_per_s_per_user:.2f} "
         f"tok/s/user ({metrics.tokens_per_s:.2f} tok/s throughput)"

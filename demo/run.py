@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,16 +14,10 @@ from backends.device_specs import SPECS
 from demo import report
 from demo.cases import Case
 from demo.flow import Answers, Job, prepare, run_batches
+from demo.records import save_record
 from demo.session import Session, open_session
-from perf.metrics import Metrics, measure
+from perf.metrics import measure
 from perf.profiler import Profiler
-from perf.record import (
-    BenchmarkRecord,
-    append_record,
-    current_command,
-    current_commit,
-    software_versions,
-)
 from runtime.chunking import bucket_length
 from runtime.settings import Settings
 
@@ -32,7 +28,7 @@ def skip_reason(case: Case, given: dict[str, Any], settings: Settings) -> str | 
         return "CI runs the ci cases only"
     if settings.ci and case.optimizations == "accuracy" and not case.token_accuracy:
         return "CI runs accuracy mode for token matching only"
-    rows, cols = SPECS[settings.device or "N150"].mesh_shape
+    rows, cols = SPECS[settings.device or case.default_device].mesh_shape
     if (rows * cols) % case.data_parallel and "data_parallel" not in given:
         return f"{case.data_parallel} data-parallel groups do not fit {rows * cols} chips"
     return None
@@ -45,17 +41,34 @@ def run_text_demo(
     reason = skip_reason(case, given, settings)
     if reason:
         pytest.skip(reason)
+    loading = Profiler()
+    with loading("loading_inputs"):
+        jobs = prepare_all(case, given, settings)
+    with contextlib.ExitStack() as stack:
+        with loading("loading_model"):
+            session = stack.enter_context(open_session(jobs[0].case, settings, jobs[0].model))
+        for job in jobs:
+            run_job(job, session, loading, ttft_per_user=ttft_per_user)
+
+
+def prepare_all(case: Case, given: dict[str, Any], settings: Settings) -> list[Job]:
+    """One job, or one per prompt set of a sweep that fits the model's context."""
+    if not case.sweep or "input_prompts" in given:
+        return [prepare(case, given, settings)]
+    jobs = []
+    for prompts in case.sweep:
+        try:
+            jobs.append(prepare(replace(case, input_prompts=prompts), given, settings))
+        except pytest.skip.Exception as reason:
+            logger.info(f"{prompts} is left out: {reason}")
+    return jobs
+
+
+def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: bool) -> None:
+    """Answer one prompt set on a loaded model, and report."""
     profiler = Profiler()
     with profiler("run"):
-        with profiler("loading_inputs"):
-            job = prepare(case, given, settings)
-        loading = open_session(job.case, settings, job.model)
-        with profiler("loading_model"):
-            session = loading.__enter__()
-        try:
-            answers, ops = run_batches(job, session, profiler)
-        finally:
-            loading.__exit__(None, None, None)
+        answers, ops = run_batches(job, session, profiler)
     metrics = measure(
         profiler,
         users=job.case.users,
@@ -63,9 +76,11 @@ def run_text_demo(
         ttft_per_user=ttft_per_user,
     )
     check_answers(job, session, answers)
-    report.print_summary(title_of(session), metrics, timing_rows(profiler))
+    rows = timing_rows(loading, profiler)
+    report.print_summary(title_of(job, session), metrics, rows)
     report.print_definitions(ttft_per_user=ttft_per_user)
-    append_record(record_of(job, session, metrics, answers[0]))
+    tokens = answers[0].tokens
+    save_record(session, job.case, metrics, tokens, prefill_len=prefill_length(job))
 
 
 def prefill_length(job: Job) -> int:
@@ -73,20 +88,20 @@ def prefill_length(job: Job) -> int:
     return bucket_length(max(len(request.prompt) for request in job.requests[0]))
 
 
-def title_of(session: Session) -> str:
+def title_of(job: Job, session: Session) -> str:
     """What ran, in a few words."""
-    case = session.case
+    case = job.case
     mesh = "x".join(map(str, SPECS[session.device].mesh_shape))
     where = f"{session.device} {mesh} ({session.settings.backend})"
     return f"{session.model.config.name} on {where}: {case.id}, {case.users} users"
 
 
-def timing_rows(profiler: Profiler) -> list[tuple[str, str]]:
+def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
     """Times of the parts that are no figure of the model."""
     return [
-        ("Prompts and tokenizer", f"{profiler.total('loading_inputs'):.2f} s"),
-        ("Model loading", f"{profiler.total('loading_model'):.2f} s"),
-        ("Whole run", f"{profiler.total('run'):.2f} s"),
+        ("Prompts and tokenizer", f"{loading.total('loading_inputs'):.2f} s"),
+        ("Model loading", f"{loading.total('loading_model'):.2f} s"),
+        ("All batches", f"{profiler.total('run'):.2f} s"),
     ]
 
 
@@ -121,31 +136,3 @@ def compare_repeats(job: Job, answers: Sequence[Answers]) -> None:
                     pytrace=False,
                 )
     logger.info(f"Equal prompts got equal answers ({len(first)} prompts, {len(answers)} batches)")
-
-
-def record_of(job: Job, session: Session, metrics: Metrics, answers: Answers) -> BenchmarkRecord:
-    """The run as a line of the records file."""
-    case, settings = job.case, session.settings
-    return BenchmarkRecord(
-        model=session.model.config.name,
-        backend=settings.backend,
-        device=session.device,
-        mesh_shape=SPECS[session.device].mesh_shape,
-        data_parallel=case.data_parallel,
-        batch_size=case.batch_size,
-        prefill_len=prefill_length(job),
-        generated_tokens=max(map(len, answers.tokens)),
-        optimizations=str(case.decoder_config_file or case.optimizations),
-        provenance="measured" if settings.backend == "silicon" else "host",
-        ttft_ms=metrics.ttft_ms,
-        tokens_per_s_per_user=metrics.tokens_per_s_per_user,
-        tokens_per_s=metrics.tokens_per_s,
-        host_ttft_ms=metrics.ttft_ms,
-        host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
-        case=case.id,
-        num_layers=case.num_layers or session.model.config.num_layers,
-        weights=case.weights,
-        versions=software_versions(),
-        commit=current_commit(),
-        command=current_command(),
-    )

@@ -88,7 +88,7 @@ def fit_context(
             f"--max_seq_len {case.max_seq_len} is longer than the context of {config.name}: "
             f"use at most {context}"
         )
-    wanted = max(entry.declared_tokens for entry in entries)
+    wanted = max((entry.declared_tokens for entry in entries), default=0)
     wanted += case.max_generated_tokens
     if wanted > context and not case.stress_test:
         pytest.skip(
@@ -159,7 +159,7 @@ def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Sessi
     from runtime.loading import LoadOptions, load_engines
 
     pages = case.page_params
-    device = settings.device or "N150"
+    device = settings.device or case.default_device
     options = LoadOptions(
         model=model.name,
         device=device,

@@ -1,0 +1,54 @@
+"""The line a demo leaves in generated/benchmark_records.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backends.device_specs import SPECS
+from demo.cases import Case
+from demo.session import Session
+from perf.metrics import Metrics
+from perf.record import (
+    BenchmarkRecord,
+    append_record,
+    current_command,
+    current_commit,
+    software_versions,
+)
+
+
+def save_record(
+    session: Session,
+    case: Case,
+    metrics: Metrics,
+    answers: Sequence[Sequence[int]],
+    *,
+    prefill_len: int,
+) -> BenchmarkRecord:
+    """Append the run's record; figures of the emulator are the host's, not the device's."""
+    settings = session.settings
+    record = BenchmarkRecord(
+        model=session.model.config.name,
+        backend=settings.backend,
+        device=session.device,
+        mesh_shape=SPECS[session.device].mesh_shape,
+        data_parallel=case.data_parallel,
+        batch_size=case.batch_size,
+        prefill_len=prefill_len,
+        generated_tokens=max(map(len, answers)),
+        optimizations=str(case.decoder_config_file or case.optimizations),
+        provenance="measured" if settings.backend == "silicon" else "host",
+        ttft_ms=metrics.ttft_ms,
+        tokens_per_s_per_user=metrics.tokens_per_s_per_user,
+        tokens_per_s=metrics.tokens_per_s,
+        host_ttft_ms=metrics.ttft_ms,
+        host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
+        case=case.id,
+        num_layers=case.num_layers or session.model.config.num_layers,
+        weights=case.weights,
+        versions=software_versions(),
+        commit=current_commit(),
+        command=current_command(),
+    )
+    append_record(record)
+    return record
