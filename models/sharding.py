@@ -129,9 +129,7 @@ class Sharding:
 
     @cached_property
     def heads(self) -> HeadLayout:
-        return lay_out_heads(
-            self.config.num_heads, self.config.num_kv_heads, self.ways("heads")
-        )
+        return lay_out_heads(self.config.num_heads, self.config.num_kv_heads, self.ways("heads"))
 
     # --- per chip
     @property

@@ -50,6 +50,8 @@ class WeightLoader:
                 arrange(), dtype=dtype, layout=layout, mesh_mapper=self.mapper(axes)
             )
 
+        # one tensor may be wanted in several formats: the cache keeps them apart by name
+        key = f"{key}.{str(dtype).rsplit('.', 1)[-1].lower()}"
         return self.cache.tensor(key, build=build, device=self.mesh, memory_config=memory)
 
     def mapper(self, axes: tuple[str | None, str | None]) -> Any:
@@ -93,9 +95,7 @@ class WeightLoader:
         sizes = self.sharding
 
         def arrange() -> torch.Tensor:
-            q, k, v = (
-                self._heads(f"{prefix}.{name}.weight") for name in ("wq", "wk", "wv")
-            )
+            q, k, v = (self._heads(f"{prefix}.{name}.weight") for name in ("wq", "wk", "wv"))
             parts = []
             for query, kv in zip(sizes.heads.query, sizes.heads.key_value, strict=True):
                 parts += [pick_heads(q, query), pick_heads(k, kv), pick_heads(v, kv)]
