@@ -27,7 +27,7 @@ _CODE = (
 def cache_directory(
     location: Location, device: str, *, tt_cache_path: str | Path | None = None
 ) -> Path:
-    """TT_CACHE_PATH/<device>, or beside the weights, or for hub names model_cache/<name>/<device>."""
+    """TT_CACHE_PATH/<device>, else beside the weights, else model_cache/<hub name>/<device>."""
     if tt_cache_path:
         return Path(tt_cache_path).expanduser() / device
     if location.is_path:

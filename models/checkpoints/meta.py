@@ -112,7 +112,7 @@ class MetaFiles:
 def _join_shapes(
     directory: Path, name: str, parts: Sequence[tuple[int, ...]], whole: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], int | None]:
-    """(whole shape, dim the parts are cut along); the config tells columns, rows and copies apart."""
+    """(whole shape, dim the parts are cut along): the config tells columns from rows and copies."""
     part = parts[0]
     if len(parts) == 1 or whole is None:
         return part, None

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from loguru import logger
 from backends import ttnn
 
 _FORMAT = 1
+_NEW_S = 60
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _SUFFIX = ".tensorbin"  # what TT-NN calls its own files
@@ -65,18 +67,26 @@ class WeightCache:
 
     def tensor(self, key: str, *, build: Callable[[], Any], device: Any, memory_config: Any) -> Any:
         """The weight on the device; `build` makes the host tensor and is called on a miss only."""
-        path = self.find(key)
-        if path is not None:
-            try:
-                host = ttnn.load_tensor(path)
-                self.hits += 1
-                return ttnn.to_device(host, device, memory_config=memory_config)
-            except RuntimeError as error:
-                logger.warning(f"weight cache: {path.name} cannot be loaded ({error}); building it")
-        self.misses += 1
-        host = build()
-        self.store(key, host)
+        host = self._load(key)
+        if host is not None:
+            self.hits += 1
+        else:
+            self.misses += 1
+            host = build()
+            self.store(key, host)
         return ttnn.to_device(host, device, memory_config=memory_config)
+
+    def _load(self, key: str) -> Any:
+        path = self.find(key)
+        if path is None:
+            return None
+        try:
+            return ttnn.load_tensor(path)
+        except Exception as error:  # the wheel and safetensors have errors of their own
+            logger.warning(
+                f"weight cache: {path.name} cannot be loaded ({error}); building it again"
+            )
+            return None
 
     def find(self, key: str) -> Path | None:
         """The verified file of a weight, or None; a damaged one is reported and built again."""
@@ -93,7 +103,7 @@ class WeightCache:
                 raise ValueError("its size is not the recorded one")
             if record["samples"] != sample_digest(path):
                 raise ValueError("its content is not the recorded one")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning(f"weight cache: {path.name} is damaged ({error}); building it again")
@@ -104,28 +114,27 @@ class WeightCache:
         """Keep a host tensor; on a full or read-only disk, warn and go on without."""
         if not self._writable:
             return
-        path, record_path = self._paths(key)
         try:
             with self._scratch_directory() as scratch:
-                written = scratch / path.name
-                ttnn.dump_tensor(written, host)
-                _sync(written)
-                record = {
-                    "format": _FORMAT,
-                    "key": key,
-                    "size": written.stat().st_size,
-                    "samples": sample_digest(written),
-                }
-                note = scratch / record_path.name
-                note.write_text(json.dumps(record))
-                _sync(note)
-                _replace(written, path)
-                _replace(note, record_path)
-        except (OSError, RuntimeError) as error:
-            # The wheel reports a full disk as a RuntimeError of its own.
-            if isinstance(error, RuntimeError) and not _is_full(self.directory):
-                raise
+                try:
+                    self._write(scratch, key, host)
+                except Exception as error:  # the wheel and safetensors have errors of their own
+                    if isinstance(error, OSError) or not _is_full(self.directory):
+                        raise
+                    raise OSError(errno.ENOSPC, "no space left") from error
+        except OSError as error:
             self._stop_writing(error)
+
+    def _write(self, scratch: Path, key: str, host: Any) -> None:
+        path, record_path = self._paths(key)
+        written, note = scratch / path.name, scratch / record_path.name
+        ttnn.dump_tensor(written, host)
+        _sync(written)
+        size, samples = written.stat().st_size, sample_digest(written)
+        note.write_text(json.dumps({"format": _FORMAT, "size": size, "samples": samples}))
+        _sync(note)
+        _replace(written, path)
+        _replace(note, record_path)
 
     def close(self) -> None:
         """Give up the locks and the scratch directory."""
@@ -157,10 +166,9 @@ class WeightCache:
             for file in self._scratch.glob("[!.]*"):
                 file.unlink(missing_ok=True)
 
-    def _stop_writing(self, error: Exception) -> None:
+    def _stop_writing(self, error: OSError) -> None:
         self._writable = False
-        full = _is_full(self.directory) or getattr(error, "errno", None) in _FULL
-        reason = "the disk is full" if full else str(error)
+        reason = "the disk is full" if error.errno in _FULL else str(error)
         logger.warning(
             f"weight cache {self.directory}: {reason}; weights are converted at every start until "
             "there is room, or TT_CACHE_PATH names a better place"
@@ -201,8 +209,10 @@ def _lock(path: Path, kind: int) -> int:
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Delete what killed writers left: scratch directories that nobody holds locked."""
+    """Delete what killed writers left: scratch directories, not brand new, nobody holds locked."""
     for scratch in directory.glob(".writing-*"):
+        if time.time() - scratch.stat().st_mtime < _NEW_S:
+            continue  # its owner may be about to lock it
         with contextlib.suppress(OSError):
             lock = _lock(scratch / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(scratch, ignore_errors=True)
