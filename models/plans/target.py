@@ -69,7 +69,7 @@ class Target:
         """The output projection follows the decode projections where those are bfloat16."""
         if self.head_precision is Precision.BF16:
             return self.kernel(OpGroup.LI_QKV_DECODE)
-        return Kernels(self.arch)[Fidelity.HIFI2FP16]
+        return Kernels(self.arch)[Fidelity.HIFI2_FP16]
 
     @property
     def norm_kernel(self) -> Any:
