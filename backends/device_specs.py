@@ -1,0 +1,124 @@
+"""Facts about each product, per chip unless said otherwise. Pure data; sources beside the numbers.
+
+Mesh shapes are how the product is opened here: a Galaxy as 8 rows of 4, an 8-chip box as a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+# Wormhole: core descriptors and soc descriptors of the ttnn 0.81.1 wheel
+_WH_BANK_BYTES = 1_072_693_184  # allocatable bytes of one of 12 DRAM banks
+_WH_L1_BYTES = 1_499_136
+_WH_L1_FREE = 1_393_312
+# Blackhole: the same sources
+_BH_BANK_BYTES = 4_277_141_376
+_BH_L1_BYTES = 1_572_864
+_BH_L1_FREE = 1_461_120
+
+# The matrix unit multiplies 8x16 by 16x16 each cycle: 4096 FLOP per cycle and core at LoFi, and one
+# more pass for each step of fidelity (tt-metal technical report GEMM_FLOPS).
+FLOP_PER_CYCLE_LOFI = 4096
+PASSES: Mapping[str, int] = MappingProxyType({"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4})
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One product: its mesh and what each of its chips can do."""
+
+    name: str
+    arch: str  # wormhole_b0 or blackhole
+    mesh_shape: tuple[int, int]  # rows, columns
+    compute_grid: tuple[int, int]  # worker cores as opened: columns, rows
+    dram_banks: int
+    dram_bank_bytes: int
+    dram_gbps: float  # peak of one chip, 10^9 bytes/s
+    l1_bytes: int  # of one core
+    l1_free_bytes: int  # of one core, left to tensors and buffers
+    clock_ghz: float
+    links: tuple[int, int] = (0, 0)  # ethernet links between neighbours along mesh axis 0 and 1
+    link_gbps: float = 0.0  # one link, one direction, 10^9 bytes/s
+    ring: tuple[bool, bool] = (False, False)  # whether the axis can close into a ring
+    eth_dispatch: bool = False  # commands go through ethernet cores, freeing a row of workers
+    product: str = field(default="")  # the name people use
+
+    @property
+    def num_chips(self) -> int:
+        return self.mesh_shape[0] * self.mesh_shape[1]
+
+    @property
+    def num_cores(self) -> int:
+        return self.compute_grid[0] * self.compute_grid[1]
+
+    def matmul_tflops(self, fidelity: str) -> float:
+        """Peak of one chip's worker grid at LoFi, HiFi2, HiFi3 or HiFi4, 10^12 FLOP/s."""
+        per_core = FLOP_PER_CYCLE_LOFI / PASSES[fidelity] * self.clock_ghz
+        return per_core * self.num_cores / 1000
+
+
+def _wormhole(name: str, shape: tuple[int, int], **facts: object) -> DeviceSpec:
+    values: dict[str, object] = {
+        "compute_grid": (8, 8),
+        "dram_banks": 12,
+        "dram_bank_bytes": _WH_BANK_BYTES,
+        "dram_gbps": 288.0,  # GDDR6 at 12 GT/s
+        "l1_bytes": _WH_L1_BYTES,
+        "l1_free_bytes": _WH_L1_FREE,
+        "clock_ghz": 1.0,
+        "link_gbps": 12.5,  # 100 Gb Ethernet
+    } | facts
+    return DeviceSpec(name, "wormhole_b0", shape, **values)  # type: ignore[arg-type]
+
+
+def _blackhole(name: str, banks: int, gbps: float, **facts: object) -> DeviceSpec:
+    return DeviceSpec(
+        name,
+        "blackhole",
+        (1, 1),
+        compute_grid=(11, 10),
+        dram_banks=banks,
+        dram_bank_bytes=_BH_BANK_BYTES,
+        dram_gbps=gbps,  # GDDR6 at 16 GT/s
+        l1_bytes=_BH_L1_BYTES,
+        l1_free_bytes=_BH_L1_FREE,
+        clock_ghz=1.35,
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            _wormhole("N150", (1, 1), product="Wormhole n150"),
+            _wormhole("N300", (1, 2), links=(0, 1), eth_dispatch=True, product="Wormhole n300"),
+            _wormhole(
+                "T3K",
+                (1, 8),
+                links=(0, 1),
+                ring=(False, True),
+                eth_dispatch=True,
+                product="LoudBox / QuietBox",
+            ),
+            _wormhole(
+                "T3K_2x4",
+                (2, 4),
+                links=(1, 1),
+                eth_dispatch=True,
+                product="LoudBox / QuietBox as a 2x4 mesh",
+            ),
+            _wormhole(
+                "TG",
+                (8, 4),
+                compute_grid=(8, 9),
+                links=(4, 3),
+                ring=(True, True),
+                product="Wormhole Galaxy",
+            ),
+            _blackhole("P100", 7, 448.0, product="Blackhole p100"),
+            _blackhole("P150", 8, 512.0, product="Blackhole p150"),
+        )
+    }
+)

@@ -1,0 +1,103 @@
+"""Opening and closing a product's mesh, alike for silicon, dry run and emulator.
+
+Fabric before the mesh, dispatch cores with it, and everything closed again whatever happens.
+Facts about products are in device_specs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import backends
+from backends.device_specs import SPECS, DeviceSpec
+
+TRACE_REGION_BYTES = 50_000_000  # of DRAM, set aside for recorded commands
+
+
+@contextmanager
+def open_mesh(
+    device: str,
+    *,
+    shape: tuple[int, int] | None = None,
+    ring: bool = False,
+    trace_region_size: int = TRACE_REGION_BYTES,
+    num_command_queues: int = 1,
+    wh_arch_yaml: str | None = None,
+) -> Iterator[Any]:
+    """A MeshDevice of `device`, or of a smaller `shape` of it; closed at the end of the block.
+
+    `ring` closes the axes that the product can close. `wh_arch_yaml` (WH_ARCH_YAML) chooses where
+    commands are dispatched from.
+    """
+    spec = spec_of(device)
+    rows, cols = shape or spec.mesh_shape
+    if ring and not any(spec.ring):
+        closing = ", ".join(name for name, other in SPECS.items() if any(other.ring))
+        raise ValueError(f"{device} cannot close a ring: use a line, or one of {closing}")
+    ttnn = backends.ttnn
+    arguments: dict[str, Any] = {}
+    if dispatch_on_ethernet(spec, wh_arch_yaml):
+        arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(ttnn.DispatchCoreType.ETH)
+    fabric = rows * cols > 1
+    if fabric:
+        config = ttnn.FabricConfig
+        ttnn.set_fabric_config(config.FABRIC_1D_RING if ring else config.FABRIC_1D)
+    try:
+        mesh = ttnn.open_mesh_device(
+            ttnn.MeshShape(rows, cols),
+            trace_region_size=trace_region_size,
+            num_command_queues=num_command_queues,
+            **arguments,
+        )
+        try:
+            yield mesh
+        finally:
+            for part in getattr(mesh, "get_submeshes", tuple)():
+                ttnn.close_mesh_device(part)  # one left open keeps its chips, and the fabric
+            ttnn.close_mesh_device(mesh)
+    finally:
+        if fabric:
+            ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+
+
+def spec_of(device: str) -> DeviceSpec:
+    """Facts of a product by name."""
+    if device not in SPECS:
+        raise ValueError(f"unknown device {device!r}: choose one of {', '.join(SPECS)}")
+    return SPECS[device]
+
+
+def dispatch_on_ethernet(spec: DeviceSpec, wh_arch_yaml: str | None = None) -> bool:
+    """Whether commands leave from ethernet cores, so that all rows of workers compute.
+
+    n300 cards always do: our plans need their 8x8 grid. WH_ARCH_YAML may ask for it on n150.
+    """
+    if not wh_arch_yaml:
+        return spec.eth_dispatch
+    wanted = "eth_dispatch" in wh_arch_yaml
+    if wanted and (spec.arch != "wormhole_b0" or spec.name == "TG"):
+        raise ValueError(f"WH_ARCH_YAML={wh_arch_yaml} is not for {spec.name}: unset it")
+    if spec.eth_dispatch and not wanted:
+        raise ValueError(
+            f"WH_ARCH_YAML={wh_arch_yaml} leaves {spec.name} an 8x7 grid, plans need 8x8: unset it "
+            "or use wormhole_b0_80_arch_eth_dispatch.yaml"
+        )
+    return wanted
+
+
+def split_mesh(mesh: Any, groups: int) -> list[Any]:
+    """Equal parts of a mesh as 1 x N lines, for data parallelism; columns of a grid stay whole."""
+    if groups == 1:
+        return [mesh]
+    ttnn = backends.ttnn
+    rows, cols = tuple(mesh.shape)
+    chips = rows * cols // groups
+    if rows == 1 or cols % chips == 0:
+        return list(mesh.create_submeshes(ttnn.MeshShape(1, chips)))
+    height = min(rows, chips)
+    parts = mesh.create_submeshes(ttnn.MeshShape(height, chips // height))
+    for part in parts:
+        part.reshape(ttnn.MeshShape(1, chips))
+    return list(parts)
