@@ -68,6 +68,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class PlaceholderCheckpoint:
     """Right names and shapes without data: for dry runs and op lists."""
 
+    is_placeholder = True  # weights.py reserves memory instead of converting
+
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self._shapes = expected_shapes(config)
