@@ -50,6 +50,8 @@ def write_meta(checkpoint: Checkpoint, directory: str | Path, *, shards: int = 1
     files: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
     for name, tensor in export_tensors(checkpoint, META, half_order=False):
         dim = 1 if name.endswith(_BY_COLUMNS) else 0
+        if tensor.dim() > 1 and tensor.shape[dim] % shards:
+            raise ValueError(f"{shards} shards do not divide {name} {list(tensor.shape)}")
         parts = [tensor] * shards if tensor.dim() == 1 else tensor.chunk(shards, dim)
         for file, part in zip(files, parts, strict=True):
             file[name] = part.contiguous().clone()

@@ -39,10 +39,13 @@ def load_pth(path: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def weight_files(directory: Path) -> tuple[list[Path], bool]:
-    """(files in rank order, whether they are tensor-parallel shards); repacked files win."""
+def weight_files(directory: Path, *, original: bool = False) -> tuple[list[Path], bool]:
+    """(files in rank order, whether they are tensor-parallel shards).
+
+    Repacked files are preferred to the original ones beside them, unless `original` is asked for.
+    """
     repacked = sorted(directory.glob("layers_*-*.pth"), key=_first_number)
-    if repacked:
+    if repacked and not original:
         return repacked, False
     shards = sorted(directory.glob("consolidated.*.pth"), key=_first_number)
     if not shards:
@@ -69,8 +72,14 @@ class Pieces:
 class MetaFiles:
     """All tensors of a Meta directory by stored name, joined across shards when read."""
 
-    def __init__(self, directory: Path, whole_shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.files, sharded = weight_files(directory)
+    def __init__(
+        self,
+        directory: Path,
+        whole_shapes: Mapping[str, tuple[int, ...]],
+        *,
+        original: bool = False,
+    ) -> None:
+        self.files, sharded = weight_files(directory, original=original)
         self._mapped: dict[Path, dict[str, torch.Tensor]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, Pieces] = {}
@@ -98,6 +107,10 @@ class MetaFiles:
         else:
             tensor = torch.cat([self._content(file)[name] for file in pieces.files], pieces.dim)
         return tensor if rows is None else tensor[rows[0] : rows[1]]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """How a tensor is stored."""
+        return self._content(self._pieces[name].files[0])[name].dtype
 
     def close(self) -> None:
         """Unmap the files; `read` maps them again."""

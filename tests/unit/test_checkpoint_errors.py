@@ -125,6 +125,12 @@ HF_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.parametrize("good", ["sharded", "single", "meta", "gguf"])
+def test_undamaged_they_open(originals: dict[str, Path], good: str) -> None:
+    checkpoint = open_checkpoint(originals[good])
+    assert all(checkpoint.get(name).isfinite().all() for name in checkpoint.names())
+
+
 @pytest.mark.parametrize("damage", HF_DAMAGE)
 def test_a_damaged_hf_directory_is_refused_in_one_line(
     originals: dict[str, Path], tmp_path: Path, damage: str
