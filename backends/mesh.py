@@ -37,6 +37,8 @@ def open_mesh(
         closing = ", ".join(name for name, other in SPECS.items() if any(other.ring))
         raise ValueError(f"{device} cannot close a ring: use a line, or one of {closing}")
     ttnn = backends.ttnn
+    if backends.selected() == "emulator":
+        ttnn.configure(device=device)  # it can be any product at any time
     arguments: dict[str, Any] = {}
     if dispatch_on_ethernet(spec, wh_arch_yaml):
         arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(ttnn.DispatchCoreType.ETH)

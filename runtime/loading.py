@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import ttnn
 from backends.device_specs import SPECS, DeviceSpec
-from backends.mesh import open_mesh
+from backends.mesh import open_mesh, split_mesh
 from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint
 from models.collectives import Links
 from models.config import ModelConfig
@@ -157,16 +156,12 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         options.device,
         ring=options.ring,
         trace_region_size=options.trace_region_size,
+        wh_arch_yaml=settings.wh_arch_yaml,
     ) as mesh:
-        meshes = (
-            [mesh]
-            if options.data_parallel == 1
-            else mesh.create_submeshes(ttnn.MeshShape(*shape))
-        )
-        cache = weight_cache(options, settings, checkpoint, sharding, precision)
+        cache = weight_cache(options, settings, checkpoint, shape)
         engines: list[Engine] = []
         try:
-            for part in meshes:
+            for part in split_mesh(mesh, options.data_parallel):
                 model = Transformer(
                     part, spec, config, precision, checkpoint, cache, model_options
                 )
@@ -197,13 +192,20 @@ def _open(options: LoadOptions) -> Any:
 
 
 def weight_cache(
-    options: LoadOptions,
-    settings: Settings,
-    checkpoint: Any,
-    sharding: Sharding,
-    precision: ModelPrecision,
+    options: LoadOptions, settings: Settings, checkpoint: Any, shape: tuple[int, int]
 ) -> Any:
     """Where converted weights are kept; random and placeholder weights are not worth keeping."""
+    from models.checkpoints.cache_place import open_weight_cache
+    from models.checkpoints.open import locate
     from models.checkpoints.weight_cache import NoCache
 
-    return NoCache()
+    if options.weights != "instruct":
+        return NoCache()
+    return open_weight_cache(
+        checkpoint,
+        locate(options.model),
+        options.device,
+        shape,
+        padding=settings.pad_mlp_cores,
+        tt_cache_path=settings.cache_path,
+    )

@@ -112,6 +112,12 @@ class MeshDevice:
     def arch(self) -> Arch:
         return Arch.BLACKHOLE if self.spec.arch == "blackhole" else Arch.WORMHOLE_B0
 
+    def reshape(self, shape: MeshShape) -> None:
+        """The same chips in another arrangement; nothing may be on them yet."""
+        if shape.mesh_size() != self.get_num_devices():
+            raise RuntimeError(f"TT_FATAL: {self.shape} cannot become {shape}")
+        self.shape = shape
+
     def create_submesh(self, shape: MeshShape, offset: Any = None) -> MeshDevice:
         """Part of the mesh, with memory of its own."""
         return MeshDevice(self.spec, tuple(shape), self.torch_device)

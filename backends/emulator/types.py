@@ -138,6 +138,24 @@ class Arch(_Name):
     BLACKHOLE = 1
 
 
+class DispatchCoreType(_Name):
+    WORKER = 0
+    ETH = 1
+
+
+class DispatchCoreAxis(_Name):
+    ROW = 0
+    COL = 1
+
+
+@dataclass(frozen=True)
+class DispatchCoreConfig:
+    """Which cores send commands; grids here are as the product is opened (device_specs.py)."""
+
+    type: DispatchCoreType = DispatchCoreType.WORKER
+    axis: DispatchCoreAxis = DispatchCoreAxis.ROW
+
+
 @dataclass(frozen=True, order=True)
 class CoreCoord:
     x: int
