@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,19 @@ def is_our_refusal(excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
     return ROOT in Path(last.path).parents and str(last.statement).lstrip().startswith("raise")
 
 
-@pytest.fixture(autouse=True)
-def visible_output(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Logs, progress bars and texts are what a demo is for: do not capture them."""
-    with capfd.disabled():
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
         logger.remove()
         logger.add(
             lambda message: tqdm.write(message, end="", file=sys.stdout),
             format="<level>{message}</level>",
             colorize=sys.stdout.isatty(),
         )
-        yield
+        print()  # leave pytest's line with the file name
+        return (yield)
 
 
 @pytest.fixture(scope="session")

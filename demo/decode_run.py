@@ -153,7 +153,8 @@ def decode_all(
     inputs = [prompt[0] for prompt in prompts]
     active = set(users)
     longest = max(map(len, prompts))
-    for step in tqdm(range(longest + case.max_generated_tokens - 1), desc="decode", leave=False):
+    steps = range(longest + case.max_generated_tokens - 1)
+    for step in tqdm(steps, desc="decode", leave=False, disable=None):
         position = window.position(step)
         positions = torch.tensor([position if user in active else -1 for user in users])
         begin = time.perf_counter()

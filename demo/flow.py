@@ -136,7 +136,8 @@ def run_batch(
     longest = max(len(request.prompt) for request in requests)
     logger.info(f"Prefill of {len(requests)} users, up to {longest} tokens each")
     num_iterations = max(request.max_new_tokens for request in requests) - 1
-    with tqdm(total=num_iterations, desc="decode", unit="tok", leave=False) as bar:
+    # disable=None: no bar where nobody watches
+    with tqdm(total=num_iterations, desc="decode", leave=False, disable=None) as bar:
         for step in generator.generate(requests):
             answers.add(step)
             if step.kind is StepKind.PREFILL:

@@ -98,4 +98,7 @@ def current_commit() -> str:
 
 def current_command() -> str:
     """The command line, as it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    # python -m package shows as package/__main__.py
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])

@@ -1,0 +1,184 @@
+"""Compares a run with Hugging Face by correlation (PCC): logits of every step, layers of prefill.
+
+The run itself is the demo's own, with its pages, batches and meshes; the reference is asked
+afterwards for the very tokens that the run produced, so one different token spoils nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from loguru import logger
+
+from demo.session import Session
+from runtime.generator import Request
+
+PREFILL_LIMIT, DECODE_LIMIT = 0.90, 0.91  # what the reference implementation asks for
+COMPARED_STEPS = 20
+
+
+@dataclass
+class Tap:
+    """What flowed through an engine: every user's logits, and user 0's prefill layer by layer."""
+
+    logits: list[list[torch.Tensor]]  # [user][step] -> [vocab]
+    layers: list[torch.Tensor] = field(default_factory=list)  # [layer] -> [tokens, dim]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Lowest PCC over users, per layer and per step; step 0 is the prefill."""
+
+    layers: list[float]
+    steps: list[float]
+
+
+def pcc(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Pearson correlation of all elements."""
+    stacked = torch.stack([a.double().flatten(), b.double().flatten()])
+    return float(torch.corrcoef(stacked)[0, 1])
+
+
+@contextlib.contextmanager
+def tapped(session: Session, num_users: int) -> Iterator[Tap]:
+    """Record logits and layer outputs while the block runs; slots are users in order."""
+    tap = Tap([[] for _ in range(num_users)])
+    engine = session.loaded.engines[0]
+    prefill, decode = engine.prefill, engine.decode
+
+    def tapped_prefill(tokens: Sequence[Sequence[int]], **arguments: Any) -> torch.Tensor:
+        with tapped_layers(session, len(tokens[0])) as layers:
+            logits = prefill(tokens, **arguments)
+        tap.layers = tap.layers or layers
+        for row, slot in zip(logits, arguments["slots"], strict=True):
+            tap.logits[slot].append(row.clone())
+        return logits
+
+    def tapped_decode(tokens: Any, positions: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        logits = decode(tokens, positions, **arguments)
+        for slot, steps in enumerate(tap.logits):
+            if positions[slot] >= 0 and len(steps) < COMPARED_STEPS:
+                steps.append(logits[slot].clone())
+        return logits
+
+    engine.prefill, engine.decode = tapped_prefill, tapped_decode  # type: ignore[method-assign]
+    try:
+        yield tap
+    finally:
+        del engine.prefill, engine.decode
+
+
+@contextlib.contextmanager
+def tapped_layers(session: Session, num_tokens: int) -> Iterator[list[torch.Tensor]]:
+    """Record the first prefill pass of every layer: rows of its first user's tokens."""
+    from models.sharding import Sharding
+
+    outputs: list[torch.Tensor] = []
+    model = session.loaded.engines[0].model
+    sharding: Sharding = model.sharding
+
+    def wrap(layer: Any) -> None:
+        original, seen = layer.prefill, []
+
+        def prefill(*arguments: Any, **named: Any) -> Any:
+            out = original(*arguments, **named)
+            if not seen:
+                seen.append(True)
+                outputs.append(read_residual(out, sharding)[:num_tokens])
+            return out
+
+        layer.prefill = prefill
+
+    for layer in model.layers:
+        wrap(layer)
+    try:
+        yield outputs
+    finally:
+        for layer in model.layers:
+            del layer.prefill
+
+
+def read_residual(x_11SD: Any, sharding: Any) -> torch.Tensor:
+    """Activations [tokens, dim] on the host, from all chips' shares."""
+    from backends import ttnn
+
+    parts = ttnn.get_device_tensors(x_11SD)[: sharding.cols]
+    whole = torch.cat([ttnn.to_torch(part) for part in parts], dim=-1)
+    return whole[0, 0, :, : sharding.config.dim].float()
+
+
+def compare(
+    session: Session, tap: Tap, requests: Sequence[Request], answers: Sequence[Sequence[int]]
+) -> Agreement:
+    """Ask Hugging Face for the same tokens in float32 and correlate."""
+    reference = reference_of(session)
+    num_steps = min(COMPARED_STEPS, *(len(steps) for steps in tap.logits))
+    steps, layers = [1.0] * num_steps, []
+    for user, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        prompt = list(request.prompt)
+        logits, outputs = ask_reference(reference, prompt + list(answer[: num_steps - 1]))
+        for step in range(num_steps):
+            found = pcc(tap.logits[user][step], logits[len(prompt) - 1 + step])
+            steps[step] = min(steps[step], found)
+        if user == 0:
+            rows = len(tap.layers[0]) if tap.layers else 0
+            layers = [
+                pcc(ours, theirs[0, :rows])
+                for ours, theirs in zip(tap.layers, outputs, strict=True)
+            ]
+    return Agreement(layers, steps)
+
+
+def ask_reference(reference: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits [tokens, vocab] and every layer's output [1, tokens, dim] of the HF model."""
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: outputs.append(first_tensor(out)))
+        for layer in reference.model.layers
+    ]
+    with torch.inference_mode():
+        logits = reference(torch.tensor([list(tokens)])).logits[0]
+    for hook in hooks:
+        hook.remove()
+    return logits, outputs
+
+
+def reference_of(session: Session) -> Any:
+    """The HF model with the same weights, cut to the layers that ran."""
+    from models.checkpoints import RandomCheckpoint
+    from models.checkpoints.open import open_checkpoint
+    from models.checkpoints.reference import build_reference
+
+    config, case = session.loaded.config, session.case
+    if not case.num_layers:
+        return build_reference(session.loaded.checkpoint)
+    if case.weights == "random":
+        return build_reference(RandomCheckpoint(config.with_layers(case.num_layers), 0))
+    return build_reference(open_checkpoint(session.model.name, num_layers=case.num_layers))
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """A layer's hidden states, whether it returns them alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def report_agreement(found: Agreement, *, strict: bool) -> None:
+    """Print the table; `strict` fails below the limits."""
+    lines = [f"layer {i:>3}  prefill PCC {value:.6f}" for i, value in enumerate(found.layers)]
+    lines.append(f"logits     prefill PCC {found.steps[0]:.6f}")
+    lines += [f"logits     decode step {i:>3} PCC {v:.6f}" for i, v in enumerate(found.steps) if i]
+    logger.info(
+        "=== PCC against Hugging Face float32, lowest of all users ===\n" + "\n".join(lines)
+    )
+    decode = min(found.steps[1:], default=1.0)
+    if strict and (found.steps[0] < PREFILL_LIMIT or decode < DECODE_LIMIT):
+        pytest.fail(
+            f"PCC of prefill {found.steps[0]:.4f} (limit {PREFILL_LIMIT}), of decode "
+            f"{decode:.4f} (limit {DECODE_LIMIT})",
+            pytrace=False,
+        )
