@@ -56,7 +56,8 @@ check_environment() {
         say "the last set-up was cut short: starting over"
         remove_environment
     elif [ ! -e "$venv/pyvenv.cfg" ]; then
-        die "$venv is not a virtual environment: move it away, or choose another with VENV="
+        rmdir "$venv" 2>/dev/null ||
+            die "$venv is not a virtual environment: move it away, or choose another with VENV="
     elif ! version_of "$venv/bin/python" >/dev/null; then
         say "the Python of $venv no longer runs: starting over"
         remove_environment
