@@ -1,0 +1,178 @@
+"""Fills a model's weight cache ahead of time, in bounded memory, and says how fast that went.
+
+`python -m models.checkpoints.convert --model DIR --device N150 --report`. The model's own code
+walks its weights (models/transformer.py); here nothing is kept that has been written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import backends
+from models.checkpoints.base import Checkpoint
+from models.checkpoints.open import Location, locate, open_checkpoint, resolve
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did; GB are 10^9 bytes."""
+
+    model: str
+    device: str
+    backend: str
+    optimizations: str
+    cache: str
+    weights: int  # placed, found in the cache or not
+    converted: int  # of these, not found
+    checkpoint_gb: float  # read
+    cache_gb: float  # written
+    seconds: float
+    checkpoint_gb_per_s: float
+    peak_memory_gib: float
+
+
+class CountingCheckpoint:
+    """Counts the bytes a model reads from its checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.config, self.fingerprint = checkpoint.config, checkpoint.fingerprint
+        self.names, self.close = checkpoint.names, checkpoint.close
+        self.bytes_read = 0
+
+    def get(self, name: str) -> Any:
+        """One tensor."""
+        tensor = self._checkpoint.get(name)
+        self.bytes_read += tensor.nbytes
+        return tensor
+
+
+class WriteOnly:
+    """A weight cache's face that converts and stores, and puts nothing on a device."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self.weights = self.converted = self.bytes_written = 0
+
+    def tensor(self, key: str, *, build: Callable[[], Any], **_: Any) -> None:
+        """Make sure that the cache holds a weight."""
+        self.weights += 1
+        if self._cache.find(key) is not None:
+            return
+        self.converted += 1
+        self._cache.store(key, build())
+        path = self._cache.find(key)
+        if path is None:
+            raise ValueError(f"cannot write {self._cache.directory}: is the disk full?")
+        self.bytes_written += path.stat().st_size
+
+
+def convert(
+    model: str | Path,
+    device: str,
+    *,
+    optimizations: str = "performance",
+    cache_path: Path | None = None,
+    num_layers: int | None = None,
+    pad_mlp_cores: int | None = None,
+) -> Report:
+    """Convert every weight of `model` for `device` into its cache; what is there already stays."""
+    from backends.mesh import open_mesh
+    from models.checkpoints.cache_place import open_weight_cache
+    from models.precision import ModelPrecision
+
+    location: Location = locate(model)
+    checkpoint = CountingCheckpoint(open_checkpoint(location.path, num_layers=num_layers))
+    precision = ModelPrecision.parse(optimizations, checkpoint.config)
+    start = time.perf_counter()
+    with open_mesh(device) as mesh:
+        shape = tuple(mesh.shape)
+        with open_weight_cache(
+            checkpoint,
+            location,
+            device,
+            (shape[0], shape[1]),
+            padding=pad_mlp_cores,
+            tt_cache_path=cache_path,
+        ) as cache:
+            writer = WriteOnly(cache)
+            _walk(mesh, device, checkpoint, precision, writer, pad_mlp_cores)
+            directory = cache.directory
+    checkpoint.close()
+    seconds = time.perf_counter() - start
+    return Report(
+        model=str(model),
+        device=device,
+        backend=str(backends.selected()),
+        optimizations=optimizations,
+        cache=str(directory),
+        weights=writer.weights,
+        converted=writer.converted,
+        checkpoint_gb=checkpoint.bytes_read / 1e9,
+        cache_gb=writer.bytes_written / 1e9,
+        seconds=seconds,
+        checkpoint_gb_per_s=checkpoint.bytes_read / 1e9 / seconds,
+        peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    )
+
+
+def _walk(
+    mesh: Any,
+    device: str,
+    checkpoint: Any,
+    precision: Any,
+    writer: WriteOnly,
+    pad_mlp_cores: int | None,
+) -> None:
+    """Build the model with the smallest KV cache there is: only its weights are of interest."""
+    from backends.device_specs import SPECS
+    from models.kv_cache import CacheConfig
+    from models.transformer import ModelOptions, Transformer
+
+    options = ModelOptions(
+        max_seq_len=32, cache=CacheConfig(block_size=32, num_blocks=1), pad_mlp_cores=pad_mlp_cores
+    )
+    Transformer(mesh, SPECS[device], checkpoint.config, precision, checkpoint, writer, options)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], prog="python -m models.checkpoints.convert"
+    )
+    parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
+    parser.add_argument("--device", default="N150")
+    parser.add_argument("--optimizations", default="performance", help="preset or grammar string")
+    parser.add_argument("--cache", type=Path, help="where, as TT_CACHE_PATH")
+    parser.add_argument("--layers", type=int, help="only the first so many")
+    parser.add_argument("--report", action="store_true", help="print figures as JSON")
+    arguments = parser.parse_args()
+    try:
+        report = convert(
+            resolve(arguments.model),
+            arguments.device,
+            optimizations=arguments.optimizations,
+            cache_path=arguments.cache,
+            num_layers=arguments.layers,
+        )
+    except ValueError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    if arguments.report:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        print(
+            f"{report.converted} of {report.weights} weights converted in {report.seconds:.1f} s "
+            f"into {report.cache}"
+        )
+
+
+if __name__ == "__main__":
+    main()
