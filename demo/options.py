@@ -6,6 +6,7 @@ An option that is not given is None; anything given wins over the case, also 0, 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -45,7 +46,8 @@ def read_number(text: str) -> int:
 def read_dict(text: str) -> dict[str, Any]:
     """A dict as JSON, as Python or bare: {temperature: 0.7, top_p: 0.9}."""
     try:
-        value = yaml.safe_load(text)
+        # YAML wants a space after the colon of a bare key; a shell command is easier without
+        value = yaml.safe_load(re.sub(r"(\w):(?=\S)", r"\1: ", text))
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):

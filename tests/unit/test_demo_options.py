@@ -53,6 +53,7 @@ def test_nothing_given_changes_nothing() -> None:
             PageParams(64, 2048),
         ),
         (["--page_params", "{block_size: 64}"], "page_params", PageParams(64, 1024)),
+        (["--page_params", "{block_size:64,max_num_blocks:9}"], "page_params", PageParams(64, 9)),
         (
             ["--sampling_params", "{'temperature': 0.7, 'top_p': 0.9, 'seed': 3}"],
             "sampling_params",
