@@ -68,6 +68,7 @@ class Engine:
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
         self.sampling: tuple[DeviceSampling, SamplingInputs] | None = None
+        self.seeding = False  # the next device draw restarts the device's random numbers
         self.traces: dict[bool, Trace] = {}
 
     # --- prefill
@@ -208,11 +209,12 @@ class Engine:
         if sampling is not None:
             self._write_sampling(sampling)
         on_device = sampling is not None
-        if not self.enable_trace:
-            out = self._step(on_device)
-        elif on_device not in self.traces:
+        if not self.enable_trace or on_device not in self.traces:
             out = self._step(on_device)  # compiles every program the trace will hold
-            self.traces[on_device] = Trace(self.model.mesh)
+            if on_device and self.seeding:
+                self.seeding = False  # a draw that goes on is another program: run that one too
+            else:
+                self.traces[on_device] = Trace(self.model.mesh)
         else:
             trace = self.traces[on_device]
             if not trace.captured:
@@ -269,6 +271,7 @@ class Engine:
             seed=sampling.seed,
         )
         self.sampling = (sampling, inputs)
+        self.seeding = sampling.seed is not None
         if True in self.traces:
             self.traces.pop(True).release()
 
@@ -279,8 +282,8 @@ class Engine:
             return logits
         assert self.sampling is not None
         inputs = self.sampling[1]
-        if True in self.traces:
-            inputs = replace(inputs, seed=None)  # the first step has seeded the device
+        if not self.seeding:
+            inputs = replace(inputs, seed=None)
         tokens = self.model.sample(logits, inputs, self.tokens.tensor)
         ttnn.plus_one(self.positions.tensor, skip_negative_entries=True)
         ttnn.plus_one(self.rope_positions.tensor)
