@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from backends.dry_run import descriptors, overlay, toolchain
 
 WHEEL_VERSION = "0.81.1"
@@ -74,7 +76,6 @@ def prepare(device: str, cache: Path) -> dict[str, str]:
         "TT_METAL_LOGS_PATH": str(cache / "logs" / device),
         "TT_LOGGER_LEVEL": "off",  # every refusal would be printed to stdout as well
         "TT_METAL_DISABLE_BACKTRACE": "1",
-        "LOGURU_LEVEL": "WARNING",
     }
 
 
@@ -92,6 +93,7 @@ def import_wheel(device: str, cache: Path | None = None) -> Any:
             "ttnn was imported before the dry run could prepare it: select the backend first"
         )
     os.environ.update(prepare(device, (cache or default_cache()).resolve()))
+    logger.disable("ttnn")  # notes about its own settings
     return importlib.import_module("ttnn")
 
 

@@ -74,10 +74,13 @@ def words_of(error: Exception, kwargs: dict[str, Any]) -> str:
 
 def _mismatch(text: str, kwargs: dict[str, Any]) -> str:
     """Which argument a signature does not take; the binding itself only lists all of them."""
-    called = re.search(r"Called with:\s*(.*?)\s*\n\s*\nAvailable", text, re.S)
+    called = re.search(
+        r"(?:Called with|Invoked with types):\s*(.*?)\s*(\n\s*\nAvailable|$)", text, re.S
+    )
     signatures = text.split("Available signatures:", 1)[-1]
+    known = ": " in signatures
     unknown = [name for name in kwargs if not re.search(rf"[(\s]{name}:", signatures)]
-    if unknown:
+    if known and unknown:
         return f"there is no parameter {', '.join(unknown)} (incompatible function arguments)"
     odd = [
         name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +48,28 @@ class MemoryWatch:
             mark.peak_per_bank = max(mark.peak_per_bank, mark.now_per_bank)
         return marks
 
-    def reset(self, mesh: Any) -> None:
-        """Start a new high-water mark (of a phase, say)."""
-        for mark in self.look(mesh).values():
-            mark.peak_per_bank = mark.now_per_bank
+    def clear(self) -> None:
+        """Forget all marks: the next mesh to be opened may have the number of an old one."""
+        self._marks.clear()
+
+
+@dataclass
+class CoreUsage:
+    """Peak bytes of one worker core's L1: tensors, and the buffers programs set up for themselves."""
+
+    tensors: int = 0
+    total: int = 0
+
+
+@contextmanager
+def core_usage(ttnn: Any) -> Iterator[CoreUsage]:
+    """Measure the calls inside; they allocate and run nothing, so run them before for validation."""
+    usage = CoreUsage()
+    graph = ttnn.graph
+    graph.begin_graph_capture(graph.RunMode.NO_DISPATCH)
+    try:
+        yield usage
+    finally:  # an open capture would crash the interpreter when it exits
+        captured = graph.end_graph_capture()
+    found = graph.extract_resource_usage_per_core(captured)
+    usage.tensors, usage.total = found.peak_l1, found.peak_total

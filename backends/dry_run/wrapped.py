@@ -26,6 +26,8 @@ _UNRECORDED = HOST_TRAFFIC | {
     "get_device_tensors",
     "zeros",
 }
+# Values do not exist here, and filling gigabytes of cache on the host would take minutes.
+_FILLERS = ("zeros", "ones", "full")
 # Opening and closing must not be looked at: the mesh is not there yet, or no more.
 _PLAIN = frozenset({"open_mesh_device", "close_mesh_device", "get_memory_view"})
 
@@ -48,7 +50,7 @@ class Call:
         self.wheel, self._watch = wheel, watch
         own = getattr(wheel, "python_fully_qualified_name", f"ttnn.{path}")
         self.path = own.removeprefix("ttnn.")  # mul is multiply
-        self.is_operation = isinstance(wheel, watch.operation_type)
+        self.is_operation = isinstance(wheel, watch.operation_type) or path in _FILLERS
         self._recorded = self.is_operation and self.path not in _UNRECORDED
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,6 +99,8 @@ class Namespace:
             value = getattr(rules, name, value)
         elif name in _NAMESPACES and isinstance(value, ModuleType):
             value = Namespace(value, f"{path}.", self._watch)
+        elif path in _FILLERS:
+            value = Call(path, _reserve(value, self._module.empty), self._watch)  # type: ignore[attr-defined]
         elif path not in _PLAIN and _is_call(value, self._watch.operation_type):
             value = Call(path, value, self._watch)
         setattr(self, name, value)
@@ -107,6 +111,24 @@ class Namespace:
 
     def __repr__(self) -> str:
         return f"<dry run of ttnn.{self._path}>"
+
+
+def _reserve(filler: Any, empty: Any) -> Callable[..., Any]:
+    """A filling op that only allocates, where it would fill on a device."""
+    parameters = ("shape", "dtype", "layout", "device", "memory_config")
+    has_value = filler.python_fully_qualified_name == "ttnn.full"
+
+    def reserve(*args: Any, **kwargs: Any) -> Any:
+        given = dict(kwargs)
+        positional = list(args)
+        if has_value and given.pop("fill_value", None) is None:
+            del positional[1:2]
+        given.update(zip(parameters, positional, strict=False))
+        if given.get("device") is None or set(given) - set(parameters):
+            return filler(*args, **kwargs)
+        return empty(**given)
+
+    return reserve
 
 
 def _is_call(value: Any, operation_type: type) -> bool:

@@ -1,0 +1,321 @@
+"""Every path of a run on mock chips: prefill short, whole, chunked and together; decode; sampling.
+
+Imported after the dry run is selected. The weights are placeholders of full size, the plans, the
+engine and the traces are the real ones. Returns plain data; backends/dry_run/report.py prints it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from backends import op_record, ttnn
+from backends.device_specs import SPECS
+from backends.dry_run import DryRunError, watch
+from backends.dry_run.memory import core_usage
+from models.config import ModelConfig
+from models.footprint import check_fits, dram_bytes, footprint, max_prefill_chunk
+from models.kv_cache import CacheConfig
+from models.registry import load_config
+from models.sharding import MAX_USERS, Sharding
+from runtime.chunking import BUCKET
+from runtime.engine import Engine
+from runtime.loading import LoadOptions, check_options, group_shape, load_engines, precision_of
+from runtime.sampling import DeviceSampling
+from runtime.settings import Settings
+
+PHASES = ("prefill", "decode", "both")
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check; `max_seq_len` None means the longest context that one user can have."""
+
+    model: str
+    device: str
+    batch_sizes: tuple[int, ...] = (1, 32)
+    max_seq_len: int | None = None
+    layers: int | None = None
+    phase: str = "both"
+    optimizations: str = "performance"
+    data_parallel: int = 1
+    block_size: int = 32
+    num_blocks: int | None = None
+    ring: bool = False
+
+
+def check(options: CheckOptions) -> dict[str, Any]:
+    """Run every batch size; the report's `status` is pass, fail or refused."""
+    report: dict[str, Any] = {
+        "status": "pass",
+        "model": options.model,
+        "device": options.device,
+        "data_parallel": options.data_parallel,
+        "optimizations": options.optimizations,
+        "runs": [],
+    }
+    try:
+        config = load_config(options.model)
+        for batch in options.batch_sizes:
+            report["runs"].append(run := {"batch_size": batch, "phases": []})
+            _check_batch(options, config, batch, run)
+    except DryRunError as error:
+        report["status"] = "fail"
+        report["failure"] = {
+            "op": f"ttnn.{error.op}",
+            "scope": error.scope,
+            "where": error.where,
+            "words": error.reason,
+        }
+    except ValueError as error:
+        report["status"], report["reason"] = "refused", str(error)
+    return report
+
+
+# --- what fits
+
+
+class Budget:
+    """DRAM of one chip, shared out before anything is opened."""
+
+    def __init__(self, options: LoadOptions, config: ModelConfig) -> None:
+        self.options, self.config = options, config
+        self.spec = SPECS[options.device]
+        shape = group_shape(self.spec, options.data_parallel)
+        self.sharding = Sharding(config, *shape)
+        self.precision = precision_of(options, config)
+
+    def needs(self, num_blocks: int, max_seq_len: int) -> Any:
+        """Footprint with a cache of `num_blocks`."""
+        cache = replace(self.options.cache, num_blocks=num_blocks)
+        return footprint(
+            self.sharding,
+            self.precision,
+            cache,
+            layers=self.options.layers,
+            slots=MAX_USERS if self.sharding.is_2d else self.options.max_batch_size,
+            max_seq_len=max_seq_len,
+        )
+
+    def blocks_that_fit(self, max_seq_len: int) -> int:
+        """Blocks beside the weights and the activations of the largest prefill."""
+        empty = self.needs(0, max_seq_len)
+        per_block = self.needs(1024, max_seq_len).cache / 1024
+        chunk = min(max_prefill_chunk(self.sharding, self.spec, empty), max_seq_len)
+        free = dram_bytes(self.spec) - empty.weights - empty.tables
+        return int((free - chunk * empty.prefill_per_token) // per_block)
+
+
+def plan_cache(options: CheckOptions, config: ModelConfig, load: LoadOptions) -> LoadOptions:
+    """Choose context and page pool: what was asked for, else the most that fits."""
+    budget = Budget(load, config)
+    check_fits(budget.needs(0, BUCKET), budget.spec, config.name)
+    block = options.block_size
+    length = options.max_seq_len or config.max_position_embeddings
+    if options.max_seq_len is None:
+        while length > BUCKET and budget.blocks_that_fit(length) * block < length:
+            length //= 2
+    blocks = options.num_blocks
+    if blocks is None:
+        one_user = -(-length // block)
+        wanted = one_user * load.max_batch_size
+        blocks = max(one_user, min(wanted, budget.blocks_that_fit(length)))
+    check_fits(budget.needs(blocks, length), budget.spec, config.name)
+    return replace(load, max_seq_len=length, cache=CacheConfig(block, blocks))
+
+
+# --- one batch size
+
+
+def _check_batch(
+    options: CheckOptions, config: ModelConfig, batch: int, run: dict[str, Any]
+) -> None:
+    load = LoadOptions(
+        model=options.model,
+        device=options.device,
+        weights="placeholder",
+        optimizations=options.optimizations,
+        max_batch_size=batch,
+        max_seq_len=options.max_seq_len or BUCKET,
+        cache=CacheConfig(options.block_size, 1),
+        layers=range(options.layers) if options.layers else None,
+        data_parallel=options.data_parallel,
+        ring=options.ring,
+    )
+    check_options(load, config)
+    load = plan_cache(options, config, load)
+    watch().memory.clear()
+    with load_engines(load, Settings(backend="dry-run", device=options.device)) as loaded:
+        engine = loaded.engines[0]
+        passes = Passes(engine, run)
+        run.update(
+            mesh_shape=list(engine.model.mesh.shape),
+            layers=len(engine.model.layers),
+            max_seq_len=engine.max_seq_len,
+            max_prefill_chunk=engine.max_prefill_chunk,
+            block_size=engine.block_size,
+            num_blocks=engine.num_blocks,
+        )
+        loaded_bytes = passes.dram().now_bytes
+        try:
+            if options.phase != "decode":
+                passes.prefill()
+            if options.phase != "prefill":
+                passes.decode()
+        finally:
+            run["dram"] = dram = _dram_report(engine, loaded_bytes, passes.dram())
+            run["programs"] = engine.model.mesh.num_program_cache_entries()
+            run["fits"] = _what_fits(engine, dram)
+
+
+def _dram_report(engine: Engine, loaded_bytes: int, mark: Any) -> dict[str, int]:
+    """Bytes of one chip; weights include the rotation tables, rest is the peak beside both."""
+    cache = 0
+    for layer_cache in engine.model.caches:
+        for tensor in (layer_cache.k, layer_cache.v):
+            cache += tensor.buffer_num_pages() * tensor.buffer_aligned_page_size()
+    return {
+        "total": mark.banks * mark.bank_bytes,
+        "weights": loaded_bytes - cache,
+        "cache": cache,
+        "rest": mark.peak_bytes - loaded_bytes,
+        "peak": mark.peak_bytes,
+    }
+
+
+def _what_fits(engine: Engine, dram: dict[str, int]) -> dict[str, Any]:
+    """Contexts and batches that the memory beside weights and activations would hold."""
+    positions = engine.num_blocks * engine.block_size
+    room = dram["total"] - dram["weights"] - dram["rest"]
+    tokens = int(room / (dram["cache"] / positions))
+    limit = engine.config.max_position_embeddings
+    most = {
+        str(batch): min(limit, tokens // batch // BUCKET * BUCKET)
+        for batch in sorted({1, engine.max_batch_size, MAX_USERS})
+    }
+    return {
+        "cache_tokens": tokens,
+        "largest_context_at_batch": most,
+        "largest_batch_at_max_seq_len": min(MAX_USERS, tokens // engine.max_seq_len),
+    }
+
+
+class Passes:
+    """Runs an engine's paths and notes what each took."""
+
+    def __init__(self, engine: Engine, run: dict[str, Any]) -> None:
+        self.engine, self.run = engine, run
+        self.model = engine.model
+        pages = engine.pages.values.shape[1]
+        # pages of one user are its own; users share the pool in turns where it is smaller
+        table = torch.arange(engine.max_batch_size * pages, dtype=torch.int32)
+        self.page_table = (table % engine.num_blocks).reshape(-1, pages)
+
+    def dram(self) -> Any:
+        """High-water mark of one chip's DRAM."""
+        return watch().memory.look(self.model.mesh)["DRAM"]
+
+    def prefill(self) -> None:
+        """The shortest bucket, the largest whole one, chunks, and several users at once."""
+        engine = self.engine
+        limit = engine.max_seq_len - 1
+        whole = min(engine.max_prefill_chunk, limit)
+        self._prefill("prefill 128", [min(BUCKET, limit)])
+        if whole > BUCKET:
+            self._prefill(f"prefill {whole}", [whole])
+        if limit > whole:
+            length = min(limit, 2 * whole)
+            self._prefill(f"prefill {length} in chunks", [length])
+        if limit > engine.block_size + 1:
+            length = min(limit, BUCKET + engine.block_size)
+            start = engine.block_size
+            self._prefill(f"prefill {length} after {start} cached", [length], starts=[start])
+        if engine.batched_prefill and engine.max_batch_size > 1:
+            users = engine.max_batch_size
+            self._prefill(f"prefill {users} x 128", [min(BUCKET, limit)] * users)
+
+    def _prefill(self, name: str, lengths: list[int], starts: list[int] | None = None) -> None:
+        prompts = [[1] * length for length in lengths]
+        slots = list(range(len(prompts)))
+
+        def run() -> None:
+            self.engine.prefill(
+                prompts, slots=slots, page_table=self.page_table, start_positions=starts
+            )
+
+        self._measured(name, run, run)
+
+    def decode(self) -> None:
+        """Logits to the host and tokens drawn on the device, each eager, captured and replayed."""
+        for sampling in (None, _sampling()):
+            on_device = sampling is not None
+            name = "decode and sample" if on_device else "decode"
+            position = self.engine.max_seq_len // 2
+
+            def step(position: int = position, sampling: DeviceSampling | None = sampling) -> None:
+                users = self.engine.max_batch_size
+                self.engine.decode(
+                    torch.ones(users, dtype=torch.int32),
+                    torch.full((users,), position, dtype=torch.int32),
+                    page_table=self.page_table,
+                    sampling=sampling,
+                )
+
+            def again(on_device: bool = on_device) -> None:
+                self.engine._step(on_device)
+
+            self._measured(name, step, again)
+            for later in (1, 2, 3):  # capture, replay with rewritten inputs, replay
+                step(min(position + later, self.engine.max_seq_len - 1))
+
+    def _measured(self, name: str, run: Callable[[], None], again: Callable[[], None]) -> None:
+        """Run and record; `again` repeats the work with one layer of each kind to weigh its L1."""
+        mesh = self.model.mesh
+        programs = mesh.num_program_cache_entries()
+        began = time.perf_counter()
+        with op_record.record_ops() as records:
+            run()
+        phase = {
+            "name": name,
+            "ops": len(records),
+            "ops_per_layer": _ops_of_first_layer(records),
+            "programs": mesh.num_program_cache_entries() - programs,
+            "dram_peak": self.dram().peak_bytes,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        with _one_layer_of_each_kind(self.model), core_usage(ttnn) as usage:
+            again()
+        self.run["phases"].append(phase | {"l1_peak": usage.total, "l1_tensors": usage.tensors})
+
+
+def _sampling() -> DeviceSampling:
+    return DeviceSampling(
+        temperature=torch.full((MAX_USERS,), 0.7),
+        top_k=torch.full((MAX_USERS,), 32, dtype=torch.int32),
+        top_p=torch.full((MAX_USERS,), 0.9),
+        seed=0,
+    )
+
+
+def _ops_of_first_layer(records: list[op_record.OpRecord]) -> int:
+    """Ops whose scope is that of the first decoder layer met."""
+    layers = [".".join(record.scope.split(".")[:2]) for record in records]
+    layers = [layer for layer in layers if layer.startswith("layers.")]
+    return layers.count(layers[0]) if layers else 0
+
+
+@contextmanager
+def _one_layer_of_each_kind(model: Any) -> Iterator[None]:
+    """Layers of one precision have the same programs: one of each tells the memory they need."""
+    whole = model.layers
+    kinds = {target.precision: layer for target, layer in zip(model.targets, whole, strict=True)}
+    model.layers = list(kinds.values())
+    try:
+        yield
+    finally:
+        model.layers = whole
