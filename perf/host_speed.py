@@ -1,0 +1,196 @@
+"""The emulator beside HF transformers on this machine, in one process: who is faster, by how much.
+
+`python -m perf.host_speed [--json]` times prefill of 128 tokens and decode for 1 and 32 users of
+the default model. Times are host wall clock and say nothing about Tenstorrent hardware; quote the
+ratios (HF time / ours), which survive a noisy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import backends
+from runtime.settings import Settings
+
+PROMPT_TOKENS = 128
+BATCHES = (1, 32)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: one prefill of all users, the median decode step."""
+
+    prefill: float
+    decode: float
+
+
+class Hf:
+    """HF transformers, eager attention, decoding on a dynamic or a static cache."""
+
+    def __init__(self, model: Any, prompts: torch.Tensor, steps: int) -> None:
+        self.model, self.prompts, self.steps = model, prompts, steps
+
+    def prefill(self) -> tuple[Any, torch.Tensor]:
+        """The filled cache and every user's next token."""
+        out = self.model(self.prompts, use_cache=True, logits_to_keep=1)
+        return out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+    def decode_dynamic(self) -> Iterator[float]:
+        """Seconds of each step on the cache that grows by concatenation."""
+        cache, token = self.prefill()
+        for _ in range(self.steps):
+            start = time.perf_counter()
+            out = self.model(token, past_key_values=cache, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            yield time.perf_counter() - start
+
+    def decode_static(self) -> Iterator[float]:
+        """Seconds of each step on a cache of fixed size."""
+        from transformers import StaticCache
+
+        length = PROMPT_TOKENS + self.steps
+        cache = StaticCache(config=self.model.config, max_cache_len=length)
+        out = self.model(self.prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)
+        for step in range(self.steps):
+            start = time.perf_counter()
+            at = torch.tensor([PROMPT_TOKENS + step])
+            out = self.model(token, past_key_values=cache, use_cache=True, cache_position=at)
+            token = out.logits[:, -1:].argmax(-1)
+            yield time.perf_counter() - start
+
+
+class Ours:
+    """Our engine on the emulator, greedy on the device, traced."""
+
+    def __init__(self, engine: Any, prompts: torch.Tensor, steps: int) -> None:
+        self.engine, self.steps = engine, steps
+        self.prompts = prompts.tolist()
+        batch = len(self.prompts)
+        blocks = -(-(PROMPT_TOKENS + steps + 8) // engine.block_size)
+        order = torch.randperm(engine.num_blocks, generator=torch.Generator().manual_seed(0))
+        self.pages = order[: batch * blocks].reshape(batch, blocks).to(torch.int32)
+
+    def prefill(self) -> torch.Tensor:
+        logits = self.engine.prefill(
+            self.prompts, slots=list(range(len(self.prompts))), page_table=self.pages
+        )
+        return logits.argmax(-1).to(torch.int32)
+
+    def decode(self) -> Iterator[float]:
+        """Seconds of each traced step; two steps before compile and capture."""
+        from runtime.sampling import GREEDY, device_sampling
+
+        token = self.prefill()
+        sampling = device_sampling([GREEDY] * len(token))
+        for step in range(self.steps + 2):
+            at = torch.full_like(token, PROMPT_TOKENS + step)
+            start = time.perf_counter()
+            token = self.engine.decode(token, at, page_table=self.pages, sampling=sampling)
+            if step >= 2:
+                yield time.perf_counter() - start
+
+
+@contextmanager
+def our_engine(batch: int, optimizations: str) -> Iterator[Any]:
+    """The default model on one emulated N150."""
+    from models.kv_cache import CacheConfig
+    from runtime.loading import LoadOptions, load_engines
+
+    options = LoadOptions(
+        max_batch_size=batch, cache=CacheConfig(32, 512), optimizations=optimizations
+    )
+    with load_engines(options, Settings.from_env()) as loaded:
+        yield loaded.engines[0]
+
+
+def clock(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) -> dict[str, Times]:
+    """Times of every contestant for one batch size, runs interleaved so that noise hits all."""
+    vocabulary = next(iter(models.values())).config.vocab_size
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(vocabulary, (batch, PROMPT_TOKENS), generator=generator)
+    rounds = 3 if batch == 1 else 1
+    prefills: dict[str, list[float]] = {}
+    decodes: dict[str, list[float]] = {}
+    with our_engine(batch, optimizations) as engine, torch.inference_mode():
+        ours = Ours(engine, prompts, steps)
+        ours.prefill()  # chooses kernels
+        for _ in range(rounds):
+            prefills.setdefault("ours", []).append(clock(ours.prefill))
+            decodes.setdefault("ours", []).append(statistics.median(ours.decode()))
+            for name, model in models.items():
+                hf = Hf(model, prompts, steps)
+                prefills.setdefault(name, []).append(clock(hf.prefill))
+                best = min(statistics.median(run()) for run in (hf.decode_dynamic, hf.decode_static))
+                decodes.setdefault(name, []).append(best)
+    return {
+        name: Times(statistics.median(prefills[name]), statistics.median(decodes[name]))
+        for name in prefills
+    }
+
+
+def hf_models(with_bfloat16: bool) -> dict[str, Any]:
+    """The reference of the default model in float32 (and bfloat16)."""
+    from models.checkpoints.reference import hf_reference
+
+    models = {"hf_float32": hf_reference("default").eval()}
+    if with_bfloat16:
+        models["hf_bfloat16"] = hf_reference("default", dtype=torch.bfloat16).eval()
+    for model in models.values():
+        model.config._attn_implementation = "eager"
+    return models
+
+
+def measure(optimizations: str, steps: int, with_bfloat16: bool) -> dict[str, float]:
+    """All figures by name; ratios are HF time / our time."""
+    models = hf_models(with_bfloat16)
+    found: dict[str, float] = {"torch_threads": torch.get_num_threads()}
+    for batch in BATCHES:
+        # in bfloat16 HF needs a minute for 32 prompts on a processor without bfloat16 units
+        contestants = {k: v for k, v in models.items() if batch == 1 or k == "hf_float32"}
+        times = compare(batch, contestants, optimizations, steps)
+        for name, value in times.items():
+            found[f"{name}_prefill_b{batch}_ms"] = round(value.prefill * 1e3, 2)
+            found[f"{name}_decode_b{batch}_ms"] = round(value.decode * 1e3, 2)
+        for phase in ("prefill", "decode"):
+            for name in contestants:
+                ratio = getattr(times[name], phase) / getattr(times["ours"], phase)
+                suffix = "" if name == "hf_float32" else "_bfloat16"
+                found[f"{phase}_b{batch}_ratio{suffix}"] = round(ratio, 3)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m perf.host_speed", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--steps", type=int, default=12, help="decode steps timed (default 12)")
+    parser.add_argument("--optimizations", default="performance", help="precision of our engine")
+    parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
+    args = parser.parse_args()
+    backends.select("emulator")
+    found = measure(args.optimizations, args.steps, args.bfloat16)
+    if args.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:28s} {value:10.2f}")
+
+
+if __name__ == "__main__":
+    main()
