@@ -78,6 +78,7 @@ class Case:
     print_outputs: bool = False
     token_accuracy: bool = False
     log_probs: bool = False
+    pcc_check: bool = False
     stress_test: bool = False
     mode: str = "full"
     ci_only: bool = False
@@ -192,7 +193,6 @@ class GalaxyCase(Case):
     max_generated_tokens: int = 128
     page_params: PageParams = LONG_PAGES
     stop_at_eos: bool = False
-    pcc_check: bool = False
     apc_test: bool = False
     prefill_profile: bool = False
     default_device: str = "TG"

@@ -167,10 +167,28 @@ def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[An
     ops = OpLists()
     if needs_warm_up(session, job.requests[0]):
         ops = warm_up(session, job.requests[0], profiler)
+    run_first = run_checked if job.case.pcc_check else run_batch
     all_answers = []
     for number, (prompts, requests) in enumerate(zip(job.prompts, job.requests, strict=True)):
-        times = profiler if number == 0 else Profiler()
-        answers = run_batch(session, requests, times, quiet=number > 0)
+        if number == 0:
+            answers = run_first(session, requests, profiler)
+        else:
+            answers = run_batch(session, requests, Profiler(), quiet=True)
         report.print_answers(number, prompts, answers.tokens, session.model.tokenizer)
         all_answers.append(answers)
     return all_answers, ops
+
+
+def run_checked(session: Session, requests: Sequence[Request], profiler: Profiler) -> Answers:
+    """run_batch with its numbers compared with Hugging Face's, and with a second run's."""
+    from demo import pcc_check
+
+    with pcc_check.tapped(session, requests) as tap:
+        answers = run_batch(session, requests, profiler)
+    found = pcc_check.compare(session, tap, requests, answers.tokens)
+    pcc_check.report_agreement(found, strict=session.case.weights != "random")
+    if getattr(session.case, "apc_test", False):
+        with pcc_check.tapped(session, requests) as again:
+            run_batch(session, requests, Profiler(), quiet=True)
+        pcc_check.require_same(tap, again)
+    return answers

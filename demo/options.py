@@ -118,7 +118,7 @@ OPTIONS = (
     Option("start_pos", read_number, "position of the first token (demo_decode)"),
     Option("print_outputs", read_bool, "print every user's token at every iteration"),
     Option("prefill_profile", read_bool, "run prefill only, for profiling (text_demo)"),
-    Option("pcc_check", read_bool, "compare logits with Hugging Face by PCC (text_demo)"),
+    Option("pcc_check", read_bool, "compare layers and logits with Hugging Face by PCC"),
     Option("apc_test", read_bool, "repeat the run and ask for identical numbers (text_demo)"),
 )
 

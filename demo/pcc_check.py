@@ -45,18 +45,22 @@ def pcc(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @contextlib.contextmanager
-def tapped(session: Session, num_users: int) -> Iterator[Tap]:
-    """Record logits and layer outputs while the block runs; slots are users in order."""
-    tap = Tap([[] for _ in range(num_users)])
-    engine = session.loaded.engines[0]
+def tapped(session: Session, requests: Sequence[Request]) -> Iterator[Tap]:
+    """Record what flows while the block runs these requests; user i sits in slot i."""
+    if session.case.data_parallel > 1:
+        raise ValueError("pcc_check looks at one model: use --data_parallel 1")
+    tap = Tap([[] for _ in requests])
+    engine: Any = session.loaded.engines[0]
     prefill, decode = engine.prefill, engine.decode
 
     def tapped_prefill(tokens: Sequence[Sequence[int]], **arguments: Any) -> torch.Tensor:
+        whole = not any(arguments["start_positions"])
         with tapped_layers(session, len(tokens[0])) as layers:
             logits = prefill(tokens, **arguments)
-        tap.layers = tap.layers or layers
-        for row, slot in zip(logits, arguments["slots"], strict=True):
-            tap.logits[slot].append(row.clone())
+        for row, prompt, slot in zip(logits, tokens, arguments["slots"], strict=True):
+            if list(prompt) == list(requests[slot].prompt):  # not one that only fills the cache
+                tap.logits[slot].append(row.clone())
+                tap.layers = tap.layers or (layers if whole and slot == 0 else [])
         return logits
 
     def tapped_decode(tokens: Any, positions: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -66,7 +70,7 @@ def tapped(session: Session, num_users: int) -> Iterator[Tap]:
                 steps.append(logits[slot].clone())
         return logits
 
-    engine.prefill, engine.decode = tapped_prefill, tapped_decode  # type: ignore[method-assign]
+    engine.prefill, engine.decode = tapped_prefill, tapped_decode
     try:
         yield tap
     finally:
@@ -83,7 +87,8 @@ def tapped_layers(session: Session, num_tokens: int) -> Iterator[list[torch.Tens
     sharding: Sharding = model.sharding
 
     def wrap(layer: Any) -> None:
-        original, seen = layer.prefill, []
+        original = layer.prefill
+        seen: list[bool] = []
 
         def prefill(*arguments: Any, **named: Any) -> Any:
             out = original(*arguments, **named)
@@ -117,7 +122,7 @@ def compare(
 ) -> Agreement:
     """Ask Hugging Face for the same tokens in float32 and correlate."""
     reference = reference_of(session)
-    num_steps = min(COMPARED_STEPS, *(len(steps) for steps in tap.logits))
+    num_steps = min(len(steps) for steps in tap.logits)
     steps, layers = [1.0] * num_steps, []
     for user, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         prompt = list(request.prompt)
@@ -125,10 +130,9 @@ def compare(
         for step in range(num_steps):
             found = pcc(tap.logits[user][step], logits[len(prompt) - 1 + step])
             steps[step] = min(steps[step], found)
-        if user == 0:
-            rows = len(tap.layers[0]) if tap.layers else 0
+        if user == 0 and tap.layers:
             layers = [
-                pcc(ours, theirs[0, :rows])
+                pcc(ours, theirs[0, : len(ours)])
                 for ours, theirs in zip(tap.layers, outputs, strict=True)
             ]
     return Agreement(layers, steps)
@@ -146,6 +150,18 @@ def ask_reference(reference: Any, tokens: Sequence[int]) -> tuple[torch.Tensor, 
     for hook in hooks:
         hook.remove()
     return logits, outputs
+
+
+def require_same(first: Tap, second: Tap) -> None:
+    """Fail unless two runs gave the same logits, bit for bit."""
+    for user, (ours, theirs) in enumerate(zip(first.logits, second.logits, strict=True)):
+        for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            if not torch.equal(a, b):
+                pytest.fail(
+                    f"a second run differs: user {user}, step {step}, PCC {pcc(a, b):.9f}",
+                    pytrace=False,
+                )
+    logger.info("A second run gave the same logits, bit for bit")
 
 
 def reference_of(session: Session) -> Any:
