@@ -1,112 +1,143 @@
 """Matrix products on the host: the same numbers by whichever library is fastest for the shape.
 
-A product is [G, M, K] x [G, N, K] -> [G, M, N]. bfloat16 operands multiply exactly in float32, so
-every candidate gives the same result up to the order of the sum. Which one wins depends on rows
-and processor: each shape is measured once, at its first use.
+A product is x [..., K] times weight [N, K]. bfloat16 operands multiply exactly in float32, so every
+candidate gives the same result up to the order of the sum. Which one wins depends on rows and
+processor: each shape is measured once, at its first use.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.formats import keep_significant_bits
-from backends.emulator.types import MathFidelity
-
-# Significant bits of in1 (weights, source A) and in0 (activations, source B) that one pass of the
-# multiplier sees, hidden bit included. LoFi is one pass; HiFi2 adds the low bits of in1.
-PASS_BITS_IN1, PASS_BITS_IN0 = 5, 7
-FLOAT32_BUDGET = 2 << 30  # bytes of float32 copies of weights kept to speed up many-row products
+FLOAT32_BUDGET = 3 << 30  # bytes of float32 copies of weights kept to speed up many-row products
+_MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
+_PATIENCE_S = 0.1  # a kernel that takes longer is not tried twice
 
 _budget = {"left": FLOAT32_BUDGET}
-_choice: dict[tuple[int, int, int, int, bool], str] = {}
+_scratch: dict[str, torch.Tensor] = {}
+_choice: dict[tuple[int, int, int, bool], str] = {}
 
 
-def product(
-    x: torch.Tensor, weight: torch.Tensor, forms: dict[Any, Any], narrow: bool
-) -> torch.Tensor:
-    """x [G, M, K] (bfloat16 or float32) times weight [G, N, K] (bfloat16).
+class Weight:
+    """One constant [N, K] bfloat16 matrix and its copies in forms that kernels like."""
 
-    `forms` keeps copies of a constant weight. `narrow`: the result is rounded to bfloat16 in any
-    case, so a kernel that does so itself may be used.
-    """
-    if x.device.type == "cuda":
-        return torch.bmm(x.to(weight.dtype), weight.mT)
-    if x.dtype is not torch.bfloat16:
-        return _float32(x, weight, forms)
-    groups, rows, k = x.shape
-    key = (groups, rows, k, weight.shape[1], narrow)
-    kernel = _choice.get(key)
-    if kernel is None:
-        kernel = _choice[key] = _measure(x, weight, forms, narrow)
-    return _KERNELS[kernel](x, weight, forms)
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self._wide: torch.Tensor | None = None
+        self._packed: torch.Tensor | None = None
 
+    def wide(self) -> torch.Tensor:
+        """In float32: kept while there is budget, else converted each time."""
+        if self._wide is not None:
+            return self._wide
+        wide = self.matrix.float()
+        if _take(wide):
+            self._wide = wide
+        return wide
 
-def _float32_weight(weight: torch.Tensor, forms: dict[Any, Any]) -> torch.Tensor:
-    kept = forms.get("float32")
-    if kept is None:
-        kept = weight.float()
-        size = kept.numel() * 4
-        if size <= _budget["left"]:
-            _budget["left"] -= size
-            forms["float32"] = kept
-    return kept
+    def packed(self) -> torch.Tensor:
+        """In oneDNN's own order of float32 blocks."""
+        if self._packed is None:
+            packed = torch._C._nn.mkldnn_reorder_linear_weight(self.matrix.float().to_mkldnn())
+            if not _take(self.matrix):
+                return packed
+            self._packed = packed
+        return self._packed
 
-
-def _bfloat16(x: torch.Tensor, weight: torch.Tensor, forms: dict[Any, Any]) -> torch.Tensor:
-    if x.shape[0] == 1:
-        return F.linear(x[0], weight[0])[None]
-    return torch.bmm(x, weight.mT)
-
-
-def _float32(x: torch.Tensor, weight: torch.Tensor, forms: dict[Any, Any]) -> torch.Tensor:
-    wide = _float32_weight(weight, forms)
-    if x.shape[0] == 1:
-        return torch.mm(x[0].float(), wide[0].T)[None]
-    return torch.bmm(x.float(), wide.mT)
+    def keep(self, kernel: str) -> None:
+        """Drop the copies that the chosen kernel does not read."""
+        if kernel in ("packed", "narrow") and self._wide is not None:
+            _budget["left"] += self._wide.numel() * 4
+            self._wide = None
+        if kernel != "packed" and self._packed is not None:
+            _budget["left"] += self.matrix.numel() * 4
+            self._packed = None
 
 
-def _openblas(x: torch.Tensor, weight: torch.Tensor, forms: dict[Any, Any]) -> torch.Tensor:
-    wide = _float32_weight(weight, forms)
-    return torch.from_numpy(x.float().numpy() @ wide.mT.numpy())
+def _take(matrix: torch.Tensor) -> bool:
+    """Whether the budget had room for a float32 copy of a matrix."""
+    size = matrix.numel() * 4
+    if size > _budget["left"]:
+        return False
+    _budget["left"] -= size
+    return True
 
 
-_KERNELS: dict[str, Callable[..., torch.Tensor]] = {
-    "bfloat16": _bfloat16,
-    "float32": _float32,
+def _narrow(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return F.linear(x, weight.matrix)
+
+
+def _wide(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return F.linear(x.float(), weight.wide())
+
+
+def _packed(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x.float(), weight.packed(), None, "none", [], "")
+
+
+def _openblas(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1]).float().numpy()
+    out = torch.from_numpy(rows @ weight.wide().numpy().T)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+_KERNELS: dict[str, Callable[[torch.Tensor, Weight], torch.Tensor]] = {
+    "narrow": _narrow,  # bfloat16 in and out, accumulated in float32
+    "wide": _wide,
     "openblas": _openblas,
 }
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _KERNELS["packed"] = _packed
 
 
-def _measure(x: torch.Tensor, weight: torch.Tensor, forms: dict[Any, Any], narrow: bool) -> str:
-    """The fastest kernel for this shape: best of two runs after a warm-up."""
-    names = [name for name in _KERNELS if narrow or name != "bfloat16"]
-    if x.shape[1] >= 64:
-        names = [name for name in names if name != "bfloat16"]  # never close from here on
-    best, fastest = float("inf"), names[0]
-    for name in names:
-        run = _KERNELS[name]
-        run(x, weight, forms)
+def product(x: torch.Tensor, weight: Weight, *, narrow: bool) -> torch.Tensor:
+    """x [..., K] (bfloat16 or float32) times the weight, in bfloat16 or float32.
+
+    `narrow`: the result is rounded to bfloat16 in any case, so a kernel may do so itself.
+    """
+    if x.is_cuda:
+        return _on_gpu(x, weight.matrix, narrow)
+    if x.dtype is not torch.bfloat16:
+        narrow = False
+    n, k = weight.matrix.shape
+    key = (x.numel() // k, k, n, narrow)
+    name = _choice.get(key)
+    if name is None:
+        name = _choice[key] = _fastest(x, weight, narrow)
+    return _KERNELS[name](x, weight)
+
+
+def _on_gpu(x: torch.Tensor, matrix: torch.Tensor, narrow: bool) -> torch.Tensor:
+    if x.dtype is not torch.bfloat16:
+        return F.linear(x, matrix.float())
+    if narrow:
+        return F.linear(x, matrix)
+    out = torch.mm(x.reshape(-1, x.shape[-1]), matrix.mT, out_dtype=torch.float32)
+    return out.view(*x.shape[:-1], -1)
+
+
+def _fastest(x: torch.Tensor, weight: Weight, narrow: bool) -> str:
+    """The fastest kernel for this shape: best of three runs after a warm-up."""
+    x = x.reshape(-1, x.shape[-1])[:_MEASURED_ROWS]
+    best, fastest = float("inf"), ""
+    for name, run in _KERNELS.items():
+        # many rows in bfloat16 are slow beyond measure without an instruction for it
+        if name == "narrow" and (not narrow or x.shape[0] > 64):
+            continue
         took = float("inf")
-        for _ in range(2):
+        for attempt in range(4):
             start = time.perf_counter()
-            run(x, weight, forms)
-            took = min(took, time.perf_counter() - start)
+            run(x, weight)
+            elapsed = time.perf_counter() - start
+            if attempt or elapsed > _PATIENCE_S:
+                took = min(took, elapsed)
+            if elapsed > _PATIENCE_S:
+                break
         if took < best:
             best, fastest = took, name
+    weight.keep(fastest)
     return fastest
-
-
-def operands(
-    x: torch.Tensor, weight: torch.Tensor, fidelity: MathFidelity, weight_bits: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the multiplier sees of both operands at a fidelity of LoFi or HiFi2, HiFi4: all."""
-    if fidelity in (MathFidelity.LoFi, MathFidelity.HiFi2):
-        x = keep_significant_bits(x, PASS_BITS_IN0)
-    if fidelity is MathFidelity.LoFi and weight_bits > PASS_BITS_IN1:
-        weight = keep_significant_bits(weight, PASS_BITS_IN1)
-    return x, weight
