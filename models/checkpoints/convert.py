@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,15 @@ class CountingCheckpoint:
 
 
 class WriteOnly:
-    """A weight cache's face that converts and stores, and puts nothing on a device."""
+    """A weight cache's face that converts and stores, and puts nothing on a device.
+
+    One weight is written while the next one is converted.
+    """
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._written: Future[int] | None = None
         self.weights = self.converted = self.bytes_written = 0
 
     def tensor(self, key: str, *, build: Callable[[], Any], **_: Any) -> None:
@@ -67,12 +73,23 @@ class WriteOnly:
         self.weights += 1
         if self._cache.find(key) is not None:
             return
+        host = build()
+        self.wait()  # at most one converted weight lies in memory beside this one
+        self._written = self._writer.submit(self._store, key, host)
         self.converted += 1
-        self._cache.store(key, build())
+
+    def wait(self) -> None:
+        """Until the last weight is on disk."""
+        if self._written is not None:
+            self.bytes_written += self._written.result()
+            self._written = None
+
+    def _store(self, key: str, host: Any) -> int:
+        self._cache.store(key, host)
         path = self._cache.find(key)
         if path is None:
             raise ValueError(f"cannot write {self._cache.directory}: is the disk full?")
-        self.bytes_written += path.stat().st_size
+        return int(path.stat().st_size)
 
 
 def convert(
@@ -105,6 +122,7 @@ def convert(
         ) as cache:
             writer = WriteOnly(cache)
             _walk(mesh, device, checkpoint, precision, writer, pad_mlp_cores)
+            writer.wait()
             directory = cache.directory
     checkpoint.close()
     seconds = time.perf_counter() - start
