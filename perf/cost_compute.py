@@ -1,0 +1,187 @@
+"""Time of matrix products and attention on the cores their program configs name."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from backends.op_record import OpRecord
+from perf.constants import Constants
+from perf.op_cost import (
+    TILE_BYTES,
+    State,
+    bytes_us,
+    cycles_us,
+    grid_cores,
+    overlapped,
+    stored_bytes,
+    tiles,
+)
+
+CHUNK = 32  # positions of a tile of keys
+MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most so many cores
+
+
+def matmul_work(record: OpRecord) -> tuple[float, float]:
+    """FLOPs and DRAM bytes that the product needs at least, padding to tiles included."""
+    a, b = record.inputs[:2]
+    products = tiles(a.padded_shape) * -(-b.padded_shape[-1] // 32)
+    operands = (*record.inputs[:2], *record.outputs)
+    dram = sum(stored_bytes(t) for t in operands if t.buffer == "DRAM")
+    return products * 2.0 * 32**3, dram
+
+
+def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
+    """Each DRAM bank's slice of the weight is multiplied by the cores beside that bank.
+
+    One core per bank streams and multiplies; blocks of the activations go round to all of them.
+    """
+    c, spec, software = state.constants, state.spec, state.software
+    a, b = record.inputs[:2]
+    rows, inner = -(-a.padded_shape[-2] // 32), -(-a.padded_shape[-1] // 32)
+    columns = -(-b.padded_shape[-1] // 32)
+    per_bank = -(-b.shard[1] // 32) if b.shard else -(-columns // spec.dram_banks)
+    weight = inner * per_bank * spec.dram_banks * TILE_BYTES[b.dtype]
+    fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
+    per_product = cycles_per_product(c, fidelity)
+    if software.fused:  # weights arrive ahead of time; two receiver cores per bank multiply
+        cores = 2 * spec.dram_banks
+        share = rows * inner * columns / cores
+        return c.galaxy_matmul_us + cycles_us(share * per_product, spec)
+    readers = software.readers(spec.arch)
+    efficiency = c.dram_sharded
+    if spec.arch == "blackhole" and readers == 1:
+        efficiency = c.dram_one_reader_bh
+    stream = bytes_us(weight, efficiency * spec.dram_gbps)
+    blocks = inner / block_tiles(record, inner, columns, state)
+    cycles = rows * inner * -(-per_bank // readers) * per_product + blocks * c.block_cycles
+    return c.matmul_us + max(stream, cycles_us(cycles, spec))
+
+
+def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
+    """Tiles of K in one block of activations.
+
+    The seed's software put the activations of the feed-forward products on the largest grid that
+    divides both K and N, which cuts them finer than our plans do.
+    """
+    planned = int(record.attributes.get("in0_block_w", 1))
+    if not state.software.shared_grids or not record.scope.endswith(".mlp"):
+        return planned
+    both = math.gcd(inner, columns)
+    cores = max(n for n in range(1, 65) if both % n == 0 and _is_rectangle(n))
+    return max(w for w in range(1, 9) if inner // cores % w == 0)
+
+
+@cache
+def _is_rectangle(cores: int) -> bool:
+    """Whether an 8 x 8 grid has a rectangle of so many cores."""
+    return any(cores % rows == 0 and cores // rows <= 8 for rows in range(1, 9))
+
+
+def cycles_per_product(c: Constants, fidelity: str) -> float:
+    """Cycles of one tile product in a decode matmul; HiFi3 lies between its neighbours."""
+    table = {
+        "LoFi": c.lofi_cycles, "HiFi2": c.hifi2_cycles,
+        "HiFi3": (c.hifi2_cycles + c.hifi4_cycles) / 2, "HiFi4": c.hifi4_cycles,
+    }  # fmt: skip
+    return table[fidelity]
+
+
+def matmul_2d_us(record: OpRecord, state: State) -> float:
+    """A grid of cores; its first row reads the weight, its first column the activations.
+
+    Each reader core draws only so many bytes a second, then hands blocks on: at 128 rows that,
+    not arithmetic, sets the time.
+    """
+    c, spec = state.constants, state.spec
+    a, b = record.inputs[:2]
+    columns, rows = grid_cores(record, spec)
+    at = record.attributes
+    inner = -(-a.padded_shape[-1] // 32)
+    slices = math.prod(a.padded_shape[:-2]) if at.get("fuse_batch") is False else 1
+    per_core = int(at.get("per_core_M", 1)) * int(at.get("per_core_N", 1)) * inner
+    per_product = {
+        "LoFi": c.lofi_cycles_2d, "HiFi2": c.hifi2_cycles_2d,
+        "HiFi3": 1.5 * c.hifi2_cycles_2d, "HiFi4": 2 * c.hifi2_cycles_2d,
+    }[str(at.get("math_fidelity", "HiFi2"))]  # fmt: skip
+    compute = cycles_us(per_core * per_product, spec)
+    reader = reader_gbps(state)
+    weights = bytes_us(stored_bytes(b), columns * reader)
+    inputs = bytes_us(stored_bytes(a) / slices, rows * reader)
+    return c.matmul2d_us + slices * overlapped(compute, weights, inputs)
+
+
+def reader_gbps(state: State) -> float:
+    """What one core draws from DRAM; grows with the NoC: 32 bytes a cycle, 64 on Blackhole."""
+    scale = state.spec.clock_ghz * (2 if state.spec.arch == "blackhole" else 1)
+    return state.constants.reader_gbps * scale
+
+
+def _decode_shape(record: OpRecord, state: State) -> tuple[int, int, int, int]:
+    """Slots, users with a context, key/value heads, positions to read."""
+    slots = record.inputs[0].shape[1]
+    heads = record.inputs[1].shape[1]
+    full = int(record.attributes.get("context", state.context))
+    window = record.attributes.get("sliding_window_size")
+    context = min(state.context or full, full, int(window) if window else full)
+    return slots, min(slots, state.active_users), heads, context
+
+
+def attention_work(record: OpRecord, state: State) -> tuple[float, float]:
+    """FLOPs and DRAM bytes an attention op needs at least."""
+    query, keys = record.inputs[:2]
+    width = query.shape[-1]
+    outer = stored_bytes(query) if query.buffer == "DRAM" else 0
+    per_row = -(-width // 32) * TILE_BYTES[keys.dtype] / 32
+    if record.name.endswith("attention_decode"):
+        _, users, heads, context = _decode_shape(record, state)
+        flops = 4.0 * users * query.shape[2] * context * width
+        return flops, 2 * users * heads * context * per_row + outer
+    batch, heads, length = query.shape[0], query.shape[1], query.shape[2]
+    start = int(record.attributes.get("chunk_start_idx", 0))
+    seen = length * (start + length / 2)
+    kv = 2 * batch * keys.shape[1] * (start + length) * per_row
+    return 4.0 * batch * heads * seen * width, 2 * outer + kv
+
+
+def sdpa_decode_us(record: OpRecord, state: State) -> float:
+    """Cores are dealt to the slots, then to heads; each reads its share of the positions.
+
+    Idle slots keep their cores, so one user in many slots is slow.
+    """
+    c, spec = state.constants, state.spec
+    slots, users, heads, context = _decode_shape(record, state)
+    columns, rows = grid_cores(record, spec)
+    cores_per_slot = max(1, columns * rows // slots)
+    if cores_per_slot >= heads:
+        heads_per_core, cores_per_head = 1, min(MOST_CORES_PER_HEAD, cores_per_slot // heads)
+    else:
+        heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
+    share = math.ceil(context / CHUNK) / cores_per_head
+    work = heads_per_core * cycles_us(share * c.sdpa_tile_cycles, spec)
+    _, dram = attention_work(record, state)
+    stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
+    start = c.galaxy_sdpa_us if state.software.fused else c.sdpa_us
+    return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)
+
+
+def sdpa_prefill_us(record: OpRecord, state: State) -> float:
+    """Blocks of queries are dealt to the cores; each goes through the keys it may see."""
+    c, spec = state.constants, state.spec
+    query = record.inputs[0]
+    columns, rows = grid_cores(record, spec)
+    batch, heads, length, width = query.shape
+    chunk = int(record.attributes.get("q_chunk_size") or 32)
+    start = int(record.attributes.get("chunk_start_idx", 0))
+    blocks = -(-length // chunk)
+    # pairs of tiles (queries x keys), the diagonal blocks whole
+    pairs = batch * heads * (chunk // 32) ** 2 * (blocks * (blocks + 1) / 2 + blocks * start / chunk)
+    window = record.attributes.get("sliding_window_size")
+    if window:
+        most = batch * heads * (length // 32) * (int(window) + chunk) / 32
+        pairs = min(pairs, most)
+    cores = min(columns * rows, batch * heads * blocks)
+    per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
+    _, dram = attention_work(record, state)
+    stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
+    return c.dram_op_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

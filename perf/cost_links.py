@@ -1,0 +1,87 @@
+"""Time of collectives: start, hops, and the bytes of the busiest link over its rate.
+
+Constants come from measured tables of all-gather and reduce-scatter on lines and rings of 2, 4
+and 8 chips; an all-reduce is a reduce-scatter and an all-gather.
+"""
+
+from __future__ import annotations
+
+from backends.op_record import OpRecord
+from perf.op_cost import State, bytes_us, stored_bytes
+
+
+def _shape(record: OpRecord) -> tuple[int, int, bool, float]:
+    """Axis, chips, whether they form a ring, and bytes of the whole tensor."""
+    at = record.attributes
+    chips = int(at["num_devices"])
+    ring = at.get("topology") == "Ring" and chips > 2
+    whole = stored_bytes(record.outputs[0] if record.name == "all_gather" else record.inputs[0])
+    return int(at.get("cluster_axis", 1)), chips, ring, whole
+
+
+def busiest_link_bytes(chips: int, ring: bool, whole: float) -> float:
+    """Bytes over the busiest link in one direction for one pass of a gather or scatter."""
+    return whole * (0.5 if ring else (chips - 1) / chips)
+
+
+def link_gbps(record: OpRecord, axis: int, state: State) -> float:
+    """Line rate between neighbours along an axis, one direction, over the links the op asks for."""
+    have = max(1, state.spec.links[axis])
+    return min(have, int(record.attributes.get("num_links", have))) * state.spec.link_gbps
+
+
+def line_rate_us(record: OpRecord, state: State) -> float:
+    """The least time the links need."""
+    axis, chips, ring, whole = _shape(record)
+    passes = 2 if record.name == "all_reduce" else 1
+    # both ways round a ring, a chip's own part never travels
+    least = whole * (chips - 1) / chips / (2 if ring else 1)
+    return passes * bytes_us(least, link_gbps(record, axis, state))
+
+
+def collective_us(record: OpRecord, state: State) -> float:
+    """Time of a gather, a scatter, or both."""
+    axis, chips, ring, whole = _shape(record)
+    kinds = {
+        "all_gather": ("gather",), "reduce_scatter": ("scatter",),
+        "all_reduce": ("scatter", "gather"),
+    }[record.name]  # fmt: skip
+    rate = link_gbps(record, axis, state)
+    if _gathered_instead(record, chips, ring, state):
+        share = state.constants.fused_gather
+        return share * pass_us("gather", chips, ring, whole, rate, state)
+    return sum(pass_us(kind, chips, ring, whole, rate, state) for kind in kinds)
+
+
+def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:
+    """Whether the seed's software gathers heads inside the output projection instead.
+
+    It does so on rings of 8 whose chips keep a multiple of 8 tiles of the model width.
+    """
+    fits = ring and chips == 8 and (record.outputs[0].shape[-1] // 32) % 8 == 0
+    decode = record.outputs[0].padded_shape[-2] == 32
+    attention = record.name == "reduce_scatter" and record.scope.endswith(".attention")
+    return state.software.gathers_heads and fits and decode and attention
+
+
+def pass_us(
+    kind: str, chips: int, ring: bool, whole: float, rate: float, state: State
+) -> float:
+    """One pass of a gather or scatter of `whole` bytes over links of `rate` GB/s."""
+    c, spec, software = state.constants, state.spec, state.software
+    volume = busiest_link_bytes(chips, ring, whole)
+    gather = kind == "gather"
+    if state.is_grid and not software.fabric_on_grid:
+        own = c.grid_gather_gbps if gather else c.grid_scatter_gbps
+        return c.grid_us + bytes_us(volume, min(own, rate))
+    if chips == 2:
+        share = c.gather_rate_pair if gather else c.scatter_rate_pair
+    else:
+        share = c.gather_rate if gather else c.scatter_rate
+    if software.fused:
+        return c.galaxy_link_us + bytes_us(volume, share * rate)
+    start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
+    clock = 1 / spec.clock_ghz  # routers and workers run at the compute clock
+    latency = (start + hop * chips) * clock
+    skew = c.link_skew_us * (chips - 1)  # chips of a model do not arrive together
+    return latency + skew + bytes_us(volume, share * rate)

@@ -1,0 +1,300 @@
+"""Predicted TTFT and tokens/s/user of a model on a product, from the op list of its real forward.
+
+    python -m perf.predict --model Llama-3.1-8B --device N150 --batch_size 1 --prefill_len 128 \\
+        --optimizations performance [--data_parallel N] [--json]
+
+Time = sum of op times + launch gaps + host work; definitions as in perf/metrics.py. How good it is:
+python -m perf.calibrate --report. The command line is in predict_cli.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from backends.device_specs import DeviceSpec
+from backends.op_record import OpRecord
+from perf.constants import Constants, intervals, load_constants
+from perf.op_cost import COLLECTIVES, OpTime, State, is_view, op_time
+from perf.op_list import Job, OpList, RunOps
+from perf.software import SOFTWARE, Software
+
+TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Times of one decode step, or of one user's prefill."""
+
+    ms: float
+    limit_ms: float
+    breakdown: dict[str, float]  # ms by group of ops, host and launches included
+    bounds: dict[str, float]  # ms by what binds
+
+    @property
+    def bound(self) -> str:
+        """What most of the time is bound by."""
+        return max(self.bounds, key=lambda name: self.bounds[name])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Figures as the demos define them; intervals cover 80 % of published rows not fitted."""
+
+    ttft_ms: float
+    tokens_per_s_per_user: float
+    tokens_per_s: float
+    interval: dict[str, tuple[float, float]]
+    decode: Phase
+    prefill: Phase
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """What --json prints."""
+        return {
+            **self.settings,
+            "provenance": "modelled",
+            "ttft_ms": self.ttft_ms,
+            "tokens_per_s_per_user": self.tokens_per_s_per_user,
+            "tokens_per_s": self.tokens_per_s,
+            "interval": self.interval,
+            "limit_fraction": self.decode.limit_ms / self.decode.ms,
+            "ttft_limit_fraction": self.prefill.limit_ms / self.prefill.ms,
+            "bound": self.decode.bound,
+            "ttft_bound": self.prefill.bound,
+            "breakdown": {"decode_ms": self.decode.breakdown, "prefill_ms": self.prefill.breakdown},
+        }
+
+
+def group_of(record: OpRecord) -> str:
+    """Which line of the breakdown an op belongs to, by its name and its place in the model."""
+    name = record.name
+    part = record.scope.rsplit(".", 1)[-1] or "other"
+    if name in COLLECTIVES:
+        return "collectives"
+    if "dot_product_attention" in name:
+        return "attention scores"
+    if name == "linear" or (name == "matmul" and "program_config" in record.attributes):
+        return f"{part} matmuls"
+    if "norm" in name:
+        return "norms"
+    if part in ("embedding", "sampling"):
+        return part
+    return "small ops"
+
+
+@dataclass
+class _Sum:
+    """Adds up op times."""
+
+    breakdown: dict[str, float] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
+    limit_us: float = 0.0
+    us: float = 0.0
+    launches: int = 0
+
+    def add(self, group: str, bound: str, us: float, limit_us: float = 0.0) -> None:
+        self.breakdown[group] = self.breakdown.get(group, 0.0) + us / 1000
+        self.bounds[bound] = self.bounds.get(bound, 0.0) + us / 1000
+        self.us += us
+        self.limit_us += limit_us
+
+    def phase(self) -> Phase:
+        """The sums, biggest first."""
+        ordered = sorted(self.breakdown.items(), key=lambda item: -item[1])
+        ms = max(self.us, self.limit_us) / 1000
+        return Phase(ms, self.limit_us / 1000, dict(ordered), self.bounds)
+
+
+def sum_ops(
+    ops: OpList, state: State, *, without: Sequence[str] = (), timed: dict[int, OpTime] | None = None
+) -> _Sum:
+    """All ops of a list with their launch gaps; `timed` remembers times by record identity."""
+    total = _Sum()
+    for op in ops.ops:
+        if op.record.name in without or group_of(op.record) in without:
+            continue
+        time = timed.get(id(op.record)) if timed is not None else None
+        if time is None:
+            time = op_time(op.record, state)
+            if timed is not None:
+                timed[id(op.record)] = time
+        group = group_of(op.record)
+        total.add(group, time.bound, op.count * time.us, op.count * time.limit_us)
+        if not is_view(op.record) and time.us > 0:
+            total.launches += op.count
+    c = state.constants
+    gap_us = c.galaxy_gap_us if state.software.fused else c.gap_us
+    total.add("launch gaps", "launch", total.launches * gap_us)
+    return total
+
+
+def decode_phase(
+    run: RunOps, state: State, *, data_parallel: int = 1, without: Sequence[str] = ()
+) -> Phase:
+    """One decode step of all users."""
+    c = state.constants
+    total = sum_ops(run.decode, state, without=without)
+    host_ms = c.host_step_ms + (data_parallel - 1) * c.host_group_ms
+    if run.decode.host_elements:
+        own = run.decode.ops[-1].record.outputs[0].shape
+        own_elements = own[-1] * min(32, own[-2] if len(own) > 1 else 1)
+        host_ms += data_parallel * run.decode.host_elements / 1e6 * c.host_logits_ms
+        host_ms += own_elements / 1e6 * c.host_logits_chip_ms
+    total.add("host", "host", 1000 * host_ms)
+    return total.phase()
+
+
+def prefill_phase(
+    run: RunOps,
+    state: State,
+    *,
+    users: int,
+    length: int,
+    data_parallel: int = 1,
+    without: Sequence[str] = (),
+) -> Phase:
+    """Prefill of one user: the whole of a batch divided by its users."""
+    c = state.constants
+    total = sum_ops(run.prefill, state, without=without)
+    traced = state.software.traced_prefill and length <= TRACED_UP_TO
+    if not traced:
+        host_us = _dispatch_us(run, state, without)
+        if host_us > total.us:  # the device waits for the host
+            total.add("dispatch", "host", host_us - total.us)
+    if data_parallel > 1:
+        total.add("dispatch", "host", (c.group_overlap - 1) * total.us)
+    host_ms = c.host_prefill_ms
+    if users > 1 and run.prefill_users == 1:
+        host_ms += c.host_batch_ms
+    total.add("host", "host", 1000 * host_ms)
+    phase = total.phase()
+    share = 1 / run.prefill_users
+    return Phase(
+        phase.ms * share,
+        phase.limit_ms * share,
+        {name: ms * share for name, ms in phase.breakdown.items()},
+        {name: ms * share for name, ms in phase.bounds.items()},
+    )
+
+
+def _dispatch_us(run: RunOps, state: State, without: Sequence[str]) -> float:
+    """Time the host needs to hand over every op of a prefill that is not traced."""
+    c = state.constants
+    chips = run.mesh_shape[0] * run.mesh_shape[1]
+    per_op = c.host_op_us + (chips - 1) * c.host_chip_us
+    us = 0.0
+    for op in run.prefill.ops:
+        name = op.record.name
+        if name not in without and not is_view(op.record):
+            us += op.count * (per_op + (c.host_link_op_us if name in COLLECTIVES else 0))
+    return us
+
+
+def predict_ops(
+    run: RunOps,
+    spec: DeviceSpec,
+    *,
+    users: int,
+    prefill_len: int,
+    context: int,
+    data_parallel: int = 1,
+    software: Software = SOFTWARE["seed"],
+    constants: Constants | None = None,
+    without: Sequence[str] = (),
+) -> Prediction:
+    """Figures of op lists that ran or were recorded; `users` of one data-parallel group."""
+    c = constants or load_constants()
+    state = State(spec, c, software, context, users, min(run.mesh_shape) > 1)
+    decode = decode_phase(run, state, data_parallel=data_parallel, without=without)
+    prefill = prefill_phase(
+        run, state, users=users, length=prefill_len, data_parallel=data_parallel, without=without
+    )
+    speed = 1000 / decode.ms
+    low_high = intervals()
+    return Prediction(
+        ttft_ms=prefill.ms,
+        tokens_per_s_per_user=speed,
+        tokens_per_s=speed * users * data_parallel,
+        interval={
+            "tokens_per_s_per_user": _spread(speed, low_high["decode"]),
+            "ttft_ms": _spread(prefill.ms, low_high["ttft"]),
+        },
+        decode=decode,
+        prefill=prefill,
+    )
+
+
+def _spread(value: float, ratios: tuple[float, float]) -> tuple[float, float]:
+    return value * ratios[0], value * ratios[1]
+
+
+def predict(
+    job: Job,
+    *,
+    software: Software = SOFTWARE["seed"],
+    constants: Constants | None = None,
+    without: Sequence[str] = (),
+) -> Prediction:
+    """Figures of a job; see op_list.Job for what it says."""
+    from perf.op_list_cache import run_ops
+
+    return predict_ops(
+        run_ops(job),
+        job.spec,
+        users=job.batch_size,
+        prefill_len=job.prefill_len,
+        context=job.context,
+        data_parallel=job.data_parallel,
+        software=software,
+        constants=constants,
+        without=without,
+    )
+
+
+def job_for(
+    model: str,
+    spec: DeviceSpec,
+    *,
+    software: Software = SOFTWARE["seed"],
+    batch_size: int = 1,
+    data_parallel: int = 1,
+    **options: object,
+) -> Job:
+    """A job with the sampling and batching habits of a release."""
+    rows, cols = spec.mesh_shape
+    is_grid = data_parallel == 1 and min(rows, cols) > 1
+    return Job(
+        model,
+        spec,
+        batch_size=batch_size,
+        data_parallel=data_parallel,
+        device_sampling=software.samples_on_device(batch_size, is_grid),
+        batched_prefill=software.batched_prefill and batch_size > 1,
+        pad_heads=software.pads_heads,
+        pad_mlp_cores=software.mlp_cores.get(str(model)),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def dump_json(values: Mapping[str, object]) -> str:
+    """JSON with figures rounded to what they are worth."""
+
+    def tidy(value: object) -> object:
+        if isinstance(value, float):
+            return float(f"{value:.5g}")
+        if isinstance(value, Mapping):
+            return {key: tidy(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [tidy(item) for item in value]
+        return value
+
+    return json.dumps(tidy(values), indent=2)
+
+
+if __name__ == "__main__":
+    from perf.predict_cli import main
+
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What the software of a release does differently: settings of a prediction, not constants.
+
+`seed` is the generic demo of mid 2025, which the published tables of PERF.md come from; `galaxy`
+the Galaxy's own 70B demo of the same time; `2026` the generic demo a year later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Software:
+    """One release's habits."""
+
+    name: str
+    device_sampling_users: int = 1  # up to so many users the device picks tokens, else the host
+    device_sampling_on_grid: bool = False  # also on 2D meshes
+    traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
+    batched_prefill: bool = False  # prompts of one length run together
+    fabric_on_grid: bool = False  # collectives on 2D meshes are as fast as on lines
+    fused: bool = False  # resharding and user selection are folded into neighbours; prefetcher
+    shared_grids: bool = False  # activations of a gated product lie on a grid that suits K and N
+    gathers_heads: bool = False  # rings of 8 gather heads inside the output projection
+    pads_heads: bool = False  # head widths become powers of two
+    mlp_cores: Mapping[str, int] = field(default_factory=dict)  # PAD_MLP_CORES by model
+    blackhole_readers: int = 1  # cores that stream one DRAM bank in a DRAM-sharded matmul there
+
+    def readers(self, arch: str) -> int:
+        """Cores that stream one DRAM bank in a DRAM-sharded matmul."""
+        return self.blackhole_readers if arch == "blackhole" else 1
+
+    def samples_on_device(self, users: int, is_grid: bool) -> bool:
+        """Whether a step returns tokens instead of logits."""
+        if is_grid and not self.device_sampling_on_grid:
+            return False
+        return users <= self.device_sampling_users
+
+
+# defaults of the generic demo: hidden widths that would not spread over the grid are padded
+_MLP_CORES = {"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 16}
+
+SOFTWARE: Mapping[str, Software] = MappingProxyType(
+    {
+        software.name: software
+        for software in (
+            Software("seed", shared_grids=True, gathers_heads=True, pads_heads=True, mlp_cores=_MLP_CORES),
+            Software(
+                "galaxy",
+                device_sampling_users=32,
+                device_sampling_on_grid=True,
+                traced_prefill=True,
+                fabric_on_grid=True,
+                fused=True,
+            ),
+            Software(
+                "2026",
+                device_sampling_users=32,
+                device_sampling_on_grid=True,
+                traced_prefill=True,
+                batched_prefill=True,
+                fabric_on_grid=True,
+                # several cores per bank came to Blackhole's matmul in August 2026 (PR#54242)
+                blackhole_readers=2,
+            ),
+        )
+    }
+)
+
+
+def software_named(name: str) -> Software:
+    """A release by name; an unknown name answers with the list."""
+    if name not in SOFTWARE:
+        raise ValueError(f"unknown software {name!r}: choose one of {', '.join(SOFTWARE)}")
+    return SOFTWARE[name]
