@@ -276,7 +276,8 @@ class Engine:
             self.traces.pop(True).release()
 
     def _step(self, on_device: bool) -> Any:
-        at = CacheAddress(pages=self.pages.tensor, positions=self.positions.tensor)
+        pages = self.pages.tensor if self.block_size else None
+        at = CacheAddress(pages=pages, positions=self.positions.tensor)
         logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
         if not on_device:
             return logits

@@ -1,0 +1,1 @@
+"""Whole models on the emulator, against HF transformers and against themselves."""

@@ -1,0 +1,39 @@
+"""Every family through our converter and stack agrees with HF transformers, on one chip and more."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from models.checkpoints.reference import build_reference
+from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt, run_forced
+from tests.tiny_models import TINY, TinyCheckpoint, tiny_config
+
+PROMPT, STEPS = 290, 32  # longer than phi3's original context and mistral's window
+
+
+@functools.cache
+def _expected(family: str) -> tuple[TinyCheckpoint, list[int], torch.Tensor]:
+    checkpoint = TinyCheckpoint(tiny_config(family))
+    tokens = random_prompt(checkpoint.config.vocab_size, PROMPT + STEPS)
+    return checkpoint, tokens, hf_logits(build_reference(checkpoint), tokens, STEPS + 1)
+
+
+@pytest.mark.parametrize("device", ["N150", "T3K"])
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("chunk", [4096, 128], ids=["whole", "chunked"])
+def test_prefill_and_decode_agree_with_hf(family: str, device: str, chunk: int) -> None:
+    checkpoint, tokens, expected = _expected(family)
+    with engine_of(checkpoint, device, chunk=chunk) as engine:
+        got = run_forced(engine, tokens[:PROMPT], tokens[PROMPT:], random_pages(engine))
+    worst = min(pcc(a, b) for a, b in zip(got, expected, strict=True))
+    assert worst >= 0.999
+
+
+def test_families_run_on_a_galaxy_too() -> None:
+    checkpoint, tokens, expected = _expected("llama")
+    with engine_of(checkpoint, "TG") as engine:
+        got = run_forced(engine, tokens[:PROMPT], tokens[PROMPT : PROMPT + 4], random_pages(engine))
+    assert min(pcc(a, b) for a, b in zip(got, expected, strict=False)) >= 0.999

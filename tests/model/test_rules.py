@@ -1,0 +1,99 @@
+"""What must not change a result: the batch, the pages, the cache's kind, traces, chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
+from tests.tiny_models import TinyCheckpoint, tiny_config
+
+CHECKPOINT = TinyCheckpoint(tiny_config("llama"))
+VOCAB = CHECKPOINT.config.vocab_size
+PROMPTS = [random_prompt(VOCAB, length, seed=length) for length in (3, 40, 127, 128, 129, 200)]
+
+
+def _generate(engine: Any, prompts: list[list[int]], steps: int, seed: int = 0) -> torch.Tensor:
+    """Logits [steps, users, V] of greedy decoding, each user at its own position."""
+    pages = random_pages(engine, seed)
+    slots = list(range(len(prompts)))
+    logits = [engine.prefill(prompts, slots=slots, page_table=pages)]
+    positions = torch.full((engine.max_batch_size,), -1, dtype=torch.int32)
+    positions[: len(prompts)] = torch.tensor([len(prompt) for prompt in prompts])
+    for _ in range(steps):
+        tokens = torch.zeros(engine.max_batch_size, dtype=torch.int32)
+        tokens[: len(prompts)] = logits[-1].argmax(-1)
+        logits.append(engine.decode(tokens, positions, page_table=pages)[: len(prompts)])
+        positions = torch.where(positions >= 0, positions + 1, positions)
+    return torch.stack(logits)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[torch.Tensor]:
+    """Every prompt by itself, batch 1."""
+    with engine_of(CHECKPOINT) as engine:
+        return [_generate(engine, [prompt], 6)[:, 0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_user_gets_the_same_in_a_batch_of_32_as_alone(
+    alone: list[torch.Tensor], batched: bool
+) -> None:
+    with engine_of(CHECKPOINT, batch=32, num_blocks=512, batched=batched) as engine:
+        together = _generate(engine, PROMPTS, 6)
+    for user, expected in enumerate(alone):
+        assert pcc(together[:, user], expected) > 0.9999
+        assert together[:, user].argmax(-1).tolist() == expected.argmax(-1).tolist()
+
+
+def test_a_dense_cache_gives_what_pages_give(alone: list[torch.Tensor]) -> None:
+    with engine_of(CHECKPOINT, batch=8, block_size=None) as engine:
+        dense = _generate(engine, PROMPTS, 6)
+    for user, expected in enumerate(alone):
+        assert pcc(dense[:, user], expected) > 0.9999
+
+
+def test_the_order_of_pages_changes_nothing() -> None:
+    with engine_of(CHECKPOINT, batch=8) as engine:
+        assert torch.equal(
+            _generate(engine, PROMPTS, 4, seed=1), _generate(engine, PROMPTS, 4, seed=2)
+        )
+
+
+def test_a_traced_step_gives_what_an_untraced_one_gives() -> None:
+    with engine_of(CHECKPOINT, batch=8) as engine:
+        traced = _generate(engine, PROMPTS, 6)
+    with engine_of(CHECKPOINT, batch=8, trace=False) as engine:
+        assert torch.equal(traced, _generate(engine, PROMPTS, 6))
+
+
+@pytest.mark.parametrize("off", [-33, -32, -31, -1, 0, 1, 31, 32, 33])
+def test_chunked_prefill_equals_whole_prefill_around_a_chunk_border(off: int) -> None:
+    prompt = random_prompt(VOCAB, 256 + off, seed=9)
+    forced = random_prompt(VOCAB, 3, seed=10)
+    found = []
+    for chunk in (4096, 128):
+        with engine_of(CHECKPOINT, chunk=chunk) as engine:
+            found.append(run_forced(engine, prompt, forced, random_pages(engine)))
+    assert min(pcc(a, b) for a, b in zip(*found, strict=True)) >= 0.9999
+
+
+def test_sampling_on_the_device_is_greedy_where_asked() -> None:
+    from runtime.sampling import GREEDY, device_sampling
+
+    with engine_of(CHECKPOINT, batch=8) as engine:
+        expected = _generate(engine, PROMPTS, 6).argmax(-1)
+        pages = random_pages(engine)
+        drawn = [engine.prefill(PROMPTS, slots=list(range(6)), page_table=pages).argmax(-1)]
+        positions = torch.tensor([len(p) for p in PROMPTS] + [-1, -1], dtype=torch.int32)
+        for _ in range(6):
+            tokens = torch.zeros(8, dtype=torch.int32)
+            tokens[:6] = drawn[-1]
+            out = engine.decode(
+                tokens, positions, page_table=pages, sampling=device_sampling([GREEDY] * 8)
+            )
+            drawn.append(out[:6].long())
+            positions = torch.where(positions >= 0, positions + 1, positions)
+    assert torch.equal(torch.stack(drawn), expected)
