@@ -23,7 +23,7 @@ from models.footprint import check_fits, dram_bytes, footprint, max_prefill_chun
 from models.kv_cache import CacheConfig
 from models.registry import load_config
 from models.sharding import MAX_USERS, Sharding
-from runtime.chunking import BUCKET
+from runtime.chunking import BUCKET, plan_chunks
 from runtime.engine import Engine
 from runtime.loading import LoadOptions, check_options, group_shape, load_engines, precision_of
 from runtime.sampling import DeviceSampling
@@ -57,6 +57,7 @@ def check(options: CheckOptions) -> dict[str, Any]:
         "device": options.device,
         "data_parallel": options.data_parallel,
         "optimizations": options.optimizations,
+        "phase": options.phase,
         "runs": [],
     }
     try:
@@ -190,7 +191,7 @@ def _dram_report(engine: Engine, loaded_bytes: int, mark: Any) -> dict[str, int]
 
 def _what_fits(engine: Engine, dram: dict[str, int]) -> dict[str, Any]:
     """Contexts and batches that the memory beside weights and activations would hold."""
-    positions = engine.num_blocks * engine.block_size
+    positions = engine.num_blocks * (engine.block_size or 0)
     room = dram["total"] - dram["weights"] - dram["rest"]
     tokens = int(room / (dram["cache"] / positions))
     limit = engine.config.max_position_embeddings
@@ -211,6 +212,8 @@ class Passes:
     def __init__(self, engine: Engine, run: dict[str, Any]) -> None:
         self.engine, self.run = engine, run
         self.model = engine.model
+        assert engine.block_size is not None
+        self.block_size = engine.block_size
         pages = engine.pages.values.shape[1]
         # pages of one user are its own; users share the pool in turns where it is smaller
         table = torch.arange(engine.max_batch_size * pages, dtype=torch.int32)
@@ -231,9 +234,9 @@ class Passes:
         if limit > whole:
             length = min(limit, 2 * whole)
             self._prefill(f"prefill {length} in chunks", [length])
-        if limit > engine.block_size + 1:
-            length = min(limit, BUCKET + engine.block_size)
-            start = engine.block_size
+        if limit > self.block_size + 1:
+            length = min(limit, BUCKET + self.block_size)
+            start = self.block_size
             self._prefill(f"prefill {length} after {start} cached", [length], starts=[start])
         if engine.batched_prefill and engine.max_batch_size > 1:
             users = engine.max_batch_size
@@ -248,7 +251,8 @@ class Passes:
                 prompts, slots=slots, page_table=self.page_table, start_positions=starts
             )
 
-        self._measured(name, run, run)
+        chunks = plan_chunks(lengths[0], max_chunk=self.engine.max_prefill_chunk)
+        self._measured(name, run, run, passes=1 if starts else len(chunks))
 
     def decode(self) -> None:
         """Logits to the host and tokens drawn on the device, each eager, captured and replayed."""
@@ -273,7 +277,9 @@ class Passes:
             for later in (1, 2, 3):  # capture, replay with rewritten inputs, replay
                 step(min(position + later, self.engine.max_seq_len - 1))
 
-    def _measured(self, name: str, run: Callable[[], None], again: Callable[[], None]) -> None:
+    def _measured(
+        self, name: str, run: Callable[[], None], again: Callable[[], None], passes: int = 1
+    ) -> None:
         """Run and record; `again` repeats the work with one layer of each kind to weigh its L1."""
         mesh = self.model.mesh
         programs = mesh.num_program_cache_entries()
@@ -283,7 +289,7 @@ class Passes:
         phase = {
             "name": name,
             "ops": len(records),
-            "ops_per_layer": _ops_of_first_layer(records),
+            "ops_per_layer": _ops_of_first_layer(records) // passes,
             "programs": mesh.num_program_cache_entries() - programs,
             "dram_peak": self.dram().peak_bytes,
             "seconds": round(time.perf_counter() - began, 3),

@@ -55,7 +55,7 @@ class MemoryWatch:
 
 @dataclass
 class CoreUsage:
-    """Peak bytes of one worker core's L1: tensors, and the buffers programs set up for themselves."""
+    """Peak bytes of one worker core's L1: tensors alone, and with the programs' own buffers."""
 
     tensors: int = 0
     total: int = 0
@@ -63,7 +63,7 @@ class CoreUsage:
 
 @contextmanager
 def core_usage(ttnn: Any) -> Iterator[CoreUsage]:
-    """Measure the calls inside; they allocate and run nothing, so run them before for validation."""
+    """Measure the calls inside; they allocate nothing, so run them before for validation."""
     usage = CoreUsage()
     graph = ttnn.graph
     graph.begin_graph_capture(graph.RunMode.NO_DISPATCH)

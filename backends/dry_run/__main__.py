@@ -1,0 +1,81 @@
+"""Check a model on mock chips: `python -m backends.dry_run --model NAME --device DEVICE`.
+
+Starts runtime/dry_run_check.py as a process, so that a crash of the wheel is a reported failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.device_specs import SPECS
+from backends.dry_run import environment, report
+from backends.dry_run.worker import run_module
+
+TIMEOUT_S = 900.0
+EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
+
+
+def run_check(
+    options: dict[str, Any], *, cache_dir: Path | None = None, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """One check in a process of its own; `options` are fields of CheckOptions."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "report.json"
+        arguments = ["--options", json.dumps(options), "--report", str(answer)]
+        if cache_dir is not None:
+            arguments += ["--cache_dir", str(cache_dir)]
+        outcome = run_module("runtime.dry_run_check", arguments, timeout_s=timeout_s)
+        if outcome.problem is None:
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return found
+    status = "timeout" if outcome.timed_out else "crash"
+    subject = {name: options.get(name) for name in ("model", "device", "optimizations")}
+    return subject | {"status": status, "reason": outcome.problem, "runs": []}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backends.dry_run",
+        description="Run a model of full size through the real TT-NN on mock chips.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME|DIR", help="name in model_params, or a directory")
+    add("--device", required=True, choices=list(SPECS))
+    add("--batch_size", type=int, metavar="N", help="default: 1, then 32")
+    add("--max_seq_len", type=int, metavar="N", help="default: the longest that one user can have")
+    add("--layers", type=int, metavar="N", help="default: all")
+    add("--phase", choices=("prefill", "decode", "both"), default="both")
+    add("--optimizations", default="performance", help="preset or precision settings")
+    add("--data_parallel", type=int, default=1, metavar="N")
+    add("--block_size", type=int, default=32, metavar="N", help="tokens in a page of the cache")
+    add("--num_blocks", type=int, metavar="N", help="pages of the cache; default: as many as fit")
+    add("--ring", action="store_true", help="close the product's rings")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--cache_dir", type=Path, help=f"default: {environment.default_cache()}")
+    add("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 passed, 1 failed, 2 refused (it cannot fit)."""
+    given = vars(_parser().parse_args(arguments))
+    reason = environment.unavailable()
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    as_json, cache_dir, timeout_s = (given.pop(name) for name in ("json", "cache_dir", "timeout"))
+    batch = given.pop("batch_size")
+    options = given | {"batch_sizes": [batch] if batch else [1, 32]}
+    found = run_check(options, cache_dir=cache_dir, timeout_s=timeout_s)
+    print(json.dumps(found, indent=2) if as_json else report.render(found))
+    return EXIT_CODES[found["status"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
