@@ -68,9 +68,9 @@ check_environment() {
 }
 
 pip_install() {
-    local quiet=--quiet
-    [ -t 1 ] && quiet=--progress-bar=on
-    "$venv/bin/python" -m pip install --disable-pip-version-check "$quiet" "$@" ||
+    local output=-qq  # errors only, save where somebody watches
+    [ -t 1 ] && output=--progress-bar=on
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$output" "$@" ||
         die "pip could not install the packages (see above); run the same command again to retry"
 }
 
@@ -109,7 +109,8 @@ files=(requirements.txt)
 [ -z "$dev" ] || files+=(requirements-dev.txt)
 installed=$(cat "$venv/installed${dev:+-dev}" 2>/dev/null || true)
 [ "$installed" = "$(checksum "${files[@]}")" ] || install "${files[@]}"
-if [ -n "$model" ]; then
-    "$venv/bin/python" -m models.checkpoints.default_model >/dev/null ||
+if [ -n "$model" ] && [ ! -s "$(cat "$venv/default-model" 2>/dev/null)" ]; then
+    "$venv/bin/python" -c 'from models.checkpoints.default_model import default_model_path
+print(default_model_path())' > "$venv/default-model" ||
         die "the default model could not be fetched (see above)"
 fi
