@@ -8,7 +8,6 @@ writer, a reader sees a whole weight or none. cache_place.py says where the dire
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +26,6 @@ from backends import ttnn
 _FORMAT = 1
 _NEW_S = 60
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SUFFIX = ".tensorbin"  # what TT-NN calls its own files
 
 
@@ -49,8 +47,7 @@ class WeightCache:
         base = Path(directory).expanduser()
         self.directory = base / fingerprint
         self.hits = self.misses = 0
-        self._scratch: Path | None = None
-        self._locks: list[int] = []
+        self._lock: int | None = None
         self._writable = True
         for path in (base, self.directory):
             if path.is_symlink():
@@ -60,7 +57,7 @@ class WeightCache:
                 )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._locks.append(_lock(self.directory / ".in-use", fcntl.LOCK_SH))
+            self._lock = _lock(self.directory / ".in-use", fcntl.LOCK_SH)
             _remove_abandoned(self.directory)
         except OSError as error:
             self._stop_writing(error)
@@ -115,14 +112,9 @@ class WeightCache:
         if not self._writable:
             return
         try:
-            with self._scratch_directory() as scratch:
-                try:
-                    self._write(scratch, key, host)
-                except Exception as error:  # the wheel and safetensors have errors of their own
-                    if isinstance(error, OSError) or not _is_full(self.directory):
-                        raise
-                    raise OSError(errno.ENOSPC, "no space left") from error
-        except OSError as error:
+            with _scratch_directory(self.directory) as scratch:
+                self._write(scratch, key, host)
+        except Exception as error:  # the wheel and safetensors have errors of their own
             self._stop_writing(error)
 
     def _write(self, scratch: Path, key: str, host: Any) -> None:
@@ -137,12 +129,10 @@ class WeightCache:
         _replace(note, record_path)
 
     def close(self) -> None:
-        """Give up the locks and the scratch directory."""
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
-        while self._locks:
-            os.close(self._locks.pop())
+        """Give up the lock; the end of the process does so too."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> WeightCache:
         return self
@@ -154,24 +144,12 @@ class WeightCache:
         assert "/" not in key and not key.startswith("."), key
         return self.directory / f"{key}{_SUFFIX}", self.directory / f"{key}.json"
 
-    @contextlib.contextmanager
-    def _scratch_directory(self) -> Iterator[Path]:
-        """This process's own directory for unfinished files; emptied even when writing fails."""
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(dir=self.directory, prefix=".writing-"))
-            self._locks.append(_lock(self._scratch / ".lock", fcntl.LOCK_EX))
-        try:
-            yield self._scratch
-        finally:
-            for file in self._scratch.glob("[!.]*"):
-                file.unlink(missing_ok=True)
-
-    def _stop_writing(self, error: OSError) -> None:
+    def _stop_writing(self, error: Exception) -> None:
         self._writable = False
-        reason = "the disk is full" if error.errno in _FULL else str(error)
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         logger.warning(
             f"weight cache {self.directory}: {reason}; weights are converted at every start until "
-            "there is room, or TT_CACHE_PATH names a better place"
+            "this is mended or TT_CACHE_PATH names a better place"
         )
 
 
@@ -208,6 +186,17 @@ def _lock(path: Path, kind: int) -> int:
     return descriptor
 
 
+@contextlib.contextmanager
+def _scratch_directory(directory: Path) -> Iterator[Path]:
+    """A directory of this writer's own for unfinished files, locked while it is at work."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as name:
+        lock = _lock(Path(name) / ".lock", fcntl.LOCK_EX)
+        try:
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
 def _remove_abandoned(directory: Path) -> None:
     """Delete what killed writers left: scratch directories, not brand new, nobody holds locked."""
     for scratch in directory.glob(".writing-*"):
@@ -230,11 +219,3 @@ def _sync(path: Path) -> None:
 def _replace(written: Path, path: Path) -> None:
     os.replace(written, path)
     _sync(path.parent)
-
-
-def _is_full(directory: Path) -> bool:
-    try:
-        status = os.statvfs(directory)
-    except OSError:
-        return False
-    return status.f_bavail * status.f_frsize < 2**20
