@@ -5,7 +5,7 @@ Preparation is session.py's, printing report.py's, figures perf/metrics.py's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,21 +98,30 @@ def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
     return Job(case, model, batches, requests)
 
 
-def warm_up(session: Session, requests: Sequence[Request], profiler: Profiler) -> OpLists:
-    """Run a prefill and a decode that are not measured: they compile, and show the ops used."""
+def recorded(steps: Iterator[Step], ops: OpLists) -> Iterator[Step]:
+    """The steps, with the TT-NN calls of prefill and of the first decode noted in `ops`."""
     from backends.op_record import record_ops
 
-    generator = session.generator
+    while not ops.decode:
+        with record_ops() as calls:
+            step = next(steps, None)
+        if step is None:
+            return
+        noted = ops.prefill if step.kind is StepKind.PREFILL else ops.decode
+        noted += calls
+        yield step
+    yield from steps
+
+
+def warm_up(session: Session, requests: Sequence[Request], profiler: Profiler) -> OpLists:
+    """Run a prefill and a decode that are not measured: they compile, and show the ops used."""
+    generator, ops = session.generator, OpLists()
     generator.reset()
     short = [
         replace(request, max_new_tokens=min(2, request.max_new_tokens)) for request in requests
     ]
-    steps = generator.generate(short)
-    ops = OpLists()
-    with profiler("compile_prefill"), record_ops() as ops.prefill:
-        next(steps)
-    with profiler("compile_decode"), record_ops() as ops.decode:
-        next(steps, None)
+    for step in recorded(generator.generate(short), ops):
+        profiler.add(f"compile_{step.kind.value}", step.seconds)
     return ops
 
 
@@ -123,9 +132,14 @@ def needs_warm_up(session: Session, requests: Sequence[Request]) -> bool:
 
 
 def run_batch(
-    session: Session, requests: Sequence[Request], profiler: Profiler, *, quiet: bool = False
+    session: Session,
+    requests: Sequence[Request],
+    profiler: Profiler,
+    *,
+    ops: OpLists | None = None,
+    quiet: bool = False,
 ) -> Answers:
-    """Answer all requests, timing prefill and every decode iteration."""
+    """Answer all requests, timing prefill and every decode iteration; `ops` is filled if empty."""
     case, generator = session.case, session.generator
     generator.reset()
     if case.prefix_cached_ratio:
@@ -138,7 +152,8 @@ def run_batch(
     num_iterations = max(request.max_new_tokens for request in requests) - 1
     # disable=None: no bar where nobody watches
     with tqdm(total=num_iterations, desc="decode", leave=False, disable=None) as bar:
-        for step in generator.generate(requests):
+        steps = generator.generate(requests)
+        for step in steps if ops is None or ops.decode else recorded(steps, ops):
             answers.add(step)
             if step.kind is StepKind.PREFILL:
                 if case.mode != "decode":
@@ -171,7 +186,7 @@ def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[An
     all_answers = []
     for number, (prompts, requests) in enumerate(zip(job.prompts, job.requests, strict=True)):
         if number == 0:
-            answers = run_first(session, requests, profiler)
+            answers = run_first(session, requests, profiler, ops=ops)
         else:
             answers = run_batch(session, requests, Profiler(), quiet=True)
         report.print_answers(number, prompts, answers.tokens, session.model.tokenizer)
@@ -179,12 +194,14 @@ def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[An
     return all_answers, ops
 
 
-def run_checked(session: Session, requests: Sequence[Request], profiler: Profiler) -> Answers:
+def run_checked(
+    session: Session, requests: Sequence[Request], profiler: Profiler, *, ops: OpLists
+) -> Answers:
     """run_batch with its numbers compared with Hugging Face's, and with a second run's."""
     from demo import pcc_check
 
     with pcc_check.tapped(session, requests) as tap:
-        answers = run_batch(session, requests, profiler)
+        answers = run_batch(session, requests, profiler, ops=ops)
     found = pcc_check.compare(session, tap, requests, answers.tokens)
     pcc_check.report_agreement(found, strict=session.case.weights != "random")
     if getattr(session.case, "apc_test", False):
