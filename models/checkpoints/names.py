@@ -222,7 +222,9 @@ def _look_up(
     """(stored name, rows of it): the fused tensor if the file has it, else the plain one."""
     plain = by_name.get(canonical_to_stored(scheme, name, number))
     part = re.match(r"(layers\.\d+\.)(.*)\.(weight|bias)$", name)
-    for fused in FUSED if part else ():
+    if part is None:
+        return plain, None
+    for fused in FUSED:
         rows = dict(fused_rows(config, fused)).get(part[2])
         if rows is None or f"layers.{{i}}.{fused}" not in scheme.tensors:
             continue

@@ -67,16 +67,12 @@ def locate(name_or_path: str | Path, *, cache_dir: str | Path | None = None) -> 
 
 
 def _from_hub(name: str) -> Path:
-    """A snapshot in the hub's cache, downloaded unless it is there already."""
+    """The model's snapshot in the hub's cache; what is missing there is downloaded."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
-    except Exception:  # not in the cache: the library has many reasons and no common class
-        pass
-    try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
+    except Exception as error:  # the library has many reasons and no common class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"cannot get {name} from the Hugging Face hub ({reason}): {_ALTERNATIVES}"

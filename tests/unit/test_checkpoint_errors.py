@@ -263,12 +263,25 @@ def test_a_hub_name_offline_answers_in_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_snapshot_of_symlinks_opens(originals: dict[str, Path], tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123"
+def test_a_model_in_the_hub_cache_opens_offline(
+    originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit, repository = "0" * 40, tmp_path / "models--org--tiny"
+    snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
     for file in originals["single"].iterdir():
-        (snapshot / file.name).symlink_to(file)
-    assert open_checkpoint(snapshot).config.name == "tiny"
+        (snapshot / file.name).symlink_to(file)  # as the hub's library lays files out
+    opened = open_checkpoint("org/tiny")
+    assert opened.config.name == "tiny"
+    assert opened.get("norm.weight").shape == (160,)
+    with pytest.raises(ValueError, match="cannot get org/other"):
+        open_checkpoint("org/other")
 
 
 def test_a_directory_with_one_gguf_opens_as_that_file(originals: dict[str, Path]) -> None:
