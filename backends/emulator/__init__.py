@@ -11,8 +11,9 @@ import pkgutil
 from types import SimpleNamespace
 from typing import Any
 
-from backends.emulator import device as _device
+from backends.emulator import configs as _configs
 from backends.emulator import ops as _ops
+from backends.emulator import system as _system
 from backends.emulator import trace as _trace  # noqa: F401  registers its ops
 from backends.emulator import types as _types
 from backends.emulator.device import (
@@ -24,12 +25,13 @@ from backends.emulator.device import (
     synchronize_device,
 )
 from backends.emulator.launch import REGISTRY
-from backends.emulator.tensor import Shape, Tensor
+from backends.emulator.tensor import Shape, StorageType, Tensor
 from backends.emulator.types import DataType, Layout
 
 __all__ = [
     "MeshDevice",
     "Shape",
+    "StorageType",
     "Tensor",
     "close_mesh_device",
     "configure",
@@ -48,38 +50,23 @@ experimental = SimpleNamespace()
 transformer = SimpleNamespace()
 
 
-class FabricConfig(_types._Name):
-    """How chips are wired for collectives; every wiring is available here."""
-
-    DISABLED = 0
-    FABRIC_1D = 1
-    FABRIC_1D_RING = 2
-    FABRIC_2D = 3
-
-
-def set_fabric_config(config: FabricConfig, *args: Any, **kwargs: Any) -> None:
-    """Nothing to wire."""
-
-
 def __getattr__(name: str) -> Any:
     """Types by name; whatever else is asked for is not part of the emulated surface."""
-    value = getattr(_types, name, None)
-    if value is None or name.startswith("_"):
-        raise AttributeError(f"the emulator has no ttnn.{name}")
-    return value
+    if not name.startswith("_"):
+        for module in (_types, _configs, _system):
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"the emulator has no ttnn.{name}")
 
 
 def _install() -> None:
     """Put every registered op in its place below ttnn."""
     for module in pkgutil.iter_modules(_ops.__path__):
         importlib.import_module(f"{_ops.__name__}.{module.name}")
+    spaces = {"experimental": vars(experimental), "transformer": vars(transformer), "": globals()}
     for path, function in REGISTRY.items():
-        *space, name = path.split(".")
-        if not space:
-            globals()[name] = function
-        else:
-            setattr({"experimental": experimental, "transformer": transformer}[space[0]],
-                    name, function)  # fmt: skip
+        space, _, name = path.rpartition(".")
+        spaces[space][name] = function
 
 
 _install()

@@ -14,13 +14,14 @@ from backends.emulator.types import DataType
 
 BLOCK = 16  # values that share one exponent
 MANTISSA_BITS = {DataType.BFLOAT8_B: 7, DataType.BFLOAT4_B: 3}
-# blocks whose largest value lies outside take the slow exact path
+# blocks whose largest value lies outside take the exact integer path
 _SMALLEST, _LARGEST = 2.0**-90, 2.0**90
-_PIECE = 1 << 18  # elements of a large weight rounded at once: stays in a core's cache
+_EXPONENT = 0x7F800000  # the exponent's bits of a float32
+_PIECE = 1 << 17  # elements rounded at once: the intermediates stay in a core's cache
 
 
 def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
-    """`x` rounded to `dtype`, in the torch type that carries it (see DataType.carrier).
+    """Host values `x` exactly as the wheel converts them to `dtype` (in its carrier type).
 
     A transposed view (weights) comes back as a transposed view.
     """
@@ -28,28 +29,27 @@ def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
         return x.to(dtype.carrier)
     bits = MANTISSA_BITS[dtype]
     if x.dim() > 1 and x.stride(-1) != 1 and x.mT.is_contiguous() and x.shape[-1] % BLOCK == 0:
-        return _round_rows(x.mT, bits).mT
-    return round_blocks(x, bits).to(torch.bfloat16)
+        columns = x.mT.reshape(-1, BLOCK, x.shape[-2])
+        return _by_piece(columns, 1, bits).reshape(x.mT.shape).mT
+    blocks, width = _blocks(x)
+    rounded = _by_piece(blocks, 1, bits)
+    return rounded.reshape(*x.shape[:-1], -1)[..., :width]
 
 
-def round_blocks(x: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """Values of `x` [..., W] as a block format stores them, float32."""
-    width = x.shape[-1]
-    if x.numel() == 0:
-        return x.float()
-    padded = F.pad(x, (0, -width % BLOCK)) if width % BLOCK else x
-    blocks = padded.reshape(-1, BLOCK)
-    return _round(blocks, 1, mantissa_bits).reshape(padded.shape)[..., :width]
+def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`x` as [blocks, 16], its rows padded with zeros, and its width."""
+    width = x.shape[-1] if x.dim() else 1
+    x = x.reshape(*x.shape[:-1], width)
+    if width % BLOCK:
+        x = F.pad(x, (0, -width % BLOCK))
+    return x.reshape(-1, BLOCK), width
 
 
-def _round_rows(x: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """Blocks of 16 rows of a contiguous `x` [..., N, K], a cache-sized piece at a time."""
-    out = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
-    blocks = x.reshape(-1, BLOCK, x.shape[-1])
-    rounded = out.view(blocks.shape)
+def _by_piece(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
+    out = torch.empty(blocks.shape, dtype=torch.bfloat16, device=blocks.device)
     pieces = max(1, blocks.numel() // _PIECE)
-    for source, target in zip(blocks.chunk(pieces), rounded.chunk(pieces), strict=True):
-        target.copy_(_round(source, 1, mantissa_bits))
+    for source, target in zip(blocks.chunk(pieces), out.chunk(pieces), strict=True):
+        target.copy_(_round(source, dim, mantissa_bits))
     return out
 
 
@@ -61,25 +61,27 @@ def _round(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
     largest = torch.maximum(high, -low)
     # a comparison with NaN is false; all-zero blocks are fine on the fast path
     inside = ((largest >= _SMALLEST) & (largest <= _LARGEST)) | (largest == 0)
-    if bool(inside.all()):
-        return _round_fast(blocks, largest, mantissa_bits, exact_input)
-    return _round_exact(blocks, dim, mantissa_bits)
-
-
-def _round_fast(
-    blocks: torch.Tensor, largest: torch.Tensor, mantissa_bits: int, exact_input: bool
-) -> torch.Tensor:
-    """Adding and subtracting 1.5 * 2^23 steps leaves a multiple of the step, rounded to even."""
-    exponent_bits = largest.clamp(min=_SMALLEST).view(torch.int32) & 0x7F800000
-    power = exponent_bits.view(torch.float32)  # 2 ** exponent of the largest value
-    step = power * 2.0 ** (1 - mantissa_bits)
+    if not bool(inside.all()):
+        return _round_exact(blocks, dim, mantissa_bits)
     if not exact_input:
-        unit = power * 2.0**-23  # the last bit that survives alignment
+        unit = _power(largest.clamp(min=_SMALLEST)).mul_(2.0**-23)  # last bit that survives
         blocks = (blocks / unit).trunc_().mul_(unit)
-    magic = step * (1.5 * 2**23)
-    limit = step * (2**mantissa_bits - 1)
+    return _round_near(blocks, _power(largest), mantissa_bits).add_(0.0)  # no negative zeros
+
+
+def _power(largest: torch.Tensor) -> torch.Tensor:
+    """2 ** exponent of positive float32 values; 0 for 0."""
+    return (largest.view(torch.int32) & _EXPONENT).view(torch.float32)
+
+
+def _round_near(blocks: torch.Tensor, power: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Adding and subtracting 1.5 * 2^23 steps leaves a multiple of the step, rounded to even."""
+    step = 2.0 ** (1 - mantissa_bits)
+    magic = power * (step * 1.5 * 2**23)
+    limit = power * (2 - step)
     rounded = (blocks + magic).sub_(magic)
-    return torch.minimum(torch.maximum(rounded, -limit, out=rounded), limit, out=rounded)
+    rounded = torch.minimum(rounded, limit, out=rounded)
+    return torch.maximum(rounded, limit.neg_(), out=rounded)
 
 
 def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
@@ -99,6 +101,33 @@ def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Te
     out = ((shared - (mantissa_bits - 1 - top)) << 23) | ((mantissa << (23 - top)) & 0x7FFFFF)
     out = torch.where(negative, out | torch.iinfo(torch.int32).min, out)
     return torch.where(mantissa == 0, 0, out).view(torch.float32)
+
+
+def round_to(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
+    """Results of device ops in a block format, bfloat16; fast, for values below 2^100.
+
+    Unlike the host's, this conversion rounds float32 results as they are: no bits are lost first.
+    """
+    bits = MANTISSA_BITS[dtype]
+    width = x.shape[-1]
+    if width % BLOCK:
+        return round_to(F.pad(x, (0, -width % BLOCK)), dtype)[..., :width]
+    rows = x.contiguous().view(-1, 1, width)
+    if rows.numel() <= _PIECE or x.is_cuda:
+        return _round_rows(rows, bits).to(torch.bfloat16).view(x.shape)
+    out = torch.empty(rows.shape, dtype=torch.bfloat16)
+    pieces = rows.numel() // _PIECE
+    for source, target in zip(rows.chunk(pieces), out.chunk(pieces), strict=True):
+        target.view(-1, BLOCK).copy_(_round_rows(source, bits))
+    return out.view(x.shape)
+
+
+def _round_rows(rows: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Blocks [N, 16] of rows [R, 1, W], rounded, float32."""
+    wide = rows.float()
+    # pooling is the fastest maximum over 16 neighbours that torch has
+    largest = F.max_pool1d(wide.abs(), BLOCK)
+    return _round_near(wide.view(-1, BLOCK), _power(largest).view(-1, 1), mantissa_bits)
 
 
 def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ class Weight:
     def packed(self) -> torch.Tensor:
         """In oneDNN's own order of float32 blocks."""
         if self._packed is None:
-            packed = torch._C._nn.mkldnn_reorder_linear_weight(self.matrix.float().to_mkldnn())
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.matrix.float())
             if not _take(self.matrix):
                 return packed
             self._packed = packed

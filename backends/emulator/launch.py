@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from backends import op_record
-from backends.emulator.formats import to_format
+from backends.emulator.attributes import describe
+from backends.emulator.formats import round_to
 from backends.emulator.tensor import Tensor, stored_bytes
 from backends.emulator.types import (
     DRAM_MEMORY_CONFIG,
     BufferType,
-    CoreCoord,
     DataType,
     Layout,
     MemoryConfig,
-    ProgramConfig,
-    WormholeComputeKernelConfig,
 )
 from backends.op_record import Cost, OpRecord
 
@@ -43,8 +39,7 @@ def op(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-@dataclass(frozen=True)
-class Out:
+class Out(NamedTuple):
     """Spec of one output, per chip."""
 
     shape: tuple[int, ...]
@@ -58,39 +53,22 @@ def fatal(message: str) -> NoReturn:
     raise RuntimeError(f"TT_FATAL: {message}")
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: Any, message: str) -> None:
     """Refuse unless the condition holds; the message is built by the caller, so keep it cheap."""
     if not condition:
         fatal(message)
 
 
+def same(x: torch.Tensor) -> torch.Tensor:
+    """The compute of a move: values stay as they are, so replaying it costs nothing."""
+    return x
+
+
 def finish(data: torch.Tensor, dtype: DataType) -> torch.Tensor:
     """A result as its output format holds it."""
     if dtype.is_block:
-        return to_format(data, dtype)
+        return round_to(data, dtype)
     return data if data.dtype is dtype.carrier else data.to(dtype.carrier)
-
-
-class Step:
-    """One recorded op of a trace."""
-
-    __slots__ = ("compute", "inputs", "outputs")
-
-    def __init__(
-        self, compute: Callable[..., Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> None:
-        self.compute, self.inputs, self.outputs = compute, tuple(inputs), tuple(outputs)
-
-    def run(self) -> None:
-        results = self.compute(*[tensor.data for tensor in self.inputs])
-        if results is None:  # the op wrote into its operand
-            return
-        outputs = self.outputs
-        if len(outputs) == 1:
-            outputs[0].data = finish(results, outputs[0].dtype)
-        else:
-            for tensor, data in zip(outputs, results, strict=True):
-                tensor.data = finish(data, tensor.dtype)
 
 
 def launch(
@@ -100,6 +78,9 @@ def launch(
     compute: Callable[..., Any],
     *,
     into: Tensor | None = None,
+    view: bool = False,
+    exact: bool = False,
+    host: bool = False,
     attributes: Mapping[str, Any] | None = None,
     flops: int = 0,
     link_bytes: int = 0,
@@ -109,94 +90,110 @@ def launch(
 
     compute(*data) gets the inputs' torch tensors, mesh dims leading, and returns one result per
     output. `into` is an existing tensor that takes the result (None: compute wrote it in place).
-    `dram_bytes` replaces the default: all that lies in DRAM is read or written once.
+    A `view` shares the first input's buffer and moves no bytes. `exact`: results need no rounding.
+    `host`: host tensors are taken too. `dram_bytes` replaces the default, which is that all that
+    lies in DRAM is read or written once.
     """
+    if host and inputs[0]._device is None:
+        outputs = [Tensor(None, *out) for out in outs]
+        _run(compute, inputs, outputs, exact)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
     device = device_of(name, inputs)
     if into is not None:
         outputs = [into]
     else:
-        outputs = [Tensor(None, o.shape, o.dtype, o.layout, o.memory, device) for o in outs]
+        outputs = [Tensor(None, *out, device) for out in outs]
         for tensor in outputs:
-            device.allocate(tensor)
+            if view:
+                tensor._allocation = inputs[0]._allocation
+            else:
+                device.allocate(tensor)
     if not device.is_meta:
-        step = Step(compute, inputs, outputs)
         if device.capturing is not None:
-            device.capturing.append(step)
+            device.capturing.add(compute, inputs, outputs, exact)
         else:
-            step.run()
+            _run(compute, inputs, outputs, exact)
     if op_record.recording():
-        _record(name, inputs, outputs, attributes or {}, flops, link_bytes, dram_bytes)
+        cost = Cost() if view else _cost(inputs, outputs, flops, link_bytes, dram_bytes)
+        record(name, inputs, outputs, attributes, cost)
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def unchanged(name: str, tensor: Tensor, **attributes: Any) -> Tensor:
+    """An op that has nothing to do and gives its input back."""
+    if op_record.recording():
+        record(name, [tensor], [tensor], attributes, Cost())
+    return tensor
 
 
 def device_of(name: str, inputs: Sequence[Tensor]) -> Any:
     """The one mesh all inputs live on."""
-    device = inputs[0].device()
-    if device is None:
-        fatal(f"{name}: Operands to {name} need to be on device!")
-    for tensor in inputs[1:]:
-        if tensor.device() is not device:
-            fatal(f"{name}: Operands to {name} need to be on the same device!")
+    device = inputs[0]._device
     for tensor in inputs:
-        if not tensor.is_allocated():
-            fatal(f"{name}: an operand's buffer is not allocated (it was deallocated)")
+        if tensor._device is None or tensor._device is not device:
+            where = "on device" if tensor._device is None else "on the same device"
+            fatal(f"{name}: Operands to {name} need to be {where}!")
+        if tensor._allocation is not None and not tensor._allocation.alive:
+            fatal(f"{name}: Operands to {name} need to be allocated in buffers on device!")
     return device
 
 
-def _record(
-    name: str,
+def _run(
+    compute: Callable[..., Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor], exact: bool
+) -> None:
+    results = compute(*[tensor.data for tensor in inputs])
+    if results is None:  # the op wrote into its operand
+        return
+    if isinstance(results, torch.Tensor):
+        results = (results,)
+    exact = exact or is_alias(compute, inputs[0], outputs[0])
+    for target, data in zip(outputs, results, strict=True):
+        target.data = data if exact else finish(data, target.dtype)
+
+
+def is_alias(compute: Callable[..., Any], source: Tensor, target: Tensor) -> bool:
+    """Whether a move leaves the values as they are, so that both tensors can share them."""
+    if compute is not same:
+        return False
+    kept = source.dtype.carrier is target.dtype.carrier and not target.dtype.is_block
+    return kept or source.dtype is target.dtype
+
+
+def _cost(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
-    attributes: Mapping[str, Any],
     flops: int,
     link_bytes: int,
     dram_bytes: int | None,
+) -> Cost:
+    in_dram = in_l1 = 0
+    for tensor in (*inputs, *outputs):
+        size = stored_bytes(tensor.dims, tensor.dtype, tensor.layout)
+        if tensor._memory.buffer_type is BufferType.DRAM:
+            in_dram += size
+        else:
+            in_l1 += size
+    return Cost(flops, in_dram if dram_bytes is None else dram_bytes, in_l1, link_bytes)
+
+
+def record(
+    name: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    attributes: Mapping[str, Any] | None,
+    cost: Cost,
 ) -> None:
-    touched = [*inputs, *outputs]
-    in_dram = sum(t.buffer_bytes() for t in touched if t.in_dram())
-    in_l1 = sum(t.buffer_bytes() for t in touched if not t.in_dram())
-    cost = Cost(flops, in_dram if dram_bytes is None else dram_bytes, in_l1, link_bytes)
+    """Tell whoever listens what ran."""
     op_record.append(
         OpRecord(
             name,
-            tuple(t.spec() for t in inputs),
-            tuple(t.spec() for t in outputs),
-            describe(attributes),
+            tuple(tensor.spec() for tensor in inputs),
+            tuple(tensor.spec() for tensor in outputs),
+            describe(attributes or {}),
             op_record.current_scope(),
             cost,
         )
     )
-
-
-def describe(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as scalars and strings: configs are spread into their fields."""
-    found: dict[str, Any] = {}
-    for key, value in attributes.items():
-        if value is None:
-            continue
-        if isinstance(value, WormholeComputeKernelConfig):
-            found["math_fidelity"] = value.math_fidelity.name
-            found["math_approx_mode"] = value.math_approx_mode
-            found["fp32_dest_acc_en"] = value.fp32_dest_acc_en
-            found["packer_l1_acc"] = value.packer_l1_acc
-        elif isinstance(value, ProgramConfig) and is_dataclass(value):
-            found[key] = type(value).__name__
-            found.update({k: _plain(v) for k, v in asdict(value).items() if v is not None})
-        else:
-            found[key] = _plain(value)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, CoreCoord):
-        return f"{value.x}x{value.y}"
-    if isinstance(value, Mapping):
-        return "x".join(str(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return "x".join(str(_plain(v)) for v in value)
-    return value
 
 
 def bytes_of(shape: Sequence[int], dtype: DataType, layout: Layout = Layout.TILE) -> int:
@@ -205,11 +202,8 @@ def bytes_of(shape: Sequence[int], dtype: DataType, layout: Layout = Layout.TILE
 
 
 def memory_or_default(memory: MemoryConfig | None, like: Tensor) -> MemoryConfig:
-    """The asked-for memory; without one, the input's own (DRAM where it is sharded in DRAM)."""
-    if memory is not None:
-        return memory
-    own = like.memory_config()
-    return DRAM_MEMORY_CONFIG if own.buffer_type is BufferType.DRAM else own
+    """The asked-for memory; without one, the input's own."""
+    return like.memory_config() if memory is None else memory
 
 
 def volume(shape: Sequence[int]) -> int:

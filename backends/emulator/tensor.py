@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +21,20 @@ from backends.emulator.types import (
     DataType,
     Layout,
     MemoryConfig,
+    Name,
 )
 from backends.op_record import TensorSpec
 
 if TYPE_CHECKING:
     from backends.emulator.device import MeshDevice
+    from backends.emulator.memory import Allocation
 
 _ids = itertools.count(1)
+
+
+class StorageType(Name):
+    HOST = 0
+    DEVICE = 1
 
 
 class Shape(tuple):
@@ -38,24 +46,28 @@ class Shape(tuple):
     def rank(self) -> int:
         return len(self)
 
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, list | tuple) else False
+
+    __hash__ = tuple.__hash__
+
     def __repr__(self) -> str:
         return f"Shape({list(self)})"
 
 
+@lru_cache(maxsize=8192)
 def padded(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """Shape in memory: tiles are whole in the last two dims."""
+    """Shape in memory: tiles are whole, so the last two dims (at least) are multiples of 32."""
     if layout is Layout.ROW_MAJOR or not shape:
-        return shape
-    tail = [-(-n // TILE) * TILE for n in shape[-2:]]
-    return (*shape[:-2], *tail)
+        return tuple(shape)
+    shape = (1, *shape) if len(shape) == 1 else tuple(shape)
+    return (*shape[:-2], *(-(-size // TILE) * TILE for size in shape[-2:]))
 
 
+@lru_cache(maxsize=8192)
 def stored_bytes(shape: tuple[int, ...], dtype: DataType, layout: Layout) -> int:
     """Bytes of one chip's part as the device stores it."""
-    if layout is Layout.TILE:
-        count = math.prod(padded(shape if len(shape) > 1 else (1, *shape), layout))
-        return count // TILE**2 * dtype.tile_bytes
-    return math.prod(shape) * dtype.tile_bytes // TILE**2
+    return math.prod(padded(shape, layout)) * dtype.tile_bytes // TILE**2
 
 
 class Tensor:
@@ -64,13 +76,14 @@ class Tensor:
     __slots__ = (
         "data",
         "shape",
+        "dims",
         "dtype",
         "layout",
         "_memory",
         "_device",
         "tensor_id",
         "_allocation",
-        "derived",
+        "forms",
         "__weakref__",
     )
 
@@ -84,20 +97,17 @@ class Tensor:
         device: MeshDevice | None = None,
     ) -> None:
         self.data = data
-        self.shape = Shape(shape)
+        self.dims = tuple(shape)  # `shape` without its methods: cheap to hash and compare
+        self.shape = Shape(self.dims)
         self.dtype, self.layout = dtype, layout
         self._memory, self._device = memory, device
         self.tensor_id = next(_ids)
-        self._allocation: Any = None
-        self.derived: dict[Any, Any] | None = None  # forms of a constant that kernels keep
-
-    def __del__(self) -> None:
-        if self._allocation is not None:
-            self._allocation.free()
+        self._allocation: Allocation | None = None  # tensors that share a buffer share it
+        self.forms: Any = None  # of a constant operand, see kernels.py
 
     @property
     def padded_shape(self) -> Shape:
-        return Shape(padded(self.shape, self.layout))
+        return Shape(padded(self.dims, self.layout))
 
     def memory_config(self) -> MemoryConfig:
         return self._memory
@@ -105,33 +115,55 @@ class Tensor:
     def device(self) -> MeshDevice | None:
         return self._device
 
+    def storage_type(self) -> StorageType:
+        return StorageType.HOST if self._device is None else StorageType.DEVICE
+
     def is_sharded(self) -> bool:
         return self._memory.is_sharded()
 
     def is_allocated(self) -> bool:
-        return self._device is None or self._allocation is None or self._allocation.alive
+        return self._allocation is None or self._allocation.alive
+
+    def volume(self) -> int:
+        """Elements of one chip's part, padding included."""
+        return math.prod(self.padded_shape)
+
+    def logical_volume(self) -> int:
+        """Elements of one chip's part."""
+        return math.prod(self.dims)
 
     def buffer_bytes(self) -> int:
         """Bytes on one chip, padding included."""
-        return stored_bytes(self.shape, self.dtype, self.layout)
-
-    def spec(self) -> TensorSpec:
-        """The record of this tensor's placement."""
-        memory, shard = self._memory, self._memory.shard_spec
-        on_host = self._device is None
-        return TensorSpec(
-            tuple(self.shape),
-            tuple(self.padded_shape),
-            self.dtype.name.lower(),
-            self.layout.name,
-            "HOST" if on_host else memory.buffer_type.name,
-            memory.memory_layout.name,
-            None if shard is None else tuple(shard.shape),
-            "" if shard is None else str(shard.grid),
-        )
+        return stored_bytes(self.dims, self.dtype, self.layout)
 
     def in_dram(self) -> bool:
         return self._device is not None and self._memory.buffer_type is BufferType.DRAM
 
+    def spec(self) -> TensorSpec:
+        """The record of this tensor's placement."""
+        memory = self._memory if self._device is not None else None
+        return _record(self.dims, self.dtype, self.layout, memory)
+
     def __repr__(self) -> str:
-        return f"Tensor({list(self.shape)}, {self.dtype}, {self.layout}, {self._memory})"
+        return (
+            f"ttnn.Tensor(shape={self.shape}, dtype={self.dtype}, layout={self.layout}, "
+            f"memory_config={self._memory})"
+        )
+
+
+@lru_cache(maxsize=8192)
+def _record(
+    shape: tuple[int, ...], dtype: DataType, layout: Layout, memory: MemoryConfig | None
+) -> TensorSpec:
+    """`memory` None stands for the host."""
+    shard = memory.shard_spec if memory is not None else None
+    return TensorSpec(
+        shape,
+        padded(shape, layout),
+        dtype.name.lower(),
+        layout.name,
+        "HOST" if memory is None else memory.buffer_type.name,
+        "INTERLEAVED" if memory is None else memory.memory_layout.name,
+        None if shard is None else (shard.shape[0], shard.shape[1]),
+        "" if shard is None else str(shard.grid).strip("{}"),
+    )

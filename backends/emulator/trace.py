@@ -1,33 +1,171 @@
-"""Traces: a recorded list of steps that replays on the same tensors.
+"""Traces: recorded steps that replay on the same tensors.
 
-As on silicon, nothing is computed while a trace is captured, host traffic inside is refused, and
-replay reads whatever the input buffers hold then: a stale input shows.
+As on silicon, nothing is computed while a trace is captured, host traffic inside is refused, and a
+replay reads whatever the input buffers hold then: a stale input shows. Values between steps live in
+registers, moves share one, and a register is reused after its last reader, so that a replay touches
+little memory and does nothing but torch calls.
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from backends.emulator.device import MeshDevice
-from backends.emulator.launch import Step, fatal, op
+from backends.emulator.formats import round_to
+from backends.emulator.launch import fatal, finish, is_alias, op
+from backends.emulator.tensor import Tensor
+from backends.emulator.types import DataType
 
 _ids = itertools.count()
+
+
+class Capture:
+    """Ops seen between begin and end of a capture; values are numbered, not held."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
+        self.numbers: dict[int, int] = {}  # tensor id -> value
+        self.external: dict[int, Tensor] = {}  # value -> tensor that exists outside
+        self.results: list[tuple[int, weakref.ref[Tensor]]] = []  # tensors made inside
+        self.count = itertools.count()
+
+    def add(
+        self,
+        compute: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        exact: bool,
+    ) -> None:
+        sources = [self._number(tensor) for tensor in inputs]
+        is_new = outputs[0].tensor_id not in self.numbers and outputs[0].data is None
+        if is_new and is_alias(compute, inputs[0], outputs[0]):
+            self._name(outputs[0], sources[0])
+            return
+        targets = []
+        for tensor in outputs:
+            if tensor.tensor_id in self.numbers or tensor.data is not None:
+                targets.append(self._number(tensor))
+            else:
+                targets.append(next(self.count))
+                self._name(tensor, targets[-1])
+        if not exact:
+            compute = finished(compute, [tensor.dtype for tensor in outputs])
+        self.steps.append((compute, sources, targets))
+
+    def _number(self, tensor: Tensor) -> int:
+        value = self.numbers.get(tensor.tensor_id)
+        if value is None:
+            value = self.numbers[tensor.tensor_id] = next(self.count)
+            self.external[value] = tensor
+        return value
+
+    def _name(self, tensor: Tensor, value: int) -> None:
+        self.numbers[tensor.tensor_id] = value
+        self.results.append((value, weakref.ref(tensor)))
+
+
+def finished(compute: Callable[..., Any], dtypes: Sequence[DataType]) -> Callable[..., Any]:
+    """`compute` with its results rounded to their formats."""
+    if len(dtypes) > 1:
+        return lambda *data: tuple(map(finish, compute(*data), dtypes))
+    dtype = dtypes[0]
+    if dtype.is_block:
+
+        def block(*data: torch.Tensor) -> Any:
+            result = compute(*data)
+            return None if result is None else round_to(result, dtype)
+
+        return block
+    carrier = dtype.carrier
+
+    def plain(*data: torch.Tensor) -> Any:
+        result = compute(*data)
+        return result if result is None or result.dtype is carrier else result.to(carrier)
+
+    return plain
+
+
+class Program:
+    """A capture made ready for replay."""
+
+    def __init__(self, capture: Capture) -> None:
+        alive = [(value, ref) for value, ref in capture.results if ref() is not None]
+        keep = set(capture.external) | {value for value, _ in alive}
+        places = _assign_registers(capture.steps, keep)
+        self.steps = [
+            (compute, tuple(places[i] for i in sources), tuple(places[i] for i in targets))
+            for compute, sources, targets in capture.steps
+        ]
+        written = {value for _, _, targets in capture.steps for value in targets}
+        self.loads = [(places[value], tensor) for value, tensor in capture.external.items()]
+        self.stores = [
+            (places[value], tensor)
+            for value, tensor in capture.external.items()
+            if value in written
+        ]
+        self.results = [(places[value], ref) for value, ref in alive]
+        self.size = 1 + max(places.values(), default=-1)
+
+    def run(self) -> None:
+        registers: list[Any] = [None] * self.size
+        for place, tensor in self.loads:
+            registers[place] = tensor.data
+        for compute, sources, targets in self.steps:
+            result = compute(*[registers[i] for i in sources])
+            if len(targets) == 1:
+                if result is not None:  # else the step wrote into its operand
+                    registers[targets[0]] = result
+            else:
+                for place, value in zip(targets, result, strict=True):
+                    registers[place] = value
+        for place, tensor in self.stores:
+            tensor.data = registers[place]
+        for place, ref in self.results:
+            made = ref()
+            if made is not None:
+                made.data = registers[place]
+
+
+def _assign_registers(
+    steps: Sequence[tuple[Any, list[int], list[int]]], keep: set[int]
+) -> dict[int, int]:
+    """A register per value; those not in `keep` give theirs up after their last use."""
+    last = {}
+    for index, (_, sources, targets) in enumerate(steps):
+        for value in (*sources, *targets):
+            last[value] = index
+    places = {value: place for place, value in enumerate(sorted(keep))}
+    fresh = itertools.count(len(places))
+    free: list[int] = []
+    for index, (_, sources, targets) in enumerate(steps):
+        for value in targets:
+            if value not in places:
+                places[value] = free.pop() if free else next(fresh)
+        for value in {*sources, *targets}:
+            if last[value] == index and value not in keep:
+                free.append(places[value])
+    return places
 
 
 @op("begin_trace_capture")
 def begin_trace_capture(mesh_device: MeshDevice, *, cq_id: int | None = None) -> int:
     if mesh_device.capturing is not None:
         fatal("a trace is being captured already")
-    mesh_device.capturing = []
+    mesh_device.capturing = Capture()
     return next(_ids)
 
 
 @op("end_trace_capture")
 def end_trace_capture(mesh_device: MeshDevice, trace_id: int, *, cq_id: int | None = None) -> None:
-    steps: list[Step] = mesh_device.capturing
+    if mesh_device.capturing is None:
+        fatal("no trace is being captured")
+    mesh_device.traces[trace_id] = Program(mesh_device.capturing)
     mesh_device.capturing = None
-    mesh_device.traces[trace_id] = steps
 
 
 @op("execute_trace")
@@ -36,8 +174,7 @@ def execute_trace(
 ) -> None:
     if trace_id not in mesh_device.traces:
         fatal(f"no trace {trace_id} on this device: it was released or never captured")
-    for step in mesh_device.traces[trace_id]:
-        step.run()
+    mesh_device.traces[trace_id].run()
 
 
 @op("release_trace")

@@ -1,31 +1,32 @@
-"""The vocabulary of TT-NN: data types, layouts, memory and program configs, core ranges.
+"""The vocabulary of TT-NN: data types, layouts, core ranges, memory configs.
 
-Plain frozen values that print like the wheel's. Behaviour is elsewhere: tensor.py, ops/.
+Plain frozen values that print like the wheel's. Program configs are in configs.py, meshes in
+system.py; behaviour is in tensor.py and ops/.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 
 TILE = 32
 
 
-class _Name(Enum):
+class Name(Enum):
     """An enum that prints as TT-NN's do: DataType.BFLOAT16."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
 
     __str__ = __repr__
+    __hash__ = object.__hash__  # members are single objects; Enum's own hash is slow
 
 
-class DataType(_Name):
+class DataType(Name):
     BFLOAT16 = 0
     FLOAT32 = 1
     UINT32 = 2
@@ -35,131 +36,80 @@ class DataType(_Name):
     UINT16 = 6
     INT32 = 7
 
-    @property
-    def is_float(self) -> bool:
-        return self in _FLOATS
-
-    @property
-    def is_block(self) -> bool:
-        """16 values of a row share one exponent."""
-        return self in (DataType.BFLOAT8_B, DataType.BFLOAT4_B)
-
-    @property
-    def carrier(self) -> torch.dtype:
-        """Torch type that holds every value of this type exactly."""
-        return _CARRIERS[self]
-
-    @property
-    def tile_bytes(self) -> int:
-        """Bytes of one 32 x 32 tile: block formats add one exponent byte per 16 values."""
-        return _TILE_BYTES[self]
+    carrier: torch.dtype  # torch type that holds every value of this type exactly
+    tile_bytes: int  # of one 32 x 32 tile
+    is_block: bool  # 16 values of a row share one exponent
+    is_float: bool
 
 
-_FLOATS = (DataType.BFLOAT16, DataType.FLOAT32, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
-# bfloat16 has 8 significant bits, so it holds block values (7 or 3 bits) without loss
-_CARRIERS = {
-    DataType.BFLOAT16: torch.bfloat16,
-    DataType.BFLOAT8_B: torch.bfloat16,
-    DataType.BFLOAT4_B: torch.bfloat16,
-    DataType.FLOAT32: torch.float32,
-    DataType.UINT32: torch.int32,
-    DataType.INT32: torch.int32,
-    DataType.UINT16: torch.int32,
-    DataType.UINT8: torch.int32,
-}
-_TILE_BYTES = {
-    DataType.BFLOAT16: 2048,
-    DataType.BFLOAT8_B: 1088,
-    DataType.BFLOAT4_B: 576,
-    DataType.FLOAT32: 4096,
-    DataType.UINT32: 4096,
-    DataType.INT32: 4096,
-    DataType.UINT16: 2048,
-    DataType.UINT8: 1024,
-}
+# bfloat16 has 8 significant bits, so it holds block values (7 or 3 bits) without loss; block
+# formats store one exponent byte per 16 values
+for _type, _carrier, _tile_bytes in (
+    (DataType.BFLOAT16, torch.bfloat16, 2048),
+    (DataType.BFLOAT8_B, torch.bfloat16, 1088),
+    (DataType.BFLOAT4_B, torch.bfloat16, 576),
+    (DataType.FLOAT32, torch.float32, 4096),
+    (DataType.UINT32, torch.int32, 4096),
+    (DataType.INT32, torch.int32, 4096),
+    (DataType.UINT16, torch.int32, 2048),
+    (DataType.UINT8, torch.int32, 1024),
+):
+    _type.carrier, _type.tile_bytes = _carrier, _tile_bytes
+    _type.is_block = _type in (DataType.BFLOAT8_B, DataType.BFLOAT4_B)
+    _type.is_float = _carrier.is_floating_point
 
 
-class Layout(_Name):
+class Layout(Name):
     ROW_MAJOR = 0
     TILE = 1
 
 
-class BufferType(_Name):
+class BufferType(Name):
     DRAM = 0
     L1 = 1
-    SYSTEM_MEMORY = 2
     L1_SMALL = 3
     TRACE = 4
 
 
-class TensorMemoryLayout(_Name):
+class TensorMemoryLayout(Name):
     INTERLEAVED = 0
     HEIGHT_SHARDED = 2
     WIDTH_SHARDED = 3
     BLOCK_SHARDED = 4
 
 
-class ShardOrientation(_Name):
+class ShardOrientation(Name):
     ROW_MAJOR = 0
     COL_MAJOR = 1
 
 
-class ShardStrategy(_Name):
+class ShardStrategy(Name):
     HEIGHT = 1
     WIDTH = 2
     BLOCK = 3
 
 
-class MathFidelity(_Name):
+class MathFidelity(Name):
     LoFi = 0
     HiFi2 = 2
     HiFi3 = 3
     HiFi4 = 4
 
 
-class Topology(_Name):
-    Ring = 1
-    Linear = 2
+class Topology(Name):
+    Linear = 1
+    Ring = 2
     Mesh = 3
     Torus = 4
-
-
-class UnaryOpType(_Name):
-    RELU = 0
-    GELU = 1
-    SILU = 2
-    EXP = 3
-    RECIP = 4
-    SIGMOID = 5
-
-
-class Arch(_Name):
-    WORMHOLE_B0 = 0
-    BLACKHOLE = 1
-
-
-class DispatchCoreType(_Name):
-    WORKER = 0
-    ETH = 1
-
-
-class DispatchCoreAxis(_Name):
-    ROW = 0
-    COL = 1
-
-
-@dataclass(frozen=True)
-class DispatchCoreConfig:
-    """Which cores send commands; grids here are as the product is opened (device_specs.py)."""
-
-    type: DispatchCoreType = DispatchCoreType.WORKER
-    axis: DispatchCoreAxis = DispatchCoreAxis.ROW
 
 
 @dataclass(frozen=True, order=True)
 class CoreCoord:
     x: int
     y: int
+
+    def __repr__(self) -> str:
+        return f"{self.x}-{self.y}"
 
 
 @dataclass(frozen=True)
@@ -171,6 +121,9 @@ class CoreGrid:
     def num_cores(self) -> int:
         return self.x * self.y
 
+    def __repr__(self) -> str:
+        return f"ttnn.CoreGrid(x={self.x}, y={self.y})"
+
 
 @dataclass(frozen=True, order=True)
 class CoreRange:
@@ -180,18 +133,27 @@ class CoreRange:
     end: CoreCoord
 
     @property
-    def num_cores(self) -> int:
-        return (self.end.x - self.start.x + 1) * (self.end.y - self.start.y + 1)
+    def columns(self) -> int:
+        return self.end.x - self.start.x + 1
 
-    def __str__(self) -> str:
-        return f"[{self.start.x}-{self.start.y} - {self.end.x}-{self.end.y}]"
+    @property
+    def rows(self) -> int:
+        return self.end.y - self.start.y + 1
+
+    @property
+    def num_cores(self) -> int:
+        return self.columns * self.rows
+
+    def __repr__(self) -> str:
+        return f"[{self.start!r} - {self.end!r}]"
 
 
 class CoreRangeSet:
     """A set of rectangles of cores, kept in row order."""
 
     def __init__(self, ranges: Iterable[CoreRange]) -> None:
-        self._ranges = tuple(sorted(ranges, key=lambda r: (r.start.y, r.start.x)))
+        self._ranges = tuple(sorted(ranges, key=lambda part: (part.start.y, part.start.x)))
+        self._hash = hash(self._ranges)
 
     def ranges(self) -> tuple[CoreRange, ...]:
         return self._ranges
@@ -203,20 +165,23 @@ class CoreRangeSet:
         starts = [part.start for part in self._ranges]
         ends = [part.end for part in self._ranges]
         return CoreRange(
-            CoreCoord(min(c.x for c in starts), min(c.y for c in starts)),
-            CoreCoord(max(c.x for c in ends), max(c.y for c in ends)),
+            CoreCoord(min(core.x for core in starts), min(core.y for core in starts)),
+            CoreCoord(max(core.x for core in ends), max(core.y for core in ends)),
         )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CoreRangeSet) and self._ranges == other._ranges
 
     def __hash__(self) -> int:
-        return hash(self._ranges)
+        return self._hash
 
-    def __str__(self) -> str:
-        return "{" + ", ".join(map(str, self._ranges)) + "}"
+    def __repr__(self) -> str:
+        return "{" + ", ".join(map(repr, self._ranges)) + "}"
 
-    __repr__ = __str__
+
+def core_rectangle(columns: int, rows: int) -> CoreRangeSet:
+    """The cores of a rectangle at the origin."""
+    return CoreRangeSet([CoreRange(CoreCoord(0, 0), CoreCoord(columns - 1, rows - 1))])
 
 
 def num_cores_to_corerangeset(
@@ -226,8 +191,8 @@ def num_cores_to_corerangeset(
     across, along = (grid_size.x, grid_size.y) if row_wise else (grid_size.y, grid_size.x)
     if target_num_cores > across * along:
         raise RuntimeError(
-            f"TT_FATAL: Target number of cores {target_num_cores} is greater than total number "
-            f"of available cores {across * along}."
+            f"TT_FATAL: Target number of cores {target_num_cores} is greater than total available "
+            f"cores {across * along}"
         )
     full, rest = divmod(target_num_cores, across)
     spans = []
@@ -242,31 +207,83 @@ def num_cores_to_corerangeset(
     return CoreRangeSet(ranges)
 
 
-@dataclass(frozen=True)
 class ShardSpec:
     """Cores (or DRAM banks) and the elements [height, width] each of them holds."""
 
-    grid: CoreRangeSet
-    shape: Sequence[int]
-    orientation: ShardOrientation = ShardOrientation.ROW_MAJOR
+    def __init__(
+        self,
+        grid: CoreRangeSet,
+        shard_shape: Sequence[int],
+        shard_orientation: ShardOrientation = ShardOrientation.ROW_MAJOR,
+    ) -> None:
+        self.grid, self.orientation = grid, shard_orientation
+        self._shape = (int(shard_shape[0]), int(shard_shape[1]))
+        self._key = (grid, self._shape, shard_orientation)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+    @property
+    def shape(self) -> list[int]:
+        return list(self._shape)
 
     def num_cores(self) -> int:
         return self.grid.num_cores()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardSpec) and self._key == other._key
 
-@dataclass(frozen=True)
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        cores = ", ".join(
+            f'{{"start":{{"x":{part.start.x},"y":{part.start.y}}},'
+            f'"end":{{"x":{part.end.x},"y":{part.end.y}}}}}'
+            for part in self.grid.ranges()
+        )
+        return (
+            f"ShardSpec{{grid=[{cores}], shape={self.shape}, "
+            f"orientation=ShardOrientation::{self.orientation.name}}}"
+        )
+
+
 class MemoryConfig:
     """Where a tensor lies: layout over cores or banks, DRAM or L1, and the shards."""
 
-    memory_layout: TensorMemoryLayout = TensorMemoryLayout.INTERLEAVED
-    buffer_type: BufferType = BufferType.DRAM
-    shard_spec: ShardSpec | None = None
+    __slots__ = ("memory_layout", "buffer_type", "shard_spec", "_hash")
+
+    def __init__(
+        self,
+        memory_layout: TensorMemoryLayout = TensorMemoryLayout.INTERLEAVED,
+        buffer_type: BufferType = BufferType.DRAM,
+        shard_spec: ShardSpec | None = None,
+    ) -> None:
+        self.memory_layout, self.buffer_type = memory_layout, buffer_type
+        self.shard_spec = shard_spec
+        self._hash = hash((memory_layout, buffer_type, shard_spec))
 
     def is_sharded(self) -> bool:
         return self.memory_layout is not TensorMemoryLayout.INTERLEAVED
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, MemoryConfig)
+            and self._hash == other._hash
+            and self.memory_layout is other.memory_layout
+            and self.buffer_type is other.buffer_type
+            and self.shard_spec == other.shard_spec
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return (
+            f"MemoryConfig(memory_layout=TensorMemoryLayout::{self.memory_layout.name},"
+            f"buffer_type=BufferType::{self.buffer_type.name},"
+            f"shard_spec={self.shard_spec or 'std::nullopt'},nd_shard_spec=std::nullopt,"
+            "created_with_nd_shard_spec=0,per_core_allocation=0,range_lockstep_allocation=0)"
+        )
 
 
 DRAM_MEMORY_CONFIG = MemoryConfig()
@@ -274,6 +291,12 @@ L1_MEMORY_CONFIG = MemoryConfig(buffer_type=BufferType.L1)
 L1_WIDTH_SHARDED_MEMORY_CONFIG = MemoryConfig(TensorMemoryLayout.WIDTH_SHARDED, BufferType.L1)
 L1_HEIGHT_SHARDED_MEMORY_CONFIG = MemoryConfig(TensorMemoryLayout.HEIGHT_SHARDED, BufferType.L1)
 L1_BLOCK_SHARDED_MEMORY_CONFIG = MemoryConfig(TensorMemoryLayout.BLOCK_SHARDED, BufferType.L1)
+
+_LAYOUT_OF = {
+    ShardStrategy.HEIGHT: TensorMemoryLayout.HEIGHT_SHARDED,
+    ShardStrategy.WIDTH: TensorMemoryLayout.WIDTH_SHARDED,
+    ShardStrategy.BLOCK: TensorMemoryLayout.BLOCK_SHARDED,
+}
 
 
 def create_sharded_memory_config(
@@ -285,139 +308,29 @@ def create_sharded_memory_config(
 ) -> MemoryConfig:
     """L1 memory config of shards over a grid; `shape` is one shard's or the whole tensor's."""
     if isinstance(core_grid, CoreGrid):
-        last = CoreCoord(core_grid.x - 1, core_grid.y - 1)
-        grid = CoreRangeSet([CoreRange(CoreCoord(0, 0), last)])
-        columns, rows = core_grid.x, core_grid.y
+        grid = core_rectangle(core_grid.x, core_grid.y)
     else:
         grid = core_grid if isinstance(core_grid, CoreRangeSet) else CoreRangeSet([core_grid])
-        box = grid.bounding_box()
-        columns, rows = box.end.x - box.start.x + 1, box.end.y - box.start.y + 1
-    cores = grid.num_cores()
+    orientation = orientation or ShardOrientation.ROW_MAJOR
     if use_height_and_width_as_shard_shape:
         height, width = shape
     else:
         height, width = math.prod(shape[:-1]), shape[-1]
-        if strategy is ShardStrategy.HEIGHT:
-            height = -(-height // cores)
-        elif strategy is ShardStrategy.WIDTH:
-            width = -(-width // cores)
-        else:
-            height, width = -(-height // rows), -(-width // columns)
-    layout = {
-        ShardStrategy.HEIGHT: TensorMemoryLayout.HEIGHT_SHARDED,
-        ShardStrategy.WIDTH: TensorMemoryLayout.WIDTH_SHARDED,
-        ShardStrategy.BLOCK: TensorMemoryLayout.BLOCK_SHARDED,
-    }[strategy]
-    spec = ShardSpec(grid, (height, width), orientation or ShardOrientation.ROW_MAJOR)
-    return MemoryConfig(layout, BufferType.L1, spec)
+        down, across = _cuts(grid, strategy, orientation)
+        height, width = -(-height // down), -(-width // across)
+    spec = ShardSpec(grid, (height, width), orientation)
+    return MemoryConfig(_LAYOUT_OF[strategy], BufferType.L1, spec)
 
 
-@dataclass(frozen=True)
-class WormholeComputeKernelConfig:
-    """How the matrix and vector units compute; the same class serves Blackhole."""
-
-    math_fidelity: MathFidelity = MathFidelity.LoFi
-    math_approx_mode: bool = True
-    fp32_dest_acc_en: bool = False
-    packer_l1_acc: bool = False
-    dst_full_sync_en: bool = False
-
-
-def init_device_compute_kernel_config(
-    arch: Arch,
-    device_kernel_config: WormholeComputeKernelConfig | None = None,
-    *,
-    math_fidelity: MathFidelity = MathFidelity.LoFi,
-    math_approx_mode: bool = True,
-    fp32_dest_acc_en: bool = False,
-    packer_l1_acc: bool = False,
-    dst_full_sync_en: bool = False,
-) -> WormholeComputeKernelConfig:
-    """A compute kernel config of the architecture."""
-    return device_kernel_config or WormholeComputeKernelConfig(
-        math_fidelity, math_approx_mode, fp32_dest_acc_en, packer_l1_acc, dst_full_sync_en
-    )
-
-
-class ProgramConfig:
-    """Base of all program configs: numbers the op records show."""
-
-
-@dataclass(frozen=True)
-class MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(ProgramConfig):
-    in0_block_w: int
-    per_core_M: int
-    per_core_N: int
-    fused_activation: Any = None
-
-
-@dataclass(frozen=True)
-class MatmulMultiCoreReuseMultiCastProgramConfig(ProgramConfig):
-    compute_with_storage_grid_size: Any
-    in0_block_w: int
-    out_subblock_h: int
-    out_subblock_w: int
-    per_core_M: int
-    per_core_N: int
-    transpose_mcast: bool
-    fused_activation: Any = None
-    fuse_batch: bool = True
-    out_block_h: int | None = None
-    out_block_w: int | None = None
-
-
-@dataclass(frozen=True)
-class MatmulMultiCoreReuseMultiCast1DProgramConfig(ProgramConfig):
-    compute_with_storage_grid_size: Any
-    in0_block_w: int
-    out_subblock_h: int
-    out_subblock_w: int
-    per_core_M: int
-    per_core_N: int
-    fuse_batch: bool = True
-    fused_activation: Any = None
-    mcast_in0: bool = True
-
-
-@dataclass(frozen=True)
-class LayerNormShardedMultiCoreProgramConfig(ProgramConfig):
-    compute_with_storage_grid_size: Any
-    subblock_w: int
-    block_h: int
-    block_w: int
-    inplace: bool = False
-
-
-@dataclass(frozen=True)
-class SDPAProgramConfig(ProgramConfig):
-    compute_with_storage_grid_size: Any
-    q_chunk_size: int = 0
-    k_chunk_size: int = 0
-    exp_approx_mode: bool | None = None
-    sub_core_grids: Any = None
-
-
-@dataclass(frozen=True)
-class MeshShape:
-    """Rows and columns of a mesh; iterates and indexes like the wheel's."""
-
-    dims: tuple[int, ...] = field(init=False)
-
-    def __init__(self, *dims: int) -> None:
-        values = tuple(dims[0]) if len(dims) == 1 and not isinstance(dims[0], int) else dims
-        object.__setattr__(self, "dims", values)
-
-    def __iter__(self) -> Any:
-        return iter(self.dims)
-
-    def __getitem__(self, index: int) -> int:
-        return self.dims[index]
-
-    def __len__(self) -> int:
-        return len(self.dims)
-
-    def mesh_size(self) -> int:
-        return math.prod(self.dims)
-
-    def __str__(self) -> str:
-        return f"MeshShape({list(self.dims)})"
+def _cuts(
+    grid: CoreRangeSet, strategy: ShardStrategy, orientation: ShardOrientation
+) -> tuple[int, int]:
+    """Into how many shards the height and the width are cut."""
+    if strategy is ShardStrategy.HEIGHT:
+        return grid.num_cores(), 1
+    if strategy is ShardStrategy.WIDTH:
+        return 1, grid.num_cores()
+    box = grid.bounding_box()
+    if orientation is ShardOrientation.ROW_MAJOR:
+        return box.rows, box.columns
+    return box.columns, box.rows

@@ -10,32 +10,29 @@ from backends.emulator.device import MeshDevice
 from backends.emulator.formats import to_format
 from backends.emulator.launch import op, require
 from backends.emulator.tensor import Tensor
-from backends.emulator.trace import refuse_during_capture
 from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
 
 
 def _make(
     shape: Sequence[int],
     value: float,
-    dtype: DataType,
-    layout: Layout,
-    device: MeshDevice,
+    dtype: DataType | None,
+    layout: Layout | None,
+    device: MeshDevice | None,
     memory: MemoryConfig | None,
 ) -> Tensor:
-    require(
-        not dtype.is_block or layout is Layout.TILE,
-        f"Only TILE layout is supported for {dtype.name} dtype!",
-    )
-    refuse_during_capture(device, "Writes")
+    require(device is not None, "the emulator makes tensors on a device: give one")
+    assert device is not None
+    dtype, layout = dtype or DataType.BFLOAT16, layout or Layout.ROW_MAJOR
     tensor = Tensor(None, tuple(shape), dtype, layout, memory or DRAM_MEMORY_CONFIG, device)
     device.allocate(tensor)  # a full memory refuses before anything is really allocated
+    tensor.forms = {}  # values come from the host, so they may be a constant operand
     if not device.is_meta:
-        mesh = tuple(device.shape)
         # chips differ in what they will write here; zero pages of the host cost nothing
-        base = torch.zeros((*mesh, *shape), dtype=dtype.carrier, device=device.torch_device)
+        whole = (*device.shape, *shape)
+        tensor.data = torch.zeros(whole, dtype=dtype.carrier, device=device.torch_device)
         if value:
-            base += to_format(torch.full((16,), float(value)), dtype)[0]
-        tensor.data = base
+            tensor.data += to_format(torch.full((16,), float(value)), dtype)[0]
     return tensor
 
 
@@ -54,8 +51,8 @@ def empty(
 @op("zeros")
 def zeros(
     shape: Sequence[int],
-    dtype: DataType = DataType.BFLOAT16,
-    layout: Layout = Layout.ROW_MAJOR,
+    dtype: DataType | None = None,
+    layout: Layout | None = None,
     device: MeshDevice | None = None,
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
@@ -66,8 +63,8 @@ def zeros(
 def full(
     shape: Sequence[int],
     fill_value: float,
-    dtype: DataType = DataType.BFLOAT16,
-    layout: Layout = Layout.ROW_MAJOR,
+    dtype: DataType | None = None,
+    layout: Layout | None = None,
     device: MeshDevice | None = None,
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
@@ -78,7 +75,9 @@ def full(
 def deallocate(tensor: Tensor, force: bool = True) -> None:
     """Give the buffer back; using the tensor afterwards is an error."""
     device = tensor.device()
+    if device is None:
+        return
     if tensor._allocation is not None:
         tensor._allocation.free()
-    if device is not None and device.capturing is None:
+    if device.capturing is None:
         tensor.data = None

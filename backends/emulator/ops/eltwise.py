@@ -1,18 +1,29 @@
-"""Elementwise ops, computed in float32 and rounded once."""
+"""Elementwise ops. Block and bfloat16 operands meet in bfloat16, as in the accumulator."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, MemoryConfig, UnaryOpType
+from backends.emulator.configs import UnaryOpType, UnaryWithParam
+from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, same
+from backends.emulator.tensor import Tensor, padded
+from backends.emulator.types import (
+    TILE,
+    DataType,
+    Layout,
+    MemoryConfig,
+    ShardSpec,
+    TensorMemoryLayout,
+    num_cores_to_corerangeset,
+)
 
-_UNARY = {
+Activations = Sequence[UnaryOpType | UnaryWithParam]
+
+_UNARY: dict[UnaryOpType, Callable[[torch.Tensor], torch.Tensor]] = {
     UnaryOpType.SILU: F.silu,
     UnaryOpType.RELU: torch.relu,
     UnaryOpType.GELU: F.gelu,
@@ -22,41 +33,17 @@ _UNARY = {
 }
 
 
-def _binary(
-    name: str,
-    function: Any,
-    a: Tensor,
-    b: Tensor | float,
-    dtype: DataType | None,
-    memory_config: MemoryConfig | None,
-    activations: Sequence[UnaryOpType] | None,
-) -> Tensor:
-    dtype = dtype or a.dtype
-    before = [_UNARY[kind] for kind in activations or ()]
-    memory = memory_or_default(memory_config, a)
-
-    def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
-        for activation in before:
-            x = activation(x.float())
-        y = other[0] if other else b
-        # torch computes a bfloat16 pair in float32 and rounds once, as the packer does
-        return function(x, y)
-
-    if not isinstance(b, Tensor):
-        shape, inputs = tuple(a.shape), [a]
-    else:
-        shape, inputs = tuple(torch.broadcast_shapes(tuple(a.shape), tuple(b.shape))), [a, b]
-        require(
-            a.dtype.is_float == b.dtype.is_float,
-            f"{name}: operands of {a.dtype.name} and {b.dtype.name} do not mix",
-        )
-    return launch(
-        name,
-        inputs,
-        [Out(shape, dtype, a.layout, memory)],
-        compute,
-        attributes={"input_tensor_a_activations": [kind.name for kind in activations or ()] or None},
-    )
+def _functions(name: str, kinds: Activations | None) -> list[Callable[..., torch.Tensor]]:
+    found = []
+    for kind in kinds or ():
+        kind = getattr(kind, "op_type", kind)
+        if not isinstance(kind, UnaryOpType):
+            raise TypeError(
+                f"ttnn.{name}(): incompatible function arguments: activations are UnaryOpType "
+                f"values, got {kind!r}"
+            )
+        found.append(_UNARY[kind])
+    return found
 
 
 @op("add")
@@ -66,12 +53,12 @@ def add(
     *,
     dtype: DataType | None = None,
     memory_config: MemoryConfig | None = None,
-    input_tensor_a_activations: Sequence[UnaryOpType] | None = None,
+    output_tensor: Tensor | None = None,
+    activations: Activations | None = None,
+    input_tensor_a_activations: Activations | None = None,
+    input_tensor_b_activations: Activations | None = None,
 ) -> Tensor:
-    return _binary(
-        "add", torch.add, input_tensor_a, input_tensor_b, dtype, memory_config,
-        input_tensor_a_activations,
-    )  # fmt: skip
+    return _binary("add", torch.add, **locals())
 
 
 @op("multiply")
@@ -81,57 +68,175 @@ def multiply(
     *,
     dtype: DataType | None = None,
     memory_config: MemoryConfig | None = None,
-    input_tensor_a_activations: Sequence[UnaryOpType] | None = None,
+    output_tensor: Tensor | None = None,
+    activations: Activations | None = None,
+    input_tensor_a_activations: Activations | None = None,
+    input_tensor_b_activations: Activations | None = None,
 ) -> Tensor:
-    return _binary(
-        "multiply", torch.mul, input_tensor_a, input_tensor_b, dtype, memory_config,
-        input_tensor_a_activations,
-    )  # fmt: skip
+    return _binary("multiply", torch.mul, **locals())
 
 
 op("mul")(multiply)
 
 
-@op("silu")
-def silu(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
-    out = Out(
-        tuple(input_tensor.shape),
-        input_tensor.dtype,
-        input_tensor.layout,
-        memory_or_default(memory_config, input_tensor),
+def _binary(
+    name: str,
+    function: Callable[..., torch.Tensor],
+    *,
+    input_tensor_a: Tensor,
+    input_tensor_b: Tensor | float,
+    dtype: DataType | None,
+    memory_config: MemoryConfig | None,
+    output_tensor: Tensor | None,
+    activations: Activations | None,
+    input_tensor_a_activations: Activations | None,
+    input_tensor_b_activations: Activations | None,
+) -> Tensor:
+    a, b = input_tensor_a, input_tensor_b
+    dtype = dtype or a.dtype
+    before_a = _functions(name, input_tensor_a_activations)
+    before_b = _functions(name, input_tensor_b_activations)
+    after = _functions(name, activations)
+    inputs = [a]
+    shape, layout = a.dims, a.layout
+    if isinstance(b, Tensor):
+        inputs.append(b)
+        shape = _checked_shape(name, a, b)
+        layout = Layout.TILE if Layout.TILE in (a.layout, b.layout) else Layout.ROW_MAJOR
+    wide = dtype is DataType.FLOAT32 or any(t.dtype is DataType.FLOAT32 for t in inputs)
+
+    def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
+        y = other[0] if other else b
+        if wide:
+            x, y = x.float(), y.float() if other else y
+        for activation in before_a:
+            x = activation(x)
+        for activation in before_b:
+            y = activation(y)
+        if other and x.dim() != y.dim():
+            x, y = _same_rank(x, y)
+        out = function(x, y)
+        for activation in after:
+            out = activation(out)
+        return out
+
+    return launch(
+        name,
+        inputs,
+        [Out(shape, dtype, layout, _memory(inputs, shape, memory_config))],
+        compute,
+        into=output_tensor,
+        attributes={
+            "activations": _names(activations),
+            "input_tensor_a_activations": _names(input_tensor_a_activations),
+            "input_tensor_b_activations": _names(input_tensor_b_activations),
+        },
     )
-    return launch("silu", [input_tensor], [out], F.silu)
+
+
+def _names(kinds: Activations | None) -> list[str] | None:
+    return [getattr(kind, "op_type", kind).name for kind in kinds] if kinds else None
+
+
+def _checked_shape(name: str, a: Tensor, b: Tensor) -> tuple[int, ...]:
+    """The broadcast shape; integers mix with their own kind only."""
+    mixed = a.dtype is not b.dtype and not (a.dtype.is_float and b.dtype.is_float)
+    if mixed and not (name == "multiply" and a.dtype.is_float):
+        fatal(
+            f"Mixed dtype is not supported for binary operation {name.upper()}, dtype A: "
+            f"DataType::{a.dtype.name}, dtype B: DataType::{b.dtype.name}"
+        )
+    if a.dims == b.dims:
+        return a.dims
+    try:
+        return tuple(torch.broadcast_shapes(a.dims, b.dims))
+    except RuntimeError:
+        fatal(f"Invalid subtile broadcast type: {a.shape} and {b.shape}")
+
+
+def _same_rank(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mesh-batched operands with their logical dims aligned to the right."""
+    rank = max(x.dim(), y.dim())
+    x, y = (t.reshape(*t.shape[:2], *(1,) * (rank - t.dim()), *t.shape[2:]) for t in (x, y))
+    return x, y
+
+
+def _memory(
+    inputs: Sequence[Tensor], shape: tuple[int, ...], wanted: MemoryConfig | None
+) -> MemoryConfig:
+    """Without one asked for, the most widely sharded operand's, else the first's."""
+    if wanted is not None and not (wanted.is_sharded() and wanted.shard_spec is None):
+        return wanted
+    sharded = [t.memory_config() for t in inputs if t.is_sharded() and t.dims == shape]
+    if sharded:
+        return max(sharded, key=lambda memory: memory.shard_spec.num_cores())  # type: ignore[union-attr]
+    if wanted is None:
+        return inputs[0].memory_config()
+    require(
+        wanted.memory_layout is TensorMemoryLayout.WIDTH_SHARDED,
+        f"{wanted.memory_layout} without a shard spec is not emulated",
+    )
+    whole = padded(shape, Layout.TILE)
+    grid = inputs[0].device().compute_with_storage_grid_size()  # type: ignore[union-attr]
+    tiles, height = whole[-1] // TILE, torch.Size(whole[:-1]).numel()
+    width = -(-tiles // (grid.x * grid.y))
+    cores = num_cores_to_corerangeset(-(-tiles // width), grid, row_wise=True)
+    spec = ShardSpec(cores, (height, width * TILE))
+    return MemoryConfig(wanted.memory_layout, wanted.buffer_type, spec)
+
+
+@op("silu")
+def silu(
+    input_tensor: Tensor,
+    *,
+    memory_config: MemoryConfig | None = None,
+    output_tensor: Tensor | None = None,
+) -> Tensor:
+    x = input_tensor
+    require(
+        x.dtype.is_float,
+        f"Unary: UnaryOpType::SILU does not support integer input dtype DataType::{x.dtype.name}",
+    )
+    out = Out(x.dims, x.dtype, x.layout, memory_or_default(memory_config, x))
+    return launch("silu", [x], [out], F.silu, into=output_tensor)
 
 
 @op("typecast")
 def typecast(
     input_tensor: Tensor, dtype: DataType, *, memory_config: MemoryConfig | None = None
 ) -> Tensor:
-    if dtype is input_tensor.dtype and memory_config in (None, input_tensor.memory_config()):
-        return input_tensor
-    out = Out(
-        tuple(input_tensor.shape),
-        dtype,
-        input_tensor.layout,
-        memory_or_default(memory_config, input_tensor),
-    )
-    return launch("typecast", [input_tensor], [out], lambda x: x)
+    x = input_tensor
+    memory = memory_or_default(memory_config, x)
+    if memory.memory_layout is not x.memory_config().memory_layout:
+        fatal(
+            "Typecast operation requires Input and Output memory layout to match. Input layout: "
+            f"TensorMemoryLayout::{x.memory_config().memory_layout.name}, Output layout: "
+            f"TensorMemoryLayout::{memory.memory_layout.name}"
+        )
+    return launch("typecast", [x], [Out(x.dims, dtype, x.layout, memory)], same, host=True)
 
 
 @op("plus_one")
 def plus_one(
-    input_tensor: Tensor, *, sub_core_grids: Any = None, skip_negative_entries: bool = False
+    input_tensor: Tensor, sub_core_grids: Any = None, skip_negative_entries: bool = False
 ) -> Tensor:
-    """Count up in place; negative entries (idle users) may stay as they are."""
+    """Count up; negative entries (idle users) may stay as they are."""
     require(
         input_tensor.dtype in (DataType.INT32, DataType.UINT32),
-        "Input tensor must be INT32 or UINT32 for plus_one",
+        "Only INT32 and UINT32 is supported for inputs!",
+    )
+    require(
+        input_tensor.layout is Layout.ROW_MAJOR, "Only ROW_MAJOR layout is supported for inputs!"
     )
 
-    def compute(x: torch.Tensor) -> None:
-        if skip_negative_entries:
-            x += (x >= 0).to(x.dtype)
-        else:
-            x += 1
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        return x + (x >= 0).to(x.dtype) if skip_negative_entries else x + 1
 
-    return launch("plus_one", [input_tensor], [], compute, into=input_tensor)
+    return launch(
+        "plus_one",
+        [input_tensor],
+        [],
+        compute,
+        into=input_tensor,
+        attributes={"skip_negative_entries": skip_negative_entries or None},
+    )

@@ -1,10 +1,8 @@
-"""Between host and device: from_torch, to_torch, mesh mappers and composers, files."""
+"""Between host and device: from_torch, to_torch, copies, parts of chips, files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from backends.emulator import mesh_io  # noqa: F401  registers the mappers
 from backends.emulator.device import MeshDevice
 from backends.emulator.formats import to_format
 from backends.emulator.launch import fatal, op, require
+from backends.emulator.mesh_io import MeshComposer, MeshMapper, gather, spread
 from backends.emulator.tensor import Tensor
 from backends.emulator.trace import refuse_during_capture
 from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
@@ -24,203 +24,189 @@ _DEFAULT_TYPES = {
     torch.bfloat16: DataType.BFLOAT16,
     torch.float16: DataType.BFLOAT16,
     torch.int32: DataType.INT32,
+    torch.uint32: DataType.UINT32,
     torch.int64: DataType.UINT32,
+    torch.int16: DataType.UINT16,
+    torch.uint16: DataType.UINT16,
     torch.uint8: DataType.UINT8,
+    torch.bool: DataType.UINT8,
+}
+_TORCH_TYPES = {
+    DataType.BFLOAT16: torch.bfloat16,
+    DataType.UINT32: torch.uint32,
+    DataType.UINT16: torch.uint16,
+    DataType.UINT8: torch.uint8,
+    DataType.INT32: torch.int32,
 }
 
 
-@dataclass(frozen=True)
-class MeshMapper:
-    """Which tensor dim each mesh axis cuts; None repeats the tensor along the axis."""
-
-    dims: tuple[int | None, int | None]
-    mesh_shape: tuple[int, int]
-
-
-def ReplicateTensorToMesh(mesh_device: MeshDevice) -> MeshMapper:
-    """Every chip gets the whole tensor."""
-    return MeshMapper((None, None), tuple(mesh_device.shape))
-
-
-def ShardTensorToMesh(mesh_device: MeshDevice, dim: int) -> MeshMapper:
-    """One slice per chip of a 1D mesh."""
-    rows, cols = tuple(mesh_device.shape)
-    require(1 in (rows, cols), f"ShardTensorToMesh needs a 1D mesh, got {rows}x{cols}")
-    return MeshMapper((dim, None) if rows > 1 else (None, dim), (rows, cols))
-
-
-def ShardTensor2dMesh(
-    mesh_device: MeshDevice, mesh_shape: Sequence[int], dims: Sequence[int | None]
-) -> MeshMapper:
-    """Rows of the mesh cut dims[0], columns cut dims[1]."""
-    return MeshMapper((dims[0], dims[1]), (mesh_shape[0], mesh_shape[1]))
-
-
-@dataclass(frozen=True)
-class MeshComposer:
-    """The tensor dims along which chips' parts are put together."""
-
-    dims: tuple[int, int]
-
-
-def ConcatMeshToTensor(mesh_device: MeshDevice, dim: int) -> MeshComposer:
-    """Parts of a 1D mesh side by side."""
-    return MeshComposer((dim, dim))
-
-
-def ConcatMesh2dToTensor(
-    mesh_device: MeshDevice, mesh_shape: Sequence[int], dims: Sequence[int]
-) -> MeshComposer:
-    """Rows of the mesh along dims[0], columns along dims[1]."""
-    return MeshComposer((dims[0], dims[1]))
-
-
-def spread(x: torch.Tensor, mapper: MeshMapper | None) -> torch.Tensor:
-    """[rows, cols, ...] of a whole tensor; a mesh dim is 1 where nothing is cut."""
-    if mapper is None:
-        return x[None, None]
-    parts = x[None, None]
-    for axis in (0, 1):
-        dim, count = mapper.dims[axis], mapper.mesh_shape[axis]
-        if dim is None or count == 1:
-            continue
-        dim = dim % x.dim() + 2
-        size = parts.shape[dim]
-        require(size % count == 0, f"dim of {size} does not divide over {count} chips")
-        # the mesh axis comes out of the cut dim: a view wherever strides allow
-        parts = parts.unflatten(dim, (count, size // count)).movedim(dim, axis).squeeze(axis + 1)
-    return parts
-
-
+@op("from_torch")
 def from_torch(
     tensor: torch.Tensor,
     dtype: DataType | None = None,
     *,
-    layout: Layout | None = Layout.ROW_MAJOR,
+    layout: Layout | None = None,
     device: MeshDevice | None = None,
     memory_config: MemoryConfig | None = None,
     mesh_mapper: MeshMapper | None = None,
 ) -> Tensor:
     """Host tensor rounded to `dtype`; with `device`, on the device."""
+    refuse_during_capture(device, "Writes")
     dtype = dtype or _DEFAULT_TYPES.get(tensor.dtype)
     if dtype is None:
         fatal(f"cannot convert torch type {tensor.dtype}: give a dtype")
+    layout = layout or (Layout.TILE if dtype.is_block else Layout.ROW_MAJOR)
     require(
         not dtype.is_block or layout is Layout.TILE,
-        f"Only TILE layout is supported for {dtype.name} dtype!",
+        "Layout must be Layout::TILE for bfloat8_b or bfloat4_b!",
     )
     meta = tensor.is_meta or (device is not None and device.is_meta)
     parts = spread(tensor.to("meta") if meta else tensor, mesh_mapper)
     data = None if meta else to_format(parts, dtype)
     if data is not None and data.data_ptr() == tensor.data_ptr():
         data = data.clone()  # the caller may change its tensor
-    host = Tensor(data, tuple(parts.shape[2:]), dtype, layout or Layout.ROW_MAJOR)
+    host = Tensor(data, tuple(parts.shape[2:]), dtype, layout, memory_config or DRAM_MEMORY_CONFIG)
     return host if device is None else to_device(host, device, memory_config)
 
 
 @op("to_device")
 def to_device(
-    tensor: Tensor, device: MeshDevice | None = None, memory_config: MemoryConfig | None = None
+    tensor: Tensor, device: MeshDevice, memory_config: MemoryConfig | None = None
 ) -> Tensor:
-    require(device is not None, "to_device needs a device")
+    """The tensor on the device; one that is there already stays."""
     refuse_during_capture(device, "Writes")
-    memory = memory_config or DRAM_MEMORY_CONFIG
-    data = tensor.data
-    if data is not None and device.torch_device == "cuda":
-        data = data.to("cuda")
-    if device.is_meta:
-        data = None
-    out = Tensor(data, tensor.shape, tensor.dtype, tensor.layout, memory, device)
+    if tensor.device() is device:
+        return tensor
+    memory = memory_config or tensor.memory_config()
+    out = Tensor(None, tensor.dims, tensor.dtype, tensor.layout, memory, device)
     device.allocate(out)
+    if tensor.data is not None and not device.is_meta:
+        out.data = tensor.data.to(device.torch_device)
+    out.forms = {}
     return out
 
 
 @op("from_device")
 def from_device(tensor: Tensor, blocking: bool = True) -> Tensor:
     refuse_during_capture(tensor.device(), "Reads")
-    data = tensor.data.cpu() if tensor.data is not None else None
-    return Tensor(data, tensor.shape, tensor.dtype, tensor.layout)
+    data = _values(tensor)
+    return Tensor(data, tensor.dims, tensor.dtype, tensor.layout, tensor.memory_config())
 
 
-def to_torch(tensor: Tensor, *, mesh_composer: MeshComposer | None = None) -> torch.Tensor:
-    """Values in torch's own type; a mesh tensor needs a composer."""
-    refuse_during_capture(tensor.device(), "Reads")
-    require(tensor.is_allocated(), "Tensor is not allocated")
+def _values(tensor: Tensor) -> torch.Tensor | None:
+    """Values on the host; None for those of meta devices."""
+    require(tensor.is_allocated(), "Buffer must be allocated on device before reading")
     if tensor.data is None:
         device = tensor.device()
-        require(device is not None and device.is_meta, "the tensor has no values yet")
-        return torch.zeros(tuple(tensor.shape), dtype=tensor.dtype.carrier)
-    data = tensor.data.cpu()
-    rows, cols = data.shape[:2]
-    if mesh_composer is None:
-        require(rows * cols == 1, "to_torch of a tensor spread over a mesh needs a mesh_composer")
-        return data[0, 0].clone()
-    device = tensor.device()
-    if device is not None:
-        data = data.expand(*tuple(device.shape), *data.shape[2:])
-    row_dim, col_dim = mesh_composer.dims
-    lines = [torch.cat(list(row), dim=col_dim) for row in data]
-    return torch.cat(lines, dim=row_dim)
+        require(
+            device is None or device.is_meta,
+            "the tensor has no values: it belongs to a trace that has not been executed",
+        )
+        return None
+    return tensor.data.cpu()
 
 
+@op("to_torch")
+def to_torch(
+    tensor: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    torch_rank: int | None = None,
+    mesh_composer: MeshComposer | None = None,
+) -> torch.Tensor:
+    """Values in torch's own type (block formats as float32); a mesh tensor needs a composer."""
+    refuse_during_capture(tensor.device(), "Reads")
+    data = _values(tensor)
+    if data is None:
+        data = torch.zeros((1, 1, *tensor.dims), dtype=tensor.dtype.carrier)
+    whole = gather(data, mesh_composer)
+    own = _TORCH_TYPES.get(tensor.dtype, torch.float32)
+    whole = whole.view(own) if own is torch.uint32 else whole.to(own)
+    while torch_rank is not None and whole.dim() > torch_rank:
+        require(whole.shape[0] == 1, f"cannot squeeze {tuple(whole.shape)} to rank {torch_rank}")
+        whole = whole[0]
+    return whole if dtype is None else whole.to(dtype)
+
+
+class _ChipPart(Tensor):
+    """One chip's part; it reads whatever the mesh tensor holds when it is looked at."""
+
+    __slots__ = ("_whole", "_place")
+
+    def __init__(self, whole: Tensor, row: int, col: int) -> None:
+        self._whole, self._place = whole, (row, col)
+        super().__init__(
+            None, whole.dims, whole.dtype, whole.layout, whole.memory_config(), whole.device()
+        )
+        self._allocation = whole._allocation
+
+    @property
+    def data(self) -> torch.Tensor | None:  # type: ignore[override]
+        values = self._whole.data
+        if values is None:
+            return None
+        row, col = (min(at, size - 1) for at, size in zip(self._place, values.shape, strict=False))
+        return values[row : row + 1, col : col + 1]
+
+    @data.setter
+    def data(self, values: Any) -> None:
+        """Its values are the mesh tensor's."""
+
+
+@op("get_device_tensors")
 def get_device_tensors(tensor: Tensor) -> list[Tensor]:
     """One tensor per chip, row by row; they share the mesh tensor's values."""
     device = tensor.device()
-    rows, cols = tuple(device.shape) if device is not None else tensor.data.shape[:2]
-
-    def part(r: int, c: int) -> Tensor:
-        data = tensor.data
-        if data is not None:
-            r, c = min(r, data.shape[0] - 1), min(c, data.shape[1] - 1)
-            data = data[r : r + 1, c : c + 1]
-        return Tensor(
-            data, tensor.shape, tensor.dtype, tensor.layout, tensor.memory_config(), device
-        )
-
-    return [part(r, c) for r in range(rows) for c in range(cols)]
+    if device is None and tensor.data is not None:
+        rows, cols = tensor.data.shape[:2]
+    else:
+        rows, cols = device.shape if device is not None else (1, 1)
+    return [_ChipPart(tensor, row, col) for row in range(rows) for col in range(cols)]
 
 
 @op("copy_host_to_device_tensor")
 def copy_host_to_device_tensor(
     host_tensor: Tensor, device_tensor: Tensor, cq_id: int | None = None
 ) -> None:
-    refuse_during_capture(device_tensor.device(), "Writes")
-    same = (host_tensor.shape, host_tensor.dtype) == (device_tensor.shape, device_tensor.dtype)
-    require(same, "Host tensor has a different shape or dtype than the device tensor")
-    if device_tensor.data is not None:
+    device = device_tensor.device()
+    refuse_during_capture(device, "Writes")
+    require(host_tensor.device() is None, "Expected Tensor with HostStorage, got DEVICE")
+    require(device is not None, "Expected Tensor with DeviceStorage, got HOST")
+    for what in ("dims", "dtype", "layout"):
+        same = getattr(host_tensor, what) == getattr(device_tensor, what)
+        name = {"dims": "shape", "layout": "page config"}.get(what, what)
+        require(same, f"Host tensor has different {name}")
+    if device_tensor.data is not None and host_tensor.data is not None:
         device_tensor.data = host_tensor.data.to(device_tensor.data.device, copy=True)
 
 
+@op("copy_device_to_host_tensor")
+def copy_device_to_host_tensor(
+    device_tensor: Tensor, host_tensor: Tensor, blocking: bool = True, cq_id: int | None = None
+) -> None:
+    refuse_during_capture(device_tensor.device(), "Reads")
+    require(host_tensor.dims == device_tensor.dims, "Host tensor has different shape")
+    host_tensor.data = _values(device_tensor)
+
+
+@op("dump_tensor")
 def dump_tensor(file_name: str | Path, tensor: Tensor) -> None:
     """Write a host tensor to one file, values as carried, no code in it."""
-    spec = {
-        "dtype": tensor.dtype.name,
-        "layout": tensor.layout.name,
-        "order": list(_memory_order(tensor.data)),
-    }
-    data = tensor.data.permute(spec["order"]).contiguous()
+    require(tensor.data is not None, "a tensor without values cannot be written")
+    assert tensor.data is not None
+    # dims from slowest to fastest in memory: transposed weights stay as matmul wants them
+    order = sorted(range(tensor.data.dim()), key=lambda dim: -tensor.data.stride(dim))
+    spec = {"dtype": tensor.dtype.name, "layout": tensor.layout.name, "order": order}
+    data = tensor.data.permute(order).contiguous()
     save_file({"data": data}, str(file_name), metadata={"tensor": json.dumps(spec)})
 
 
+@op("load_tensor")
 def load_tensor(file_name: str | Path, *, device: MeshDevice | None = None) -> Tensor:
     """Map a file written by dump_tensor; nothing is read until it is used."""
     with safe_open(str(file_name), framework="pt") as file:
         spec = json.loads(file.metadata()["tensor"])
         data = file.get_tensor("data")
-    inverse = [spec["order"].index(dim) for dim in range(data.dim())]
-    data = data.permute(inverse)
+    data = data.permute([spec["order"].index(dim) for dim in range(data.dim())])
     tensor = Tensor(data, tuple(data.shape[2:]), DataType[spec["dtype"]], Layout[spec["layout"]])
     return tensor if device is None else to_device(tensor, device)
-
-
-def _memory_order(data: torch.Tensor) -> list[int]:
-    """Dims from slowest to fastest in memory: transposed weights stay as matmul wants them."""
-    return sorted(range(data.dim()), key=lambda dim: -data.stride(dim))
-
-
-for _function in (
-    from_torch, to_torch, get_device_tensors, dump_tensor, load_tensor,
-    ReplicateTensorToMesh, ShardTensorToMesh, ShardTensor2dMesh,
-    ConcatMeshToTensor, ConcatMesh2dToTensor,
-):  # fmt: skip
-    op(_function.__name__)(_function)

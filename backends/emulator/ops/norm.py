@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from backends.emulator.configs import LayerNormShardedMultiCoreProgramConfig
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import (
@@ -15,7 +16,6 @@ from backends.emulator.types import (
     CoreRangeSet,
     DataType,
     Layout,
-    LayerNormShardedMultiCoreProgramConfig,
     MemoryConfig,
     ShardSpec,
 )
