@@ -1,0 +1,231 @@
+"""Holds the code to its layout: who imports whom, who reads what, how long things may get.
+
+Each test reads the tracked files and names every place that breaks its rule. An exception stands
+in a table here with its reason; an exception that is no longer needed fails too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Imports point down: a package may import itself and what stands after it.
+LAYERS = ("demo", "lt", "perf", "runtime", "models", "backends")
+ON_TOP = {"demo", "lt"}  # nobody below imports these, nor each other
+NOBODY_IMPORTS = {"runtime.vllm_adapter"}
+
+MAX_FILE_LINES = 400
+MAX_OPS_FILE_LINES = 200
+MAX_FUNCTION_LINES = 60
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+ENVIRONMENT_READERS = {
+    "runtime/settings.py": "the one reader",
+    "backends/dry_run/environment.py": "writes what the wheel reads when it is imported",
+}
+WHEEL_IMPORTERS = ("backends/",)
+
+PRODUCT = re.compile(r"\b(N150|N300|T3K|TG|P100|P150|Galaxy|LoudBox|QuietBox)\w*\b")
+# Where a text was written is nobody's business: no folders of one machine, no private papers.
+PRIVATE = re.compile(
+    r"(?<![\w.])/(?:work|root|home)/\w|/tmp/\w|\bDESIGN\.md|\bCONTRACTS\b|\b[Ii]ssues? #?\d"
+    r"|\bfact book\b|\bthe seed\b|\bshared/(?:seeds|reference|prototypes|data)"
+)
+TEXTS = {".py", ".md", ".toml", ".txt", ".ini", ".sh", ".json", ""}
+
+
+@cache
+def tracked_files() -> tuple[str, ...]:
+    """Paths of the files git tracks that are still there."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return tuple(name for name in names.split("\0") if name and (ROOT / name).is_file())
+
+
+@cache
+def python_files() -> dict[str, ast.Module]:
+    """Syntax trees of the tracked Python files by path."""
+    return {
+        name: ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+        for name in tracked_files()
+        if name.endswith(".py")
+    }
+
+
+def imported_modules(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, wherever it stands; `from a import b` gives a and a.b."""
+    package = path.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            yield node.lineno, module
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def all_imports() -> Iterator[tuple[str, int, str]]:
+    """(path, line, module) of every import in the repository."""
+    for path, tree in python_files().items():
+        for line, module in imported_modules(path, tree):
+            yield path, line, module
+
+
+def layer(name: str) -> int | None:
+    """How far down a module or path stands; None for tests, scripts and foreign packages."""
+    first = re.split(r"[./]", name)[0]
+    return LAYERS.index(first) if first in LAYERS else None
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def listing(found: list[str]) -> str:
+    """One place a line."""
+    return "\n" + "\n".join(sorted(set(found)))
+
+
+def test_imports_point_down() -> None:
+    found = []
+    for path, line, module in all_imports():
+        here, there = layer(path), layer(module)
+        if here is not None and there is not None and (there < here):
+            found.append(f"{path}:{line} imports {module}")
+    assert not found, listing(found)
+
+
+def test_nobody_imports_the_programs_on_top() -> None:
+    found = []
+    for path, line, module in all_imports():
+        package, first = path.split("/")[0], module.split(".")[0]
+        foreign = first in ON_TOP and package not in (first, "tests")
+        if foreign or (module in NOBODY_IMPORTS and package != "tests"):
+            found.append(f"{path}:{line} imports {module}")
+    assert not found, listing(found)
+
+
+def test_nothing_of_ours_imports_tests() -> None:
+    found = [
+        f"{path}:{line} imports {module}"
+        for path, line, module in all_imports()
+        if module.split(".")[0] in ("tests", "conftest") and not path.startswith("tests/")
+    ]
+    assert not found, listing(found)
+
+
+def test_only_backends_imports_the_wheel() -> None:
+    found = [
+        f"{path}:{line} imports {module}"
+        for path, line, module in all_imports()
+        if module.split(".")[0] == "ttnn" and not path.startswith((*WHEEL_IMPORTERS, "tests/"))
+    ]
+    assert not found, listing(found)
+
+
+def reads_environment(node: ast.AST) -> bool:
+    """os.environ, os.getenv, or either imported by name."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.value.id == "os" and node.attr in ("environ", "getenv", "environb", "putenv")
+    return isinstance(node, ast.ImportFrom) and (
+        node.module == "os" and any(a.name in ("environ", "getenv") for a in node.names)
+    )
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {
+        path: node.lineno
+        for path, tree in python_files().items()
+        if layer(path) is not None
+        for node in ast.walk(tree)
+        if reads_environment(node)
+    }
+    found = [f"{path}:{line}" for path, line in readers.items() if path not in ENVIRONMENT_READERS]
+    assert not found, listing(found)
+    assert set(ENVIRONMENT_READERS) <= set(readers), "an exception is no longer needed"
+
+
+def test_layers_know_no_products() -> None:
+    found = [
+        f"{path}:{number} {match.group()}"
+        for path in python_files()
+        if path.startswith("models/layers/")
+        for number, line in enumerate((ROOT / path).read_text("utf-8").splitlines(), 1)
+        if (match := PRODUCT.search(line))
+    ]
+    assert not found, listing(found)
+
+
+def test_files_are_short() -> None:
+    found = {}
+    for path in python_files():
+        lines = len((ROOT / path).read_text("utf-8").splitlines())
+        ops = path.startswith("backends/emulator/ops/")
+        if lines > (MAX_OPS_FILE_LINES if ops else MAX_FILE_LINES):
+            found[path] = f"{path} has {lines} lines"
+    over = [text for path, text in found.items() if path not in LONG_FILES]
+    assert not over, listing(over)
+    assert set(LONG_FILES) <= set(found), "an exception is no longer needed"
+
+
+def test_functions_are_short() -> None:
+    found = {}
+    for path, tree in python_files().items():
+        for node in functions(tree):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                found[f"{path}:{node.name}"] = f"{path}:{node.lineno} {node.name}: {lines} lines"
+    over = [text for name, text in found.items() if name not in LONG_FUNCTIONS]
+    assert not over, listing(over)
+    assert set(LONG_FUNCTIONS) <= set(found), "an exception is no longer needed"
+
+
+def test_every_file_says_what_it_is() -> None:
+    empty = [path for path, tree in python_files().items() if not ast.get_docstring(tree)]
+    assert not empty, listing(empty)
+
+
+def test_every_function_has_a_return_type() -> None:
+    found = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in python_files().items()
+        for node in functions(tree)
+        if node.returns is None and not path.startswith("backends/emulator/ops/")
+    ]
+    assert not found, listing(found)
+
+
+def test_texts_are_free_of_places_only_the_writer_knows() -> None:
+    found = []
+    for path in tracked_files():
+        if Path(path).suffix not in TEXTS or path == "tests/test_architecture.py":
+            continue
+        for number, line in enumerate((ROOT / path).read_text("utf-8").splitlines(), 1):
+            if match := PRIVATE.search(line):
+                found.append(f"{path}:{number} {match.group()}")
+    assert not found, listing(found)
+
+
+def test_sample_prompts_are_json_only() -> None:
+    prompts = [path for path in tracked_files() if path.startswith("sample_prompts/")]
+    assert prompts
+    assert not [path for path in prompts if not path.endswith(".json")]
+
+
+def test_relative_and_hidden_imports_are_seen() -> None:
+    code = "def f():\n    from ..runtime import engine\n    import demo.run"
+    seen = {module for _, module in imported_modules("models/layers/x.py", ast.parse(code))}
+    assert seen == {"models.runtime", "models.runtime.engine", "demo.run"}
