@@ -1,0 +1,1 @@
+"""What HF transformers says about known texts, recorded once and compared with ever after."""
