@@ -27,7 +27,7 @@ from demo.cases import (
     TSU_MODEL,
     DecodeCase,
 )
-from demo.records import save_record
+from demo.records import provenance_of, save_record
 from demo.session import (
     Session,
     encode_prompts,
@@ -200,7 +200,7 @@ def report_speed(session: Session, case: DecodeCase, log: DecodeLog) -> None:
     for ms in log.iteration_ms:
         profiler.add("inference_decode", ms / 1000)
     metrics = measure(profiler, users=case.batch_size, prefill_tokens=0)
-    save_record(session, case, metrics, log.tokens, prefill_len=0)
+    save_record(session, case, metrics, None, log.tokens, prefill_len=0)
     speeds = [1000 / ms for ms in log.iteration_ms[1:]]
     if not speeds:
         return
@@ -214,7 +214,7 @@ def report_speed(session: Session, case: DecodeCase, log: DecodeLog) -> None:
         f"a band would be {low:.1f} to {ranked[-1]:.1f}"
     )
     logger.info(f"Prompts as decode: {log.prompt_seconds:.2f} s")
-    report.print_average_speed(metrics)
+    report.print_average_speed(metrics, provenance_of(session))
     band = band_of(session, case)
     if band is None:
         logger.info(f"No tok/s/user band is checked: bands are for {TSU_MODEL} measured on TG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from backends.device_specs import SPECS
 from demo.cases import Case
@@ -16,17 +17,27 @@ from perf.record import (
     software_versions,
 )
 
+if TYPE_CHECKING:
+    from perf.predict import Prediction
+
+
+def provenance_of(session: Session) -> str:
+    """Where a run's wall-clock figures come from: the device, or the host that emulates it."""
+    return "measured" if session.settings.backend == "silicon" else "host"
+
 
 def save_record(
     session: Session,
     case: Case,
     metrics: Metrics,
+    prediction: Prediction | None,
     answers: Sequence[Sequence[int]],
     *,
     prefill_len: int,
 ) -> BenchmarkRecord:
-    """Append the run's record; figures of the emulator are the host's, not the device's."""
+    """Append the run's record: the modelled figures where there are any, else wall clock."""
     settings = session.settings
+    figures = metrics if prediction is None else prediction
     record = BenchmarkRecord(
         model=session.model.config.name,
         backend=settings.backend,
@@ -37,10 +48,10 @@ def save_record(
         prefill_len=prefill_len,
         generated_tokens=max(map(len, answers)),
         optimizations=str(case.decoder_config_file or case.optimizations),
-        provenance="measured" if settings.backend == "silicon" else "host",
-        ttft_ms=metrics.ttft_ms,
-        tokens_per_s_per_user=metrics.tokens_per_s_per_user,
-        tokens_per_s=metrics.tokens_per_s,
+        provenance=provenance_of(session) if prediction is None else "modelled",
+        ttft_ms=figures.ttft_ms,
+        tokens_per_s_per_user=figures.tokens_per_s_per_user,
+        tokens_per_s=figures.tokens_per_s,
         host_ttft_ms=metrics.ttft_ms,
         host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
         case=case.id,

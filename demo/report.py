@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, TTFT_WHOLE_DEFINITION, Metrics
+from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, WHOLE_TTFT_DEFINITION, Metrics
 
 if TYPE_CHECKING:
+    from perf.predict import Prediction
     from runtime.generator import Step
     from runtime.prompts import Prompt
     from runtime.tokenizer import Tokenizer
@@ -70,38 +71,73 @@ def users_with_garbage(answers: Sequence[Sequence[int]], tokenizer: Tokenizer) -
     return found
 
 
-def print_summary(title: str, metrics: Metrics, rows: Sequence[tuple[str, str]] = ()) -> None:
-    """The table of figures, the lines that tools read, and what the figures mean."""
+def print_summary(
+    title: str,
+    metrics: Metrics,
+    prediction: Prediction | None,
+    rows: Sequence[tuple[str, str]] = (),
+    *,
+    measured_on: str,
+    device: str,
+    whole_ttft: bool = False,
+) -> None:
+    """The table: wall-clock figures, and beside them those the performance model gives."""
     table = [
-        *rows,
-        ("Prefill compile time", f"{metrics.compile_prefill_s:.2f} s"),
-        ("Decode compile time", f"{metrics.compile_decode_s:.2f} s"),
-        ("Time to first token", f"{metrics.ttft_ms:.2f} ms"),
-        ("Prefill speed", f"{metrics.prefill_tokens_per_s:.1f} tok/s"),
-        ("Decode iteration", f"{metrics.decode_ms:.2f} ms"),
-        ("Decode speed", f"{metrics.tokens_per_s_per_user:.2f} tok/s/user"),
-        ("Decode throughput", f"{metrics.tokens_per_s:.2f} tok/s"),
+        *((name, value, "") for name, value in rows),
+        ("Prefill compile time", f"{metrics.compile_prefill_s:.2f} s", ""),
+        ("Decode compile time", f"{metrics.compile_decode_s:.2f} s", ""),
+        ("Prefill of all users", f"{metrics.whole_ttft_ms:.2f} ms", ""),
+        ("Time to first token per user", f"{metrics.ttft_ms:.2f} ms", modelled_ttft(prediction)),
+        ("Prefill speed", f"{metrics.prefill_tokens_per_s:.1f} tok/s", ""),
+        ("Decode iteration", f"{metrics.decode_ms:.2f} ms", modelled_iteration(prediction)),
+        (
+            "Decode speed",
+            f"{metrics.tokens_per_s_per_user:.2f} tok/s/user",
+            modelled_speed(prediction),
+        ),
+        ("Decode throughput", f"{metrics.tokens_per_s:.2f} tok/s", ""),
     ]
     table += [
-        (f"Decode speed at token {n}", f"{speed:.2f} tok/s/user")
+        (f"Decode speed at token {n}", f"{speed:.2f} tok/s/user", "")
         for n, speed in metrics.at_token.items()
     ]
-    width = max(len(name) for name, _ in table)
-    lines = [f"=== {title} ===", *(f"{name:<{width}}  {value}" for name, value in table)]
-    logger.info("\n".join(lines))
-    logger.info(f"Average Time to First Token (TTFT): {metrics.ttft_ms:.2f} ms")
-    print_average_speed(metrics)
+    heads = ("", measured_on, f"modelled for {device} (80 % interval)" if prediction else "")
+    names, values = (max(len(row[i]) for row in (heads, *table)) for i in (0, 1))
+    lines = [f"{a:<{names}}  {b:<{values}}  {c}".rstrip() for a, b, c in (heads, *table)]
+    logger.info("\n".join([f"=== {title} ===", *lines]))
+    ttft = metrics.whole_ttft_ms if whole_ttft else metrics.ttft_ms
+    logger.info(f"Average Time to First Token (TTFT): {ttft:.2f} ms [{measured_on}]")
+    print_average_speed(metrics, measured_on)
+    logger.info(WHOLE_TTFT_DEFINITION if whole_ttft else TTFT_DEFINITION)
+    logger.info(SPEED_DEFINITION)
 
 
-def print_average_speed(metrics: Metrics) -> None:
+def modelled_ttft(prediction: Prediction | None) -> str:
+    """Predicted time to first token, with its interval."""
+    if prediction is None:
+        return ""
+    low, high = prediction.interval["ttft_ms"]
+    return f"{prediction.ttft_ms:.2f} ms ({low:.1f} to {high:.1f})"
+
+
+def modelled_iteration(prediction: Prediction | None) -> str:
+    """Predicted time of a decode iteration, and what bounds it."""
+    if prediction is None:
+        return ""
+    return f"{prediction.decode.ms:.2f} ms, mostly {prediction.decode.bound}-bound"
+
+
+def modelled_speed(prediction: Prediction | None) -> str:
+    """Predicted decode speed, with its interval."""
+    if prediction is None:
+        return ""
+    low, high = prediction.interval["tokens_per_s_per_user"]
+    return f"{prediction.tokens_per_s_per_user:.2f} tok/s/user ({low:.1f} to {high:.1f})"
+
+
+def print_average_speed(metrics: Metrics, measured_on: str) -> None:
     """The decode line that tools read."""
     logger.info(
         f"Average speed: {metrics.decode_ms:.2f} ms @ {metrics.tokens_per_s_per_user:.2f} "
-        f"tok/s/user ({metrics.tokens_per_s:.2f} tok/s throughput)"
+        f"tok/s/user ({metrics.tokens_per_s:.2f} tok/s throughput) [{measured_on}]"
     )
-
-
-def print_definitions(*, ttft_per_user: bool = True) -> None:
-    """How the figures above are defined."""
-    logger.info(TTFT_DEFINITION if ttft_per_user else TTFT_WHOLE_DEFINITION)
-    logger.info(SPEED_DEFINITION)

@@ -14,7 +14,8 @@ from backends.device_specs import SPECS
 from demo import report
 from demo.cases import Case
 from demo.flow import Answers, Job, prepare, run_batches
-from demo.records import save_record
+from demo.modelled import modelled
+from demo.records import provenance_of, save_record
 from demo.session import Session, open_session
 from perf.metrics import measure
 from perf.profiler import Profiler
@@ -69,18 +70,20 @@ def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: boo
     profiler = Profiler()
     with profiler("run"):
         answers, ops = run_batches(job, session, profiler)
-    metrics = measure(
-        profiler,
-        users=job.case.users,
-        prefill_tokens=prefill_length(job),
-        ttft_per_user=ttft_per_user,
-    )
+    length = prefill_length(job)
+    metrics = measure(profiler, users=job.case.users, prefill_tokens=length)
+    prediction = modelled(session, ops, prefill_len=length)
     check_answers(job, session, answers)
-    rows = timing_rows(loading, profiler)
-    report.print_summary(title_of(job, session), metrics, rows)
-    report.print_definitions(ttft_per_user=ttft_per_user)
-    tokens = answers[0].tokens
-    save_record(session, job.case, metrics, tokens, prefill_len=prefill_length(job))
+    report.print_summary(
+        title_of(job, session),
+        metrics,
+        prediction,
+        timing_rows(loading, profiler),
+        measured_on=provenance_of(session),
+        device=session.device,
+        whole_ttft=not ttft_per_user,
+    )
+    save_record(session, job.case, metrics, prediction, answers[0].tokens, prefill_len=length)
 
 
 def prefill_length(job: Job) -> int:

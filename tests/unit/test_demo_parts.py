@@ -1,0 +1,86 @@
+"""The demos' own arithmetic: windows of stress runs, speed bands, checks of texts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from demo.cases import DECODE_CASES, PageParams
+from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
+from demo.pcc_check import pcc
+from demo.report import needles_found, users_with_garbage
+from runtime.prompts import Prompt
+from runtime.tokenizer import Tokenizer, stand_in_tokenizer
+
+STRESS = next(case for case in DECODE_CASES if case.id == "stress-test")
+FULL = next(case for case in DECODE_CASES if case.id == "full")
+
+
+def test_half_a_million_steps_stay_within_the_window_and_keep_the_prompt() -> None:
+    window = window_of(replace(STRESS, max_seq_len=8192), longest=60)
+    assert window == Window(0, 60, 8192)
+    positions = [window.position(step) for step in range(0, 500_000)]
+    assert max(positions) == 8191
+    assert min(positions[60:]) == 60
+    assert positions[8190:8194] == [8190, 8191, 60, 61]
+
+
+def test_the_pages_bound_the_window() -> None:
+    case = replace(STRESS, page_params=PageParams(32, 64), batch_size=32)
+    assert window_of(case, longest=20).end == 64
+    with pytest.raises(ValueError, match="give 64: raise them, generate less, or use --stress"):
+        window_of(replace(case, stress_test=False), longest=20)
+
+
+def test_every_user_owns_the_pages_of_its_whole_window() -> None:
+    case = replace(FULL, max_seq_len=512, page_params=PageParams(32, 64), batch_size=4)
+    window = window_of(replace(case, max_generated_tokens=100), longest=20)
+    table = page_table(case, window)
+    assert table is not None
+    assert table.shape == (4, 16)
+    assert sorted(table.flatten().tolist()) == list(range(64))
+
+
+def test_a_log_of_any_length_is_bounded() -> None:
+    log = DecodeLog()
+    log.iteration_ms.extend([1.0] * 500_000)
+    assert log.iteration_ms.itemsize * len(log.iteration_ms) < 4 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("speeds", "outcome"),
+    [
+        ([70.0] * 199, None),
+        ([70.0] * 185 + [60.0] * 14, None),
+        ([70.0] * 150 + [60.0] * 49, "49 of 199 iterations .* too slow"),
+        ([80.0] * 199, "199 of 199 iterations .* too fast"),
+        ([70.0] * 199 + [1.0] * 1000, None),
+    ],
+)
+def test_a_band_fails_on_both_sides_but_forgives_a_tenth(
+    speeds: Sequence[float], outcome: str | None
+) -> None:
+    if outcome is None:
+        check_band(speeds, (68, 73))
+        return
+    with pytest.raises(pytest.fail.Exception, match=outcome):
+        check_band(speeds, (68, 73))
+
+
+def test_a_special_token_before_the_end_is_garbage() -> None:
+    tokenizer = Tokenizer(stand_in_tokenizer(50).codec, eos_ids=[2], special_ids=[1, 2])
+    assert users_with_garbage([[5, 6, 2], [5, 1, 2], [5, 2, 1]], tokenizer) == [1]
+
+
+def test_a_hidden_fact_is_found_in_the_answer() -> None:
+    tokenizer = stand_in_tokenizer(1000)
+    answers = [tokenizer.encode("It is 4417."), tokenizer.encode("It is 12."), []]
+    prompts = [Prompt("?", "4417"), Prompt("?", "4417"), Prompt("?")]
+    assert needles_found(prompts, answers, tokenizer) == (1, 2)
+
+
+def test_pcc_is_the_correlation_of_all_elements() -> None:
+    a = torch.randn(4, 5)
+    assert pcc(a, a * 3 + 1) == pytest.approx(1)
+    assert pcc(a, -a) == pytest.approx(-1)
