@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_CCL = "asymptotes of the tables in tt-metal's tech report CCLs"
 PATH = Path(__file__).with_name("constants.json")
 
 
@@ -47,13 +48,17 @@ class Constants:
         100, 1500, "cycles/tile", "one core moves a tile through reader, unpacker and writer",
         fit="ops", source="Qwen3-8B: multiply of 24 tiles a core 21.8 us, of 3 tiles 3.3 us",
     )  # fmt: skip
+    move_cycles: float = _constant(
+        100, 1500, "cycles/tile", "one core moves a tile without computing", fit="ops",
+        source="Galaxy prefill-128 targets: 40 tiles a core 22.0, 32 tiles 17.7 us",
+    )  # fmt: skip
     norm_cycles: float = _constant(
         150, 2000, "cycles/tile", "the same in a norm, which passes over a row more than once",
         fit="ops", source="Galaxy prefill-128 targets: 64 tiles a core 38.3 and 43.8 us",
     )  # fmt: skip
     norm_us: float = _constant(
         2, 20, "us", "start, end and exchange of statistics between the cores of a sharded norm",
-        fit="decode", source="Qwen3-8B: width-sharded norm 14.6 us",
+        fit="ops decode", source="Qwen3-8B: width-sharded norm 14.6 us",
     )  # fmt: skip
 
     # --- DRAM
@@ -98,6 +103,10 @@ class Constants:
         800, 4000, "cycles/32 positions", "scores, softmax and values of one head on one core",
         fit="decode", source="16 cores of T3K read 56 GB/s at head width 128, 30 GB/s at 64",
     )  # fmt: skip
+    sdpa_merge_us: float = _constant(
+        1, 12, "us/level", "merging what the cores of one head have found, by pairs", fit="decode",
+        source="Galaxy 70B: 9 us at 128 positions, 37 us at 1024",
+    )  # fmt: skip
     sdpa_group_us: float = _constant(
         1, 20, "us", "each further head that a core serves", fit="decode"
     )
@@ -119,6 +128,10 @@ class Constants:
         40, 90, "cycles/tile product", "prefill matmul at HiFi2", fit="prefill",
         source="tech report GEMM_FLOPS: 52-54 % of peak",
     )  # fmt: skip
+    sdpa_prefill_us: float = _constant(
+        5, 40, "us", "start and end of prefill attention", fit="ops",
+        source="Galaxy prefill-128 targets: 30.3 us",
+    )  # fmt: skip
     sdpa_matmul_cycles: float = _constant(
         64, 200, "cycles/tile product", "prefill attention's products at HiFi4", fit="prefill"
     )
@@ -132,26 +145,45 @@ class Constants:
     scatter_us: float = _constant(3, 12, "us", "start and end of a reduce-scatter", fit="ops")
     gather_hop_us: float = _constant(0.3, 3, "us", "each chip an all-gather passes", fit="ops")
     scatter_hop_us: float = _constant(0.3, 4, "us", "each chip a reduce-scatter passes", fit="ops")
-    gather_rate: float = _constant(0.6, 0.96, "of line rate", "all-gather of 3 and more", fit="ops")
+    gather_rate: float = _constant(0.94, 0.94, "of line rate", "all-gather on a line", source=_CCL)
     scatter_rate: float = _constant(
-        0.5, 0.96, "of line rate", "reduce-scatter of 3 and more", fit="ops"
+        0.84, 0.84, "of line rate", "reduce-scatter on a line", source=_CCL
+    )
+    gather_rate_ring: float = _constant(
+        0.83, 0.83, "of line rate", "all-gather on a ring", source=_CCL
+    )
+    scatter_rate_ring: float = _constant(
+        0.66, 0.66, "of line rate", "reduce-scatter on a ring", source=_CCL
     )
     gather_rate_pair: float = _constant(
-        0.4, 0.9, "of line rate", "all-gather of two chips", fit="ops"
+        0.51, 0.51, "of line rate", "all-gather of two chips", source=_CCL
     )
     scatter_rate_pair: float = _constant(
-        0.4, 0.9, "of line rate", "reduce-scatter of two chips", fit="ops"
+        0.71, 0.71, "of line rate", "reduce-scatter of two chips", source=_CCL
     )
+    gather_rate_bh: float = _constant(
+        0.95, 0.95, "of line rate", "all-gather on Blackhole", source=_CCL
+    )
+    scatter_rate_bh: float = _constant(
+        0.78, 0.78, "of line rate", "reduce-scatter on Blackhole", source=_CCL
+    )
+    link_latency_bh: float = _constant(
+        0.724, 0.724, "ratio", "latency on Blackhole to that on Wormhole",
+        source="hops of 515 and 711 ns (tech report CCLs)",
+    )  # fmt: skip
     link_skew_us: float = _constant(
-        0.1, 12, "us/chip", "chips of a model wait for each other at a collective", fit="decode",
+        0.1, 12, "us/chip", "more than two chips wait for each other at a collective", fit="decode",
         source="Qwen3-8B on N300: 23.6 and 27.1 us, as the tables",
     )  # fmt: skip
+    link_row_us: float = _constant(
+        0.2, 12, "us/chip/row", "the same at each further row of tiles", fit="prefill"
+    )
     fused_gather: float = _constant(
         0.1, 1, "ratio", "an all-gather that runs inside a matmul, against one by itself",
         fit="decode",
     )  # fmt: skip
     grid_us: float = _constant(
-        15, 60, "us", "one pass of the 2024-25 collectives along an axis of a 2D mesh", fit="ops",
+        15, 60, "us", "one pass of the 2024-25 collectives along an axis of a 2D mesh", fit="ops decode",
         source="Galaxy prefill-128 targets: gather of statistics 32.9 us",
     )  # fmt: skip
     grid_gather_gbps: float = _constant(
@@ -209,15 +241,15 @@ class Constants:
         source="Galaxy decoder targets: op-to-op 0.60-0.87 us",
     )  # fmt: skip
     galaxy_link_us: float = _constant(
-        2, 10, "us", "one pass of its collectives, persistent buffers", fit="ops",
+        2, 10, "us", "one pass of its collectives, persistent buffers", fit="ops decode",
         source="Galaxy decoder targets: reduce-scatter 7.2, all-reduce 13.4 us",
     )  # fmt: skip
     galaxy_sdpa_us: float = _constant(
-        3, 15, "us", "its decode attention without a context", fit="ops",
+        3, 15, "us", "its decode attention without a context", fit="ops decode",
         source="Galaxy decoder targets: 9.2 us at 128",
     )  # fmt: skip
     galaxy_matmul_us: float = _constant(
-        1, 8, "us", "its prefetched matmuls: start and end", fit="ops",
+        1, 8, "us", "its prefetched matmuls: start and end", fit="ops decode",
         source="Galaxy decoder targets: 7.1-17.5 us",
     )  # fmt: skip
 
@@ -232,7 +264,7 @@ class Constants:
 
 def fitted(*rows: str) -> list[str]:
     """Names of the constants that the given rows (decode, prefill, ops) determine."""
-    return [f.name for f in fields(Constants) if f.metadata["fit"] in rows]
+    return [f.name for f in fields(Constants) if set(rows) & set(f.metadata["fit"].split())]
 
 
 def facts(name: str) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from perf.op_cost import (
 )
 
 CHUNK = 32  # positions of a tile of keys
+MERGED_FROM = 128  # positions a core takes before the next one joins in
 MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most so many cores
 
 
@@ -162,6 +163,8 @@ def sdpa_decode_us(record: OpRecord, state: State) -> float:
     _, dram = attention_work(record, state)
     stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
     start = c.galaxy_sdpa_us if state.software.fused else c.sdpa_us
+    active = min(cores_per_head, -(-context // MERGED_FROM))
+    start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
     return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)
 
 
@@ -184,4 +187,4 @@ def sdpa_prefill_us(record: OpRecord, state: State) -> float:
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
     _, dram = attention_work(record, state)
     stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
-    return c.dram_op_us + max(cycles_us(pairs / cores * per_pair, spec), stream)
+    return c.sdpa_prefill_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

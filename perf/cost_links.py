@@ -6,7 +6,10 @@ and 8 chips; an all-reduce is a reduce-scatter and an all-gather.
 
 from __future__ import annotations
 
+import math
+
 from backends.op_record import OpRecord
+from perf.constants import Constants
 from perf.op_cost import State, bytes_us, stored_bytes
 
 
@@ -20,8 +23,11 @@ def _shape(record: OpRecord) -> tuple[int, int, bool, float]:
 
 
 def busiest_link_bytes(chips: int, ring: bool, whole: float) -> float:
-    """Bytes over the busiest link in one direction for one pass of a gather or scatter."""
-    return whole * (0.5 if ring else (chips - 1) / chips)
+    """Bytes over the busiest link in one direction for one pass of a gather or scatter.
+
+    Both ways round a ring; a chip's own part never travels.
+    """
+    return whole * (chips - 1) / chips / (2 if ring else 1)
 
 
 def link_gbps(record: OpRecord, axis: int, state: State) -> float:
@@ -34,8 +40,7 @@ def line_rate_us(record: OpRecord, state: State) -> float:
     """The least time the links need."""
     axis, chips, ring, whole = _shape(record)
     passes = 2 if record.name == "all_reduce" else 1
-    # both ways round a ring, a chip's own part never travels
-    least = whole * (chips - 1) / chips / (2 if ring else 1)
+    least = busiest_link_bytes(chips, ring, whole)
     return passes * bytes_us(least, link_gbps(record, axis, state))
 
 
@@ -50,7 +55,8 @@ def collective_us(record: OpRecord, state: State) -> float:
     if _gathered_instead(record, chips, ring, state):
         share = state.constants.fused_gather
         return share * pass_us("gather", chips, ring, whole, rate, state)
-    return sum(pass_us(kind, chips, ring, whole, rate, state) for kind in kinds)
+    rows = -(-math.prod(record.inputs[0].padded_shape[:-1]) // 32)
+    return sum(pass_us(kind, chips, ring, whole, rate, state, rows) for kind in kinds)
 
 
 def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:
@@ -65,8 +71,9 @@ def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) ->
 
 
 def pass_us(
-    kind: str, chips: int, ring: bool, whole: float, rate: float, state: State
-) -> float:
+    kind: str, chips: int, ring: bool, whole: float, rate: float, state: State,
+    rows: int = 1,
+) -> float:  # fmt: skip
     """One pass of a gather or scatter of `whole` bytes over links of `rate` GB/s."""
     c, spec, software = state.constants, state.spec, state.software
     volume = busiest_link_bytes(chips, ring, whole)
@@ -74,14 +81,23 @@ def pass_us(
     if state.is_grid and not software.fabric_on_grid:
         own = c.grid_gather_gbps if gather else c.grid_scatter_gbps
         return c.grid_us + bytes_us(volume, min(own, rate))
-    if chips == 2:
-        share = c.gather_rate_pair if gather else c.scatter_rate_pair
-    else:
-        share = c.gather_rate if gather else c.scatter_rate
+    share = link_share(c, spec.arch, gather, chips, ring)
     if software.fused:
         return c.galaxy_link_us + bytes_us(volume, share * rate)
     start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
-    clock = 1 / spec.clock_ghz  # routers and workers run at the compute clock
-    latency = (start + hop * chips) * clock
-    skew = c.link_skew_us * (chips - 1)  # chips of a model do not arrive together
-    return latency + skew + bytes_us(volume, share * rate)
+    faster = c.link_latency_bh if spec.arch == "blackhole" else 1.0
+    # chips of a model do not arrive together, and wait for each other at every row of tiles
+    per_chip = c.link_skew_us + (rows - 1) * c.link_row_us
+    skew = 0.0 if state.isolated else per_chip * (chips - 2)
+    return (start + hop * chips) * faster + skew + bytes_us(volume, share * rate)
+
+
+def link_share(c: Constants, arch: str, gather: bool, chips: int, ring: bool) -> float:
+    """Share of the line rate that large transfers reach."""
+    if arch == "blackhole":
+        return c.gather_rate_bh if gather else c.scatter_rate_bh
+    if chips == 2:
+        return c.gather_rate_pair if gather else c.scatter_rate_pair
+    if ring:
+        return c.gather_rate_ring if gather else c.scatter_rate_ring
+    return c.gather_rate if gather else c.scatter_rate

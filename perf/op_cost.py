@@ -28,9 +28,28 @@ ROW_OPS = frozenset(
         "experimental.rotary_embedding_llama",
     }
 )  # fmt: skip
+# what the Galaxy's own software folds into the ops beside it
+FOLDED = frozenset(
+    {
+        "to_memory_config", "matmul", "reshape", "add", "rms_norm_pre_all_gather",
+        "experimental.nlp_create_qkv_heads_decode", "experimental.nlp_concat_heads_decode",
+    }
+)  # fmt: skip
+# neighbours of one name that it runs as one op
+PAIRED = frozenset(
+    {
+        "reduce_scatter", "experimental.rotary_embedding_llama", "experimental.paged_update_cache",
+    }
+)  # fmt: skip
 MOVES = frozenset(
-    {"to_memory_config", "sharded_to_interleaved", "interleaved_to_sharded", "matmul", "reshape"}
-)
+    {
+        "to_memory_config", "sharded_to_interleaved", "interleaved_to_sharded", "reshape", "concat",
+        "slice", "transpose", "permute", "pad", "tilize", "untilize", "to_layout", "embedding",
+        "experimental.nlp_create_qkv_heads", "experimental.nlp_concat_heads",
+        "experimental.nlp_create_qkv_heads_decode", "experimental.nlp_concat_heads_decode",
+        "experimental.paged_fill_cache", "experimental.paged_update_cache", "fill_cache",
+    }
+)  # fmt: skip
 COLLECTIVES = frozenset({"all_gather", "reduce_scatter", "all_reduce"})
 
 
@@ -44,6 +63,7 @@ class State:
     context: int = 0  # positions a decode step attends to
     active_users: int = 1  # of the decode slots of one data-parallel group
     is_grid: bool = False  # the group is a 2D mesh
+    isolated: bool = False  # an op timed by itself, in a loop
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ def op_time(record: OpRecord, state: State) -> OpTime:
     """Time of one op, launch gap left out; never below the physical limit."""
     limit = physical_limit(record, state)
     us = _time_us(record, state)
-    if us <= limit.us:
+    if us <= limit.us and not is_prefetched(record, state):
         return OpTime(limit.us, limit.us, limit.bound, limit.dram_bytes)
     bound = limit.bound if limit.us > 0.3 * us else "latency"
     return OpTime(us, limit.us, bound, limit.dram_bytes)
@@ -126,6 +146,12 @@ def _time_us(record: OpRecord, state: State) -> float:
     return small_op_us(record, state)
 
 
+def is_prefetched(record: OpRecord, state: State) -> bool:
+    """Whether the weight was read while earlier ops ran: then only a step as a whole is bound."""
+    config = str(record.attributes.get("program_config", ""))
+    return state.software.fused and "DRAMSharded" in config
+
+
 def is_view(record: OpRecord) -> bool:
     """A reshape that only renames dimensions moves nothing."""
     if record.name not in ("reshape", "unsqueeze_to_4D"):
@@ -141,51 +167,52 @@ def small_op_us(record: OpRecord, state: State) -> float:
     """Elementwise ops, norms, resharding, look-ups and draws."""
     c, spec = state.constants, state.spec
     name = record.name
-    if state.software.fused and name in MOVES:
+    if state.software.fused and name in FOLDED:
         return 0.0
     if name in ("topk", "argmax"):
         return cycles_us(c.topk_cycles * record.inputs[0].shape[-1], spec)
     if name == "sampling":
         return c.sampling_us * (0.3 + 0.7 * record.inputs[0].shape[-1] / 256)
-    # a table that rows are picked from is not gone through
-    operands = record.outputs if name == "embedding" else (*record.inputs, *record.outputs)
-    largest = max(operands, key=_own_tiles)
-    sharded = _sharded(record)
+    # a table that rows are picked from, or a cache, is not gone through
+    operands = (*record.inputs, *record.outputs)
+    if name == "embedding":
+        operands = record.outputs
+    elif "cache" in name:
+        operands = record.inputs[1:2]
+    sharded = _sharded(operands)
     norm = "norm" in name
     if sharded is not None:
         start = c.norm_us if norm else c.l1_op_us
         per_core = tiles(sharded.shard or (32, 32))
     else:
-        in_dram = any(t.buffer == "DRAM" for t in (*record.inputs[:1], *record.outputs[:1]))
-        start = c.dram_op_us if in_dram else c.l1_op_us
-        per_core = _tiles_per_core(name, largest, spec)
-    if name.startswith("experimental.paged_update_cache"):
-        per_core = tiles(record.inputs[1].padded_shape[-2:])  # a core per user
-    work = cycles_us(per_core * (c.norm_cycles if norm else c.eltwise_cycles), spec)
+        start = c.dram_op_us if any(t.buffer == "DRAM" for t in operands) else c.l1_op_us
+        per_core = _tiles_per_core(record, max(operands, key=_own_tiles), spec)
+    cycles = c.norm_cycles if norm else c.move_cycles if name in MOVES else c.eltwise_cycles
     traffic = bytes_us(_dram_bytes(record, state), c.dram_interleaved * spec.dram_gbps)
-    return start + max(work, traffic)
+    return start + max(cycles_us(per_core * cycles, spec), traffic)
 
 
 def _own_tiles(tensor: TensorSpec) -> int:
     return tiles(tensor.padded_shape)
 
 
-def _sharded(record: OpRecord) -> TensorSpec | None:
-    """The largest operand that lies sharded in L1: its cores do the work."""
-    found = [t for t in (*record.inputs[:1], *record.outputs[:1]) if t.shard and t.buffer == "L1"]
+def _sharded(operands: tuple[TensorSpec, ...]) -> TensorSpec | None:
+    """The operand with the largest shard in L1: its cores do the work."""
+    found = [t for t in operands if t.shard and t.buffer == "L1"]
     return max(found, key=lambda t: tiles(t.shard or (0, 0)), default=None)
 
 
-def _tiles_per_core(name: str, tensor: TensorSpec, spec: DeviceSpec) -> int:
+def _tiles_per_core(record: OpRecord, tensor: TensorSpec, spec: DeviceSpec) -> int:
     """Tiles the busiest core handles when interleaved work is spread over the grid."""
     total = tiles(tensor.padded_shape)
-    if name not in ROW_OPS:
+    if record.name not in ROW_OPS:
         return -(-total // spec.num_cores)
     shape = tensor.padded_shape
     rows = -(-shape[-2] // 32) * (shape[0] if len(shape) > 3 else 1)
-    if name == "experimental.nlp_concat_heads":
-        rows = -(-shape[-2] // 32)
-    return -(-rows // spec.num_cores) * (total // max(1, rows))
+    per_row = total // max(1, rows)
+    if "rotary" in record.name:
+        per_row += 2 * -(-shape[-1] // 32)  # cosines and sines of the row
+    return -(-rows // spec.num_cores) * per_row
 
 
 def _dram_bytes(record: OpRecord, state: State) -> float:
@@ -212,7 +239,7 @@ def physical_limit(record: OpRecord, state: State) -> Limit:
 
     spec = state.spec
     dram, flops, link_us = 0.0, 0.0, 0.0
-    if is_view(record) or (state.software.fused and record.name in MOVES):
+    if is_view(record) or (state.software.fused and record.name in FOLDED):
         return Limit(0.0, "latency", 0.0)
     if record.name in COLLECTIVES:
         link_us = cost_links.line_rate_us(record, state)

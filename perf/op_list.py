@@ -127,7 +127,8 @@ def _record_layer(
     from runtime.sampling import GREEDY, device_sampling
 
     users, pages = job.batch_size, _round_up(max_seq_len, BLOCK) // BLOCK
-    cache = CacheConfig(BLOCK, pages * users)
+    used = _round_up(min(job.prefill_len + job.generated, max_seq_len), BLOCK) // BLOCK
+    cache = CacheConfig(BLOCK, used * users)
     sharding = Sharding(config, *shape, job.pad_mlp_cores)
     needs = footprint(
         sharding,
@@ -155,7 +156,7 @@ def _record_layer(
         enable_trace=False,
         batched_prefill=job.batched_prefill,
     )
-    table = torch.arange(users * pages, dtype=torch.int32).reshape(users, pages)
+    table = torch.zeros(users, pages, dtype=torch.int32)
     together = users if job.batched_prefill else 1  # else all users run the same ops in turn
     with record_ops() as prefill:
         engine.prefill(

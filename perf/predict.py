@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
 from perf.constants import Constants, intervals, load_constants
-from perf.op_cost import COLLECTIVES, OpTime, State, is_view, op_time
-from perf.op_list import Job, OpList, RunOps
+from perf.op_cost import COLLECTIVES, FOLDED, PAIRED, OpTime, State, is_view, op_time
+from perf.op_list import CountedOp, Job, OpList, RunOps
 from perf.software import SOFTWARE, Software
 
 TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
@@ -108,12 +108,26 @@ class _Sum:
         return Phase(ms, self.limit_us / 1000, dict(ordered), self.bounds)
 
 
+def unfolded(ops: OpList, state: State) -> list[CountedOp]:
+    """The ops that are launched by themselves: views are not, nor what the software fuses."""
+    kept: list[CountedOp] = []
+    for op in ops.ops:
+        if is_view(op.record):
+            continue
+        if state.software.fused:
+            name = op.record.name
+            if name in FOLDED or (kept and name in PAIRED and kept[-1].record.name == name):
+                continue
+        kept.append(op)
+    return kept
+
+
 def sum_ops(
     ops: OpList, state: State, *, without: Sequence[str] = (), timed: dict[int, OpTime] | None = None
 ) -> _Sum:
     """All ops of a list with their launch gaps; `timed` remembers times by record identity."""
     total = _Sum()
-    for op in ops.ops:
+    for op in unfolded(ops, state):
         if op.record.name in without or group_of(op.record) in without:
             continue
         time = timed.get(id(op.record)) if timed is not None else None
@@ -123,8 +137,7 @@ def sum_ops(
                 timed[id(op.record)] = time
         group = group_of(op.record)
         total.add(group, time.bound, op.count * time.us, op.count * time.limit_us)
-        if not is_view(op.record) and time.us > 0:
-            total.launches += op.count
+        total.launches += op.count
     c = state.constants
     gap_us = c.galaxy_gap_us if state.software.fused else c.gap_us
     total.add("launch gaps", "launch", total.launches * gap_us)
@@ -186,9 +199,9 @@ def _dispatch_us(run: RunOps, state: State, without: Sequence[str]) -> float:
     chips = run.mesh_shape[0] * run.mesh_shape[1]
     per_op = c.host_op_us + (chips - 1) * c.host_chip_us
     us = 0.0
-    for op in run.prefill.ops:
+    for op in unfolded(run.prefill, state):
         name = op.record.name
-        if name not in without and not is_view(op.record):
+        if name not in without:
             us += op.count * (per_op + (c.host_link_op_us if name in COLLECTIVES else 0))
     return us
 

@@ -1,0 +1,338 @@
+"""Published timings of single ops as op records, so that the cost model can be held against them.
+
+The tables in published/op_timings.csv name ops in words; shapes they leave out follow from the
+model they were taken in (a 70B layer on a Galaxy: 2048 wide, 1280 and 3584 columns a chip).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends.device_specs import SPECS, DeviceSpec
+from backends.op_record import OpRecord, TensorSpec
+from perf.constants import Constants
+from perf.op_cost import State
+from perf.software import SOFTWARE, Software
+
+TIMINGS = Path(__file__).with_name("published") / "op_timings.csv"
+FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b"}
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """A published time and the records it covers."""
+
+    source: str
+    device: str
+    name: str
+    us: float
+    records: tuple[OpRecord, ...]
+    spec: DeviceSpec
+    software: Software
+    context: int = 0
+    active_users: int = 1
+    is_grid: bool = False
+    isolated: bool = False
+
+    def state(self, constants: Constants) -> State:
+        """How the cost model sees the run it was timed in."""
+        return State(
+            self.spec, constants, self.software, self.context, self.active_users, self.is_grid,
+            self.isolated,
+        )  # fmt: skip
+
+
+def load_op_rows(path: Path = TIMINGS) -> tuple[list[OpRow], list[str]]:
+    """Rows that stand for ops, and the names of those that do not (host work, sums of a model)."""
+    rows, skipped = [], []
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            row = _op_row(line)
+            if row is None:
+                skipped.append(line["op"])
+            else:
+                rows.append(row)
+    return rows, skipped
+
+
+def tensor(
+    shape: Shape,
+    dtype: str = "bf16",
+    *,
+    buffer: str = "DRAM",
+    cores: int = 0,
+    banks: int = 0,
+) -> TensorSpec:
+    """A tiled tensor: interleaved, width-sharded over `cores` of L1 or over `banks` of DRAM."""
+    pad = tuple(-(-n // 32) * 32 for n in shape[-2:])
+    padded = (*shape[:-2], *pad)
+    pieces = cores or banks
+    shard = (pad[0], -(-pad[1] // 32 // pieces) * 32 if cores else -(-pad[1] // (32 * banks)) * 32) \
+        if pieces else None  # fmt: skip
+    layout = "WIDTH_SHARDED" if pieces else "INTERLEAVED"
+    return TensorSpec(shape, padded, FORMATS[dtype], "TILE", buffer, layout, shard)
+
+
+def product(
+    rows: int, inner: int, columns: int, dtype: str, fidelity: str, **attributes: Any
+) -> OpRecord:
+    """A 2D multicast matmul on operands in DRAM, on the 8-wide grid the plans use."""
+    height = min(8, max(1, rows // 32))
+    config = {
+        "program_config": "MatmulMultiCoreReuseMultiCastProgramConfig",
+        "compute_with_storage_grid_size": f"8x{height}",
+        "per_core_M": -(-rows // 32 // height),
+        "per_core_N": -(-columns // 32 // 8),
+        "math_fidelity": fidelity,
+    }
+    operands = tensor((1, 1, rows, inner)), tensor((1, 1, inner, columns), dtype)
+    out = tensor((1, 1, rows, columns))
+    return OpRecord("linear", operands, (out,), config | attributes)
+
+
+def bank_product(
+    inner: int, columns: int, dtype: str, fidelity: str, *, block: int, banks: int = 12
+) -> OpRecord:
+    """A DRAM-sharded matmul of one tile row."""
+    weight = tensor((1, 1, inner, columns), dtype, banks=banks)
+    return OpRecord(
+        "linear",
+        (tensor((1, 1, 32, inner), buffer="L1", cores=32), weight),
+        (tensor((1, 1, 32, columns), buffer="L1", cores=32),),
+        {
+            "program_config": "MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig",
+            "in0_block_w": block,
+            "math_fidelity": fidelity,
+        },
+    )
+
+
+def collective(
+    kind: str,
+    whole: Shape,
+    dtype: str,
+    *,
+    chips: int,
+    axis: int = 1,
+    ring: bool = False,
+    links: int = 1,
+) -> OpRecord:
+    """A gather of `whole`, or a scatter or sum of it, over `chips` along a mesh axis."""
+    part = tensor((*whole[:-1], whole[-1] // chips), dtype)
+    full = tensor(whole, dtype)
+    before, after = {
+        "all_gather": (part, full), "reduce_scatter": (full, part), "all_reduce": (full, full),
+    }[kind]  # fmt: skip
+    at = {"cluster_axis": axis, "num_devices": chips, "num_links": links}
+    return OpRecord(kind, (before,), (after,), at | {"topology": "Ring" if ring else "Linear"})
+
+
+def simple(name: str, before: TensorSpec, after: TensorSpec, **attributes: Any) -> OpRecord:
+    """An op with one operand."""
+    return OpRecord(name, (before,), (after,), attributes)
+
+
+def prefill_scores(heads: int, kv_heads: int, length: int, width: int, chunk: int) -> OpRecord:
+    """Causal attention within one prompt."""
+    q = tensor((1, heads, length, width), "bfp8")
+    kv = tensor((1, kv_heads, length, width), "bfp8")
+    at = {"compute_with_storage_grid_size": "8x8", "q_chunk_size": chunk, "math_fidelity": "HiFi4"}
+    return OpRecord("transformer.scaled_dot_product_attention", (q, kv, kv), (q,), at)
+
+
+def decode_scores(users: int, heads: int, kv_heads: int, width: int, grid: str) -> OpRecord:
+    """Attention of one query per user."""
+    q = tensor((1, users, heads, width), buffer="L1")
+    cache = tensor((64, kv_heads, 32, width), "bfp8")
+    at = {"compute_with_storage_grid_size": grid, "math_fidelity": "HiFi2", "context": 1 << 20}
+    name = "transformer.paged_scaled_dot_product_attention_decode"
+    return OpRecord(name, (q, cache, cache), (q,), at)
+
+
+def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
+    """The ops of one 70B decode layer on a Galaxy and of its tail, by their published names."""
+    wide = tensor((1, 1, 32, 2048), buffer="L1", cores=32)
+    stats = collective("all_gather", (1, 1, 32, 128), "bf16", chips=4, links=3)
+    norm = (simple("rms_norm_post_all_gather", wide, wide), stats)
+    user = tensor((1, 8, 8, 128), buffer="L1")
+    heads = replace(user, memory_layout="HEIGHT_SHARDED", shard=(32, 128))
+    small = tensor((1, 1, 32, 896), "bfp8", buffer="L1", cores=28)
+    cache = tensor((64, 1, 32, 128), "bfp8")
+    update = OpRecord("experimental.paged_update_cache", (cache, heads), (cache,))
+    logits = tensor((1, 1, 32, 16384))
+    spread = tensor((1, 1, 32, 16384), buffer="L1", cores=32)
+
+    def ccl(kind: str, width: int, dtype: str, axis: int) -> OpRecord:
+        chips, links = (8, 4) if axis == 0 else (4, 3)
+        whole = (1, 1, 32, width)
+        return collective(kind, whole, dtype, chips=chips, axis=axis, ring=True, links=links)
+
+    gate = bank_product(2048, 3584, "bfp4", "LoFi", block=8)
+    return {
+        "decode/RMS+AllGather (attn)": norm,
+        "decode/RMS+AllGather (ff)": norm,
+        "decode/QKV matmul (prefetched)": (bank_product(2048, 1280, "bfp8", "HiFi2", block=8),),
+        "decode/ReduceScatter+CreateHeads": (ccl("reduce_scatter", 1280, "bfp8", 1),),
+        "decode/Rotary fused QK": (
+            simple("experimental.rotary_embedding_llama", heads, heads),
+        ),
+        "decode/PagedUpdateCache": (update,),
+        "decode/SDPA decode s128": (decode_scores(8, 8, 1, 128, "8x4"),),
+        "decode/AllGatherConcat": (ccl("all_gather", 4096, "bf16", 1),),
+        "decode/WO matmul": (bank_product(1024, 2048, "bfp8", "HiFi2", block=8),),
+        "decode/AllReduce WO": (ccl("all_reduce", 2048, "bfp8", 0),),
+        "decode/FF1/FF3 matmul+RS fused": (gate, gate),
+        "decode/ReduceScatter FF3": (ccl("reduce_scatter", 3584, "bfp8", 1),),
+        "decode/Mul+SiLU": (simple("multiply", small, small),),
+        "decode/AllGather (mul)": (ccl("all_gather", 3584, "bfp8", 1),),
+        "decode/FF2 matmul": (bank_product(3584, 2048, "bfp8", "HiFi2", block=8),),
+        "decode/AllReduce FF2": (ccl("all_reduce", 2048, "bfp8", 0),),
+        "tail/TopK": (simple("topk", logits, tensor((1, 1, 32, 32))),),
+        "tail/Sampling": (simple("sampling", tensor((1, 1, 32, 256)), tensor((1, 1, 1, 32))),),
+        "tail/AllReduce logits": (ccl("all_reduce", 16384, "bfp8", 1),),
+        "tail/RMS final": (norm[0],),
+        "tail/I2S": (simple("interleaved_to_sharded", logits, spread),),
+        "tail/Typecast": (simple("typecast", logits, logits),),
+    }
+
+
+def _galaxy_prefill() -> dict[str, tuple[OpRecord, ...]]:
+    """The ops of one 70B prefill layer of 128 tokens on a Galaxy, with its older collectives."""
+    rows = 128
+    wide, stats = tensor((1, 1, rows, 2048)), tensor((1, 1, rows, 32))
+    qkv, q = tensor((1, 1, rows, 1280)), tensor((1, 8, rows, 128))
+    k, mixed = tensor((1, 1, rows, 128)), tensor((1, 1, rows, 1024), "bfp8")
+
+    def ccl(kind: str, width: int, dtype: str, axis: int) -> tuple[OpRecord, ...]:
+        chips = 8 if axis == 0 else 4
+        return (collective(kind, (1, 1, rows, width), dtype, chips=chips, axis=axis, links=3),)
+
+    def prefill(name: str) -> str:
+        return f"prefill128/{name}"
+
+    gate = (product(rows, 2048, 3584, "bfp4", "LoFi"),)
+    rotary, heads = "experimental.rotary_embedding_llama", "experimental.nlp_create_qkv_heads"
+    ops = {
+        "LayerNormPreAllGather": (simple("rms_norm_pre_all_gather", wide, stats),),
+        "AllGather stats": ccl("all_gather", 128, "bf16", 1),
+        "LayerNormPostAllGather": (simple("rms_norm_post_all_gather", wide, wide),),
+        "QKV matmul": (product(rows, 2048, 1280, "bfp8", "HiFi2"),),
+        "ReduceScatter QKV": ccl("reduce_scatter", 1280, "bf16", 1),
+        "AllGather QKV": ccl("all_gather", 1280, "bf16", 1),
+        "CreateHeads": (simple(heads, qkv, q),),
+        "Rotary Q": (simple(rotary, q, q),),
+        "Rotary K": (simple(rotary, k, k),),
+        "SDPA": (prefill_scores(8, 1, rows, 128, 64),),
+        "ConcatHeads": (simple("experimental.nlp_concat_heads", replace(q), mixed),),
+        "WO matmul": (product(rows, 1024, 2048, "bfp8", "HiFi2"),),
+        "ReduceScatter WO": ccl("reduce_scatter", 2048, "bfp8", 0),
+        "AllGather WO": ccl("all_gather", 2048, "bfp8", 0),
+        "Add": (simple("add", wide, wide),),
+        "FF1 matmul": gate,
+        "FF3 matmul": gate,
+        "ReduceScatter FF1": ccl("reduce_scatter", 3584, "bfp8", 1),
+        "Mul": (simple("multiply", tensor((1, 1, rows, 896), "bfp8"), tensor((1, 1, rows, 896))),),
+        "AllGather FF2 in": ccl("all_gather", 3584, "bfp8", 1),
+        "FF2 matmul": (product(rows, 3584, 2048, "bfp8", "HiFi2"),),
+        "ReduceScatter FF2": ccl("reduce_scatter", 2048, "bf16", 0),
+        "AllGather FF2": ccl("all_gather", 2048, "bf16", 0),
+    }
+    return {prefill(name): records for name, records in ops.items()}
+
+
+def _n300_decode() -> dict[str, tuple[OpRecord, ...]]:
+    """Ops of a Qwen3-8B decode step on an N300."""
+    stream = tensor((1, 1, 32, 4096), buffer="L1", cores=32)
+    whole = (1, 1, 32, 4096)
+
+    def halves(cores: int) -> TensorSpec:
+        return tensor((1, 1, 32, 6144), "bfp8", buffer="L1", cores=cores)
+
+    return {
+        "decode/SDPA decode 32k per layer": (decode_scores(1, 16, 4, 128, "8x8"),),
+        "decode/reduce_scatter per call": (collective("reduce_scatter", whole, "bf16", chips=2),),
+        "decode/all_gather per call": (collective("all_gather", whole, "bf16", chips=2),),
+        "decode/norm width-sharded per call": (simple("rms_norm", stream, stream),),
+        "decode/w1/w3 4096x6144 bfp4, 64-core grid": (
+            bank_product(4096, 6144, "bfp4", "LoFi", block=2),
+        ),
+        "decode/w1/w3 4096x6144 bfp4, 8-core grid": (
+            bank_product(4096, 6144, "bfp4", "LoFi", block=8),
+        ),
+        "decode/mul 64 cores": (simple("multiply", halves(64), halves(64)),),
+        "decode/mul 8 cores": (simple("multiply", halves(8), halves(8)),),
+    }
+
+
+def _tabled_collective(line: dict[str, str]) -> OpRow:
+    """A row of the collectives report: a traced loop over one op."""
+    chips, blackhole = int(line["cores_or_n"]), "BH" in line["device"]
+    elements = int(line["shape_or_bytes"]) // 2
+    width = min(elements // 32, 8192)
+    record = collective(
+        line["op"],
+        (1, 1, max(32, elements // width), width),
+        "bf16",
+        chips=chips,
+        ring="ring" in line["note"],
+        links=2 if blackhole else 1,
+    )
+    base = SPECS["P150"] if blackhole else SPECS["T3K"]
+    spec = replace(
+        base, mesh_shape=(1, chips), links=(0, 2 if blackhole else 1),
+        link_gbps=25.0 if blackhole else 12.5,
+    )  # fmt: skip
+    return _row(line, (record,), spec, SOFTWARE["2026"], isolated=True)
+
+
+def _gemm(line: dict[str, str]) -> OpRow:
+    m, k, n = (int(part) for part in line["shape_or_bytes"].split("x"))
+    record = product(m, k, n, line["dtype"], line["fidelity"])
+    left = replace(record.inputs[0], dtype=FORMATS[line["dtype"]])
+    record = replace(record, inputs=(left, record.inputs[1]))
+    return _row(line, (record,), SPECS["N150"], SOFTWARE["2026"])
+
+
+_BLACKHOLE: dict[str, tuple[OpRecord, int, int]] = {  # record, context, users
+    "sdpa_decode b8 s32768 K+V 570 MB": (decode_scores(8, 32, 8, 128, "11x10"), 32768, 8),
+    "sdpa prefill S4096 32q/8kv d128": (prefill_scores(32, 8, 4096, 128, 128), 0, 1),
+}
+
+
+def _row(
+    line: dict[str, str], records: tuple[OpRecord, ...], spec: DeviceSpec, software: Software,
+    **state: Any,
+) -> OpRow:  # fmt: skip
+    name, us = line["op"], float(line["time_us"])
+    return OpRow(line["source"], line["device"], name, us, records, spec, software, **state)
+
+
+def _op_row(line: dict[str, str]) -> OpRow | None:
+    """The records of one line of the table; None for what is no op of a known shape."""
+    name, device = line["op"], line["device"]
+    if name in ("all_gather", "reduce_scatter"):
+        return _tabled_collective(line)
+    if name == "matmul DRAM/DRAM":
+        return _gemm(line)
+    if name in _BLACKHOLE:
+        record, context, users = _BLACKHOLE[name]
+        return _row(
+            line, (record,), SPECS[device], SOFTWARE["2026"], context=context, active_users=users
+        )
+    tables: list[tuple[Callable[[], dict[str, tuple[OpRecord, ...]]], str, str, dict[str, Any]]] = [
+        (_galaxy_decode, "TG", "galaxy",
+         {"is_grid": True, "context": 160, "active_users": 32}),
+        (_galaxy_prefill, "TG", "seed", {"is_grid": True}),
+        (_n300_decode, "N300", "2026", {"context": 32768}),
+    ]  # fmt: skip
+    for table, spec, software, state in tables:
+        records = table().get(name)
+        if records and (spec == "N300") == (device == "N300"):
+            return _row(line, records, SPECS[spec], SOFTWARE[software], **state)
+    return None
