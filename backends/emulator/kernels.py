@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 FLOAT32_BUDGET = 3 << 30  # bytes of float32 copies of weights kept to speed up many-row products
 _MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
+_LONG_ROWS = 64  # from here on arithmetic, not reading the weight, takes the time
 _PATIENCE_S = 0.1  # a kernel that takes longer is not tried twice
 
 _budget = {"left": FLOAT32_BUDGET}
@@ -120,16 +121,32 @@ def _on_gpu(x: torch.Tensor, matrix: torch.Tensor, narrow: bool) -> torch.Tensor
     return out.view(*x.shape[:-1], -1)
 
 
+def _evict() -> None:
+    """Push weights out of the processor's caches by reading something larger than them."""
+    if "evict" not in _scratch:
+        _scratch["evict"] = torch.zeros(16 << 20)
+    _scratch["evict"].sum()
+
+
 def _fastest(x: torch.Tensor, weight: Weight, narrow: bool) -> str:
-    """The fastest kernel for this shape: best of three runs after a warm-up."""
+    """The fastest kernel for this shape: best of three runs after a warm-up.
+
+    In a model other weights are read in between, so few-row products find theirs in memory: each
+    run starts with cold caches. OpenBLAS brings threads of its own, which fight with torch's for
+    the cores when products are short, so it only competes for long ones.
+    """
     x = x.reshape(-1, x.shape[-1])[:_MEASURED_ROWS]
     best, fastest = float("inf"), ""
     for name, run in _KERNELS.items():
         # many rows in bfloat16 are slow beyond measure without an instruction for it
         if name == "narrow" and (not narrow or x.shape[0] > 64):
             continue
+        if name == "openblas" and x.shape[0] < _LONG_ROWS:
+            continue
         took = float("inf")
         for attempt in range(4):
+            if x.shape[0] < _LONG_ROWS:
+                _evict()
             start = time.perf_counter()
             run(x, weight)
             elapsed = time.perf_counter() - start
