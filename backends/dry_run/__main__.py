@@ -8,35 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from backends.device_specs import SPECS
 from backends.dry_run import environment, report
-from backends.dry_run.worker import run_module
+from backends.dry_run.worker import TIMEOUT_S, run_check
 
-TIMEOUT_S = 900.0
 EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
-
-
-def run_check(
-    options: dict[str, Any], *, cache_dir: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> dict[str, Any]:
-    """One check in a process of its own; `options` are fields of CheckOptions."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "report.json"
-        arguments = ["--options", json.dumps(options), "--report", str(answer)]
-        if cache_dir is not None:
-            arguments += ["--cache_dir", str(cache_dir)]
-        outcome = run_module("runtime.dry_run_check", arguments, timeout_s=timeout_s)
-        if outcome.problem is None:
-            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-            return found
-    status = "timeout" if outcome.timed_out else "crash"
-    subject = {name: options.get(name) for name in ("model", "device", "optimizations")}
-    return subject | {"status": status, "reason": outcome.problem, "runs": []}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ directory or /opt. A process is one system for its whole life.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import importlib.metadata
@@ -13,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -92,9 +94,20 @@ def import_wheel(device: str, cache: Path | None = None) -> Any:
         raise RuntimeError(
             "ttnn was imported before the dry run could prepare it: select the backend first"
         )
-    os.environ.update(prepare(device, (cache or default_cache()).resolve()))
+    directory = (cache or default_cache()).resolve()
+    os.environ.update(prepare(device, directory))
+    os.environ["TMPDIR"] = _scratch(directory)
     logger.disable("ttnn")  # notes about its own settings
     return importlib.import_module("ttnn")
+
+
+def _scratch(cache: Path) -> str:
+    """Where this process's MPI (linked by the wheel) and torch leave folders; gone at exit."""
+    parent = cache / "tmp"
+    parent.mkdir(exist_ok=True)
+    folder = tempfile.mkdtemp(dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _version_key(wheel: Path) -> str:

@@ -19,6 +19,8 @@ _FATAL = re.compile(
 )
 _SIGNATURE_NOISE = re.compile(r"\s+")
 
+_EMPTY = ("false", "tt::exception")  # conditions of checks that always fail
+
 
 class DryRunError(RuntimeError):
     """A call that would have failed on silicon as well."""
@@ -69,7 +71,9 @@ def words_of(error: Exception, kwargs: dict[str, Any]) -> str:
     condition = _SIGNATURE_NOISE.sub(" ", found["condition"]).strip()
     words = _SIGNATURE_NOISE.sub(" ", found["words"] or "").strip()
     place = found["place"].rsplit("/", 1)[-1]
-    return f"{words or condition} ({condition}, {place})" if words else f"{condition} ({place})"
+    if not words:
+        return f"{condition} ({place})"
+    return f"{words} ({place})" if condition in _EMPTY else f"{words} ({condition}, {place})"
 
 
 def _mismatch(text: str, kwargs: dict[str, Any]) -> str:

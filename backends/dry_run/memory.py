@@ -34,12 +34,17 @@ class MemoryWatch:
         self._kinds = {"DRAM": ttnn.BufferType.DRAM, "L1": ttnn.BufferType.L1}
         self._marks: dict[int, dict[str, HighWater]] = {}
 
-    def look(self, mesh: Any) -> dict[str, HighWater]:
-        """Update and return the marks of a mesh; a microsecond per memory."""
+    def look(self, mesh: Any, only: str | None = None) -> dict[str, HighWater]:
+        """Update the marks of a mesh (or of one memory) and return all known so far.
+
+        The wheel lists every block to answer, so a full DRAM takes it 0.1 ms.
+        """
         marks = self._marks.get(mesh.id())
         if marks is None:
             marks = self._marks[mesh.id()] = {}
         for name, kind in self._kinds.items():
+            if only not in (None, name):
+                continue
             view = self._view(mesh, kind)
             mark = marks.get(name)
             if mark is None:

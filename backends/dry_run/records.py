@@ -42,6 +42,14 @@ def tensors_in(values: Any, tensor_type: type) -> Iterator[Any]:
             yield from tensors_in(value, tensor_type)
 
 
+def describe_inputs(tensors: Iterator[Any]) -> str:
+    """Placement of tensors in a few words."""
+    specs = [tensor_spec(tensor) for tensor in tensors]
+    return ", ".join(
+        f"{spec.dtype} {list(spec.shape)} {spec.memory_layout} in {spec.buffer}" for spec in specs
+    )
+
+
 def record(
     name: str,
     args: Sequence[Any],

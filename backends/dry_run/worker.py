@@ -6,15 +6,19 @@ which Python line was running.
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 900.0
 _FAULT_FRAME = re.compile(r'^  File "(?P<path>[^"]+)", line (?P<line>\d+)', re.M)
 
 
@@ -42,6 +46,24 @@ def run_module(module: str, arguments: Sequence[str], *, timeout_s: float) -> Ou
     if done.returncode == 0:
         return Outcome(done.stdout, done.stderr)
     return Outcome(done.stdout, done.stderr, _problem(done.returncode, done.stderr))
+
+
+def run_check(
+    options: dict[str, Any], *, cache_dir: Path | None = None, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """One check in a process of its own; `options` are fields of CheckOptions."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "report.json"
+        arguments = ["--options", json.dumps(options), "--report", str(answer)]
+        if cache_dir is not None:
+            arguments += ["--cache_dir", str(cache_dir)]
+        outcome = run_module("runtime.dry_run_check", arguments, timeout_s=timeout_s)
+        if outcome.problem is None:
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return found
+    status = "timeout" if outcome.timed_out else "crash"
+    subject = {name: options.get(name) for name in ("model", "device", "optimizations")}
+    return subject | {"status": status, "reason": outcome.problem, "runs": []}
 
 
 def _problem(code: int, errors: str) -> str:

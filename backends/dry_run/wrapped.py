@@ -13,7 +13,7 @@ from typing import Any
 from backends import op_record
 from backends.dry_run.errors import DryRunError, refused, words_of
 from backends.dry_run.memory import MemoryWatch
-from backends.dry_run.records import record, tensors_in
+from backends.dry_run.records import describe_inputs, record, tensors_in
 from backends.dry_run.traces import HOST_TRAFFIC, TraceRules
 
 _NAMESPACES = ("experimental", "transformer")
@@ -28,6 +28,7 @@ _UNRECORDED = HOST_TRAFFIC | {
 }
 # Values do not exist here, and filling gigabytes of cache on the host would take minutes.
 _FILLERS = ("zeros", "ones", "full")
+_MUTE = "bad optional access"  # all that C++ says of a value that is not there
 # Opening and closing must not be looked at: the mesh is not there yet, or no more.
 _PLAIN = frozenset({"open_mesh_device", "close_mesh_device", "get_memory_view"})
 
@@ -61,7 +62,11 @@ class Call:
         except DryRunError:
             raise
         except Exception as error:
-            raise refused(self.path, words_of(error, kwargs)) from None
+            words = words_of(error, kwargs)
+            if words == _MUTE:  # a shard spec was needed and not there: show what was
+                inputs = tensors_in((args, kwargs), watch.tensor_type)
+                words += "; a shard spec is missing, inputs are " + describe_inputs(inputs)
+            raise refused(self.path, words) from None
         if not self.is_operation:
             return result
         watch.calls += 1
@@ -69,7 +74,7 @@ class Call:
         for tensor in outputs[:1]:
             mesh = tensor.device()
             if mesh is not None:
-                watch.memory.look(mesh)
+                watch.memory.look(mesh, tensor.memory_config().buffer_type.name)
         if watch.rules.watching:
             inputs = tensors_in((args, kwargs), watch.tensor_type)
             watch.rules.after(self.path, inputs, outputs)
