@@ -75,7 +75,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         logger.remove()
         logger.add(
             lambda message: tqdm.write(message, end="", file=sys.stdout),
-            format="<level>{message}</level>",
+            format=lambda record: (
+                "{message}\n"
+                if record["level"].name == "INFO"
+                else "<level>{level}: {message}</level>\n"
+            ),
             colorize=sys.stdout.isatty(),
         )
         print()  # leave pytest's line with the file name

@@ -7,7 +7,7 @@ afterwards for the very tokens that the run produced, so one different token spo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from loguru import logger
 
+from demo.hooks import wrapped
 from demo.session import Session
 from runtime.generator import Request
 
@@ -50,62 +51,56 @@ def tapped(session: Session, requests: Sequence[Request]) -> Iterator[Tap]:
     if session.case.data_parallel > 1:
         raise ValueError("pcc_check looks at one model: use --data_parallel 1")
     tap = Tap([[] for _ in requests])
-    engine: Any = session.loaded.engines[0]
-    prefill, decode = engine.prefill, engine.decode
 
-    def tapped_prefill(tokens: Sequence[Sequence[int]], **arguments: Any) -> torch.Tensor:
-        whole = not any(arguments["start_positions"])
-        with tapped_layers(session, len(tokens[0])) as layers:
-            logits = prefill(tokens, **arguments)
-        for row, prompt, slot in zip(logits, tokens, arguments["slots"], strict=True):
-            if list(prompt) == list(requests[slot].prompt):  # not one that only fills the cache
-                tap.logits[slot].append(row.clone())
-                tap.layers = tap.layers or (layers if whole and slot == 0 else [])
-        return logits
+    def watch_prefill(prefill: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(tokens: Sequence[Sequence[int]], **arguments: Any) -> torch.Tensor:
+            whole = not any(arguments["start_positions"])
+            with tapped_layers(session, len(tokens[0])) as layers:
+                logits = prefill(tokens, **arguments)
+            for row, prompt, slot in zip(logits, tokens, arguments["slots"], strict=True):
+                if list(prompt) == list(requests[slot].prompt):  # not one that fills the cache
+                    tap.logits[slot].append(row.clone())
+                    tap.layers = tap.layers or (layers if whole and slot == 0 else [])
+            return logits
 
-    def tapped_decode(tokens: Any, positions: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        logits = decode(tokens, positions, **arguments)
-        for slot, steps in enumerate(tap.logits):
-            if positions[slot] >= 0 and len(steps) < COMPARED_STEPS:
-                steps.append(logits[slot].clone())
-        return logits
+        return watched
 
-    engine.prefill, engine.decode = tapped_prefill, tapped_decode
-    try:
+    def watch_decode(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(tokens: Any, positions: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            logits = decode(tokens, positions, **arguments)
+            for slot, steps in enumerate(tap.logits):
+                if positions[slot] >= 0 and len(steps) < COMPARED_STEPS:
+                    steps.append(logits[slot].clone())
+            return logits
+
+        return watched
+
+    engines = session.loaded.engines
+    with wrapped(engines, "prefill", watch_prefill), wrapped(engines, "decode", watch_decode):
         yield tap
-    finally:
-        del engine.prefill, engine.decode
 
 
 @contextlib.contextmanager
 def tapped_layers(session: Session, num_tokens: int) -> Iterator[list[torch.Tensor]]:
     """Record the first prefill pass of every layer: rows of its first user's tokens."""
-    from models.sharding import Sharding
-
-    outputs: list[torch.Tensor] = []
     model = session.loaded.engines[0].model
-    sharding: Sharding = model.sharding
+    outputs: list[torch.Tensor] = []
 
-    def wrap(layer: Any) -> None:
-        original = layer.prefill
-        seen: list[bool] = []
+    def watch(prefill: Callable[..., Any]) -> Callable[..., Any]:
+        first = True
 
-        def prefill(*arguments: Any, **named: Any) -> Any:
-            out = original(*arguments, **named)
-            if not seen:
-                seen.append(True)
-                outputs.append(read_residual(out, sharding)[:num_tokens])
+        def watched(*arguments: Any, **named: Any) -> Any:
+            nonlocal first
+            out = prefill(*arguments, **named)
+            if first:
+                outputs.append(read_residual(out, model.sharding)[:num_tokens])
+            first = False
             return out
 
-        layer.prefill = prefill
+        return watched
 
-    for layer in model.layers:
-        wrap(layer)
-    try:
+    with wrapped(model.layers, "prefill", watch):
         yield outputs
-    finally:
-        for layer in model.layers:
-            del layer.prefill
 
 
 def read_residual(x_11SD: Any, sharding: Any) -> torch.Tensor:

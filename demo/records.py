@@ -19,6 +19,7 @@ from perf.record import (
 
 if TYPE_CHECKING:
     from perf.predict import Prediction
+    from runtime.teacher_forcing import TokenAccuracy
 
 
 def provenance_of(session: Session) -> str:
@@ -34,6 +35,7 @@ def save_record(
     answers: Sequence[Sequence[int]],
     *,
     prefill_len: int,
+    accuracy: TokenAccuracy | None = None,
 ) -> BenchmarkRecord:
     """Append the run's record: the modelled figures where there are any, else wall clock."""
     settings = session.settings
@@ -54,6 +56,8 @@ def save_record(
         tokens_per_s=figures.tokens_per_s,
         host_ttft_ms=metrics.ttft_ms,
         host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
+        top1=accuracy.top1 if accuracy else None,
+        top5=accuracy.top5 if accuracy else None,
         case=case.id,
         num_layers=case.num_layers or session.model.config.num_layers,
         weights=case.weights,

@@ -42,6 +42,11 @@ def run_text_demo(
     reason = skip_reason(case, given, settings)
     if reason:
         pytest.skip(reason)
+    if case.token_accuracy:
+        from demo.accuracy import run_accuracy_demo
+
+        run_accuracy_demo(case, given, settings)
+        return
     loading = Profiler()
     with loading("loading_inputs"):
         jobs = prepare_all(case, given, settings)

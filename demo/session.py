@@ -154,8 +154,8 @@ def check_pages(case: Case, requests: Sequence[Request]) -> None:
 @contextmanager
 def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Session]:
     """Load the model on the device and make a generator for it."""
+    from demo.progress import ShownGenerator
     from models.kv_cache import CacheConfig
-    from runtime.generator import Generator
     from runtime.loading import LoadOptions, load_engines
 
     pages = case.page_params
@@ -174,7 +174,7 @@ def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Sessi
         enable_trace=case.enable_trace,
     )
     with load_engines(options, settings) as loaded:
-        generator = Generator(
+        generator = ShownGenerator(
             loaded.engines,
             eos_ids=model.tokenizer.eos_ids if case.stop_at_eos else (),
             share_prefixes=case.share_prefixes,
