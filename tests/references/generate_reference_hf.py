@@ -1,55 +1,106 @@
-"""Records a model's token reference with HF transformers in float32.
+"""Records what Hugging Face says about a text, for the accuracy test of one model.
 
-`python -m tests.references.generate_reference_hf [--model default] [--tokens 1024]` reads the
-public-domain opening of A Tale of Two Cities beside this file, takes its first tokens, and writes
-<model>.safetensors: the tokens, the five best next tokens of the second half, and the checkpoint's
-fingerprint. It also prints how often HF in bfloat16 agrees, the bar that bfloat16 can reach.
+    python -m tests.references.generate_reference_hf [--model default] [--tokens 1024]
+
+Writes tests/references/<model>.json: tokens (half prompt, half forced), HF float32's five likeliest
+tokens after each, what HF reaches in bfloat16, and HF's own greedy text after the prompt.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models.checkpoints.open import locate, open_checkpoint
 from models.checkpoints.reference import build_reference
-from runtime.teacher_forcing import Reference, reference_path, save_reference, score
+from runtime.teacher_forcing import (
+    ALONE_TOKENS,
+    Reference,
+    log_likelihood_and_rank,
+    reference_path,
+    save_reference,
+    score,
+    weights_digest,
+)
 from runtime.tokenizer import load_tokenizer
 
-TEXT = Path(__file__).parent / "tale_of_two_cities.txt"
+TEXT = Path(__file__).parent / "tale_of_two_cities.txt"  # Dickens, 1859: in the public domain
 
 
-def second_half(model: torch.nn.Module, tokens: torch.Tensor, split: int) -> torch.Tensor:
-    """Logits that judge tokens split.. of the text, float32 [T - split, V]."""
-    with torch.inference_mode():
-        out = model(tokens[None].long(), use_cache=False, logits_to_keep=len(tokens) - split + 1)
-    return out.logits[0, :-1].float()
+@torch.inference_mode()
+def top5_after(model: Any, tokens: list[int], split: int) -> list[list[int]]:
+    """The model's five likeliest tokens at each forced position."""
+    ids = torch.tensor([tokens[:-1]])
+    keep = len(tokens) - split
+    logits = model(ids, use_cache=False, logits_to_keep=keep).logits[0].float()
+    return logits.topk(5, dim=-1).indices.tolist()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.references.generate_reference_hf", description=__doc__
+@torch.inference_mode()
+def greedy_after(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
+    """What the model writes alone; end tokens do not stop it."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+    )  # fmt: skip
+    return out[0, len(prompt) :].tolist()
+
+
+def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
+    """Run HF in float32 and in bfloat16 over the tokens."""
+    split = len(tokens) // 2
+    rounded = build_reference(checkpoint, dtype=torch.bfloat16)
+    rounded_top5 = top5_after(rounded, tokens, split)
+    del rounded
+    model = build_reference(checkpoint)
+    top5 = top5_after(model, tokens, split)
+    greedy = greedy_after(model, tokens[:split], ALONE_TOKENS)
+    in_bfloat16 = score([row[0] for row in rounded_top5], top5)
+    return Reference(
+        model=checkpoint.config.name,
+        weights=weights_digest(checkpoint),
+        text=text,
+        split=split,
+        tokens=tokens,
+        top5=top5,
+        hf_bfloat16={"top1": in_bfloat16.top1, "top5": in_bfloat16.top5},
+        greedy=greedy,
+        greedy_log_likelihood=log_likelihood_and_rank(model, tokens[:split], greedy)[0],
+        made_with={name: version(name) for name in ("torch", "transformers")},
     )
-    parser.add_argument("--model", default="default", help="default, a directory or a hub name")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Record a token accuracy reference.")
+    parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
+    parser.add_argument("--text", type=Path, default=TEXT, help="a plain text file")
     parser.add_argument("--tokens", type=int, default=1024, help="half prompt, half forced")
-    args = parser.parse_args()
-    checkpoint = open_checkpoint(args.model)
-    ids = load_tokenizer(locate(args.model).path).encode(TEXT.read_text(encoding="utf-8"))
-    if len(ids) < args.tokens:
-        raise SystemExit(f"{TEXT.name} has {len(ids)} tokens, --tokens {args.tokens} is too many")
-    tokens = torch.tensor(ids[: args.tokens], dtype=torch.int32)
-    split = args.tokens // 2
-    top5 = second_half(build_reference(checkpoint), tokens, split).topk(5, dim=-1).indices.int()
-    name = checkpoint.config.name
-    reference = Reference(name, checkpoint.fingerprint, tokens, top5.contiguous(), split)
-    save_reference(reference, reference_path(name))
-    rounded = second_half(build_reference(checkpoint, dtype=torch.bfloat16), tokens, split)
-    agreed = score(rounded.argmax(-1).tolist(), top5)
-    print(f"{reference_path(name).name}: {len(tokens)} tokens, split at {split}")
-    print(f"HF in bfloat16: Top-1: {agreed.top1:.2f}% | Top-5: {agreed.top5:.2f}%")
+    parser.add_argument("--out", type=Path, help="default: tests/references/<model>.json")
+    given = parser.parse_args(arguments)
+    try:
+        checkpoint = open_checkpoint(given.model)
+        tokenizer = load_tokenizer(locate(given.model).path)
+        tokens = tokenizer.encode(given.text.read_text(encoding="utf-8"))
+        if len(tokens) < given.tokens:
+            raise ValueError(
+                f"{given.text} has {len(tokens)} tokens, {given.tokens} are asked for: "
+                "give a longer text or fewer --tokens"
+            )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reference = make_reference(checkpoint, tokens[: given.tokens], given.text.name)
+    path = given.out or reference_path(reference.model)
+    save_reference(reference, path)
+    print(f"{path}: {len(reference.forced)} forced tokens; HF bfloat16 {reference.hf_bfloat16}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
