@@ -98,6 +98,11 @@ def config_from_hf(source: Mapping[str, Any] | str | Path, name: str | None = No
 
 def _refuse_unsupported(text: Mapping[str, Any], name: str) -> None:
     """Say no to what would load but compute something else."""
+    if text.get("quantization_config"):
+        method = text["quantization_config"].get("quant_method", "some method")
+        raise ValueError(
+            f"{name}: weights quantised by {method} are not read: use the original or a GGUF file"
+        )
     activation = text.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"{name}: hidden_act {activation!r} is not supported, only silu is")

@@ -12,14 +12,18 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import backends
 from models.checkpoints.base import Checkpoint
 from models.checkpoints.open import Location, locate, open_checkpoint, resolve
+
+WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Report:
     checkpoint_gb: float  # read
     cache_gb: float  # written
     seconds: float
+    processor_seconds: float
     checkpoint_gb_per_s: float
     peak_memory_gib: float
 
@@ -47,25 +52,26 @@ class CountingCheckpoint:
         self._checkpoint = checkpoint
         self.config, self.fingerprint = checkpoint.config, checkpoint.fingerprint
         self.names, self.close = checkpoint.names, checkpoint.close
-        self.bytes_read = 0
+        self.reads: list[int] = []
 
     def get(self, name: str) -> Any:
         """One tensor."""
         tensor = self._checkpoint.get(name)
-        self.bytes_read += tensor.nbytes
+        self.reads.append(tensor.nbytes)
         return tensor
 
 
 class WriteOnly:
     """A weight cache's face that converts and stores, and puts nothing on a device.
 
-    One weight is written while the next one is converted.
+    Two weights are at work at a time: while one is written, another is rounded. More would be
+    faster on many cores, and would break the promise of bounded memory.
     """
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._written: Future[int] | None = None
+        self._workers = ThreadPoolExecutor(WORKERS)
+        self._at_work: set[Future[int]] = set()
         self.weights = self.converted = self.bytes_written = 0
 
     def tensor(self, key: str, *, build: Callable[[], Any], **_: Any) -> None:
@@ -73,19 +79,21 @@ class WriteOnly:
         self.weights += 1
         if self._cache.find(key) is not None:
             return
-        host = build()
-        self.wait()  # at most one converted weight lies in memory beside this one
-        self._written = self._writer.submit(self._store, key, host)
         self.converted += 1
+        if len(self._at_work) == WORKERS:
+            self._collect(*wait(self._at_work, return_when=FIRST_COMPLETED))
+        self._at_work.add(self._workers.submit(self._convert, key, build))
 
-    def wait(self) -> None:
+    def finish(self) -> None:
         """Until the last weight is on disk."""
-        if self._written is not None:
-            self.bytes_written += self._written.result()
-            self._written = None
+        self._collect(*wait(self._at_work))
 
-    def _store(self, key: str, host: Any) -> int:
-        self._cache.store(key, host)
+    def _collect(self, done: set[Future[int]], at_work: set[Future[int]]) -> None:
+        self._at_work = at_work
+        self.bytes_written += sum(future.result() for future in done)
+
+    def _convert(self, key: str, build: Callable[[], Any]) -> int:
+        self._cache.store(key, build())
         path = self._cache.find(key)
         if path is None:
             raise ValueError(f"cannot write {self._cache.directory}: is the disk full?")
@@ -109,7 +117,7 @@ def convert(
     location: Location = locate(model)
     checkpoint = CountingCheckpoint(open_checkpoint(location.path, num_layers=num_layers))
     precision = ModelPrecision.parse(optimizations, checkpoint.config)
-    start = time.perf_counter()
+    start, processor_start = time.perf_counter(), time.process_time()
     with open_mesh(device) as mesh:
         shape = tuple(mesh.shape)
         with open_weight_cache(
@@ -122,7 +130,7 @@ def convert(
         ) as cache:
             writer = WriteOnly(cache)
             _walk(mesh, device, checkpoint, precision, writer, pad_mlp_cores)
-            writer.wait()
+            writer.finish()
             directory = cache.directory
     checkpoint.close()
     seconds = time.perf_counter() - start
@@ -134,10 +142,11 @@ def convert(
         cache=str(directory),
         weights=writer.weights,
         converted=writer.converted,
-        checkpoint_gb=checkpoint.bytes_read / 1e9,
+        checkpoint_gb=sum(checkpoint.reads) / 1e9,
         cache_gb=writer.bytes_written / 1e9,
         seconds=seconds,
-        checkpoint_gb_per_s=checkpoint.bytes_read / 1e9 / seconds,
+        processor_seconds=time.process_time() - processor_start,
+        checkpoint_gb_per_s=sum(checkpoint.reads) / 1e9 / seconds,
         peak_memory_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     )
 
@@ -173,6 +182,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="only the first so many")
     parser.add_argument("--report", action="store_true", help="print figures as JSON")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the workers are the parallelism
     try:
         report = convert(
             resolve(arguments.model),

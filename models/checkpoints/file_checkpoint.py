@@ -6,6 +6,7 @@ A format (safetensors_files.py, meta.py, gguf.py) only says how to read one stor
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class FileCheckpoint:
         self._files = sorted(files)
         self._check_finite = check_finite
         self._bytes_since_open = 0
+        self._lock = threading.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -54,15 +56,16 @@ class FileCheckpoint:
     def get(self, name: str) -> torch.Tensor:
         """One tensor, [out, in], q/k in pair order; NaN or infinity is a ValueError."""
         source = self._sources[name]
-        tensor = self._read(source.name, source.rows)
-        self._bytes_since_open += tensor.nbytes
+        with self._lock:  # reading maps; the pages come in later, outside the lock
+            tensor = self._read(source.name, source.rows)
+            self._bytes_since_open += tensor.nbytes
+            if self._bytes_since_open > MAPPED_BYTES_LIMIT:
+                self.close()
+                self._bytes_since_open = 0
         if self._check_finite:
             self._refuse_nan(source.name, tensor)
         if source.half_order_heads:
             tensor = to_pair_order(tensor, source.half_order_heads)
-        if self._bytes_since_open > MAPPED_BYTES_LIMIT:
-            self.close()
-            self._bytes_since_open = 0
         return tensor
 
     def _refuse_nan(self, stored: str, tensor: torch.Tensor) -> None:

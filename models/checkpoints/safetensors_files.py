@@ -99,8 +99,8 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not path.exists():
         if (directory / SINGLE).exists():
             return None
-        shards = sorted(file.name for file in directory.glob("*.safetensors"))
-        found = f"found {', '.join(shards)}" if shards else "found no safetensors file"
+        names = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+        found = f"found {', '.join(sorted(file.name for file in names)) or 'no weights'}"
         raise ValueError(f"{directory} needs {SINGLE}, or shards and {INDEX}: {found}")
     try:
         weight_map = json.loads(path.read_text(), object_pairs_hook=unique)["weight_map"]

@@ -80,7 +80,12 @@ HF_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "truncated header": ("single", lambda d: cut(d / "model.safetensors", 1e-3), "not a whole"),
     "empty file": ("single", lambda d: cut(d / "model.safetensors", 0), "not a whole"),
     "missing shard": ("sharded", lambda d: (d / SECOND).unlink(), f"names {SECOND}, not in"),
-    "missing file": ("single", lambda d: (d / "model.safetensors").unlink(), "no safetensors file"),
+    "missing file": ("single", lambda d: (d / "model.safetensors").unlink(), "found no weights"),
+    "pickled weights": (
+        "single",
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        "found pytorch_model.bin",
+    ),
     "missing index": ("sharded", lambda d: (d / INDEX).unlink(), f"found {FIRST}, {SECOND}"),
     "broken index": ("sharded", lambda d: cut(d / INDEX, 0.5), "not a valid index"),
     "duplicate key in the index": ("sharded", _list_twice, "model.norm.weight is listed twice"),

@@ -179,6 +179,7 @@ def test_a_sliding_window_counts_only_where_it_can_clip(
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias is true"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised by awq"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "known are default, linear"),
         ({"rope_scaling": {"type": "linear"}}, "needs factor"),
