@@ -85,7 +85,7 @@ def _round_near(blocks: torch.Tensor, power: torch.Tensor, mantissa_bits: int) -
 
 
 def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
-    """The rule in integers: any exponent, infinities and NaN (exponent 255) included."""
+    """The rule in integers, bfloat16: any exponent, infinities and NaN (255) included."""
     bits = blocks.contiguous().view(torch.int32)
     negative, exponent, fraction = bits < 0, (bits >> 23) & 0xFF, bits & 0x7FFFFF
     shared = exponent.amax(dim=dim, keepdim=True)
@@ -100,7 +100,9 @@ def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Te
     top = torch.floor(torch.log2(mantissa.clamp(min=1).float())).int()
     out = ((shared - (mantissa_bits - 1 - top)) << 23) | ((mantissa << (23 - top)) & 0x7FFFFF)
     out = torch.where(negative, out | torch.iinfo(torch.int32).min, out)
-    return torch.where(mantissa == 0, 0, out).view(torch.float32)
+    out = torch.where(mantissa == 0, 0, out)
+    # by bits: a conversion would give every NaN the same ones
+    return (out >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def round_to(x: torch.Tensor, dtype: DataType) -> torch.Tensor:

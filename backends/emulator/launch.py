@@ -110,7 +110,7 @@ def launch(
                 device.allocate(tensor)
     if not device.is_meta:
         if device.capturing is not None:
-            device.capturing.add(compute, inputs, outputs, exact)
+            device.capturing.add(compute, inputs, outputs, exact=exact, is_written=into is not None)
         else:
             _run(compute, inputs, outputs, exact)
     if op_record.recording():

@@ -25,13 +25,13 @@ _ids = itertools.count()
 
 
 class Capture:
-    """Ops seen between begin and end of a capture; values are numbered, not held."""
+    """Ops seen between begin and end of a capture; values are numbered, tensors not held."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
-        self.numbers: dict[int, int] = {}  # tensor id -> value
-        self.external: dict[int, Tensor] = {}  # value -> tensor that exists outside
-        self.results: list[tuple[int, weakref.ref[Tensor]]] = []  # tensors made inside
+        self.external: dict[int, Tensor] = {}  # first value -> tensor that exists outside
+        self.made: list[tuple[int, weakref.ref[Tensor]]] = []  # ids of tensors made inside
+        self.values: dict[int, int] = {}  # tensor id -> its value now
         self.count = itertools.count()
 
     def add(
@@ -39,34 +39,43 @@ class Capture:
         compute: Callable[..., Any],
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
+        *,
         exact: bool,
+        is_written: bool,
     ) -> None:
-        sources = [self._number(tensor) for tensor in inputs]
-        is_new = outputs[0].tensor_id not in self.numbers and outputs[0].data is None
-        if is_new and is_alias(compute, inputs[0], outputs[0]):
-            self._name(outputs[0], sources[0])
-            return
-        targets = []
-        for tensor in outputs:
-            if tensor.tensor_id in self.numbers or tensor.data is not None:
-                targets.append(self._number(tensor))
-            else:
-                targets.append(next(self.count))
-                self._name(tensor, targets[-1])
+        """Note one op. `is_written`: the output exists already and takes the result."""
+        sources = [self._value(tensor) for tensor in inputs]
+        if not is_written:
+            self.made += [(tensor.tensor_id, weakref.ref(tensor)) for tensor in outputs]
+            if is_alias(compute, inputs[0], outputs[0]):
+                self.values[outputs[0].tensor_id] = sources[0]
+                return
         if not exact:
             compute = finished(compute, [tensor.dtype for tensor in outputs])
+        if is_written:
+            compute = _or_last(compute)
+            sources.append(self._value(outputs[0]))
+        # a written tensor has a new value, so that copies made of it before keep the old one
+        targets = [next(self.count) for _ in outputs]
+        self.values.update(zip((tensor.tensor_id for tensor in outputs), targets, strict=True))
         self.steps.append((compute, sources, targets))
 
-    def _number(self, tensor: Tensor) -> int:
-        value = self.numbers.get(tensor.tensor_id)
+    def _value(self, tensor: Tensor) -> int:
+        value = self.values.get(tensor.tensor_id)
         if value is None:
-            value = self.numbers[tensor.tensor_id] = next(self.count)
+            value = self.values[tensor.tensor_id] = next(self.count)
             self.external[value] = tensor
         return value
 
-    def _name(self, tensor: Tensor, value: int) -> None:
-        self.numbers[tensor.tensor_id] = value
-        self.results.append((value, weakref.ref(tensor)))
+
+def _or_last(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """The result, or the last operand where the op wrote into that."""
+
+    def result_or_operand(*data: torch.Tensor) -> torch.Tensor:
+        result = compute(*data[:-1])
+        return data[-1] if result is None else result
+
+    return result_or_operand
 
 
 def finished(compute: Callable[..., Any], dtypes: Sequence[DataType]) -> Callable[..., Any]:
@@ -94,21 +103,21 @@ class Program:
     """A capture made ready for replay."""
 
     def __init__(self, capture: Capture) -> None:
-        alive = [(value, ref) for value, ref in capture.results if ref() is not None]
-        keep = set(capture.external) | {value for value, _ in alive}
+        made = [(capture.values[key], ref) for key, ref in capture.made if ref() is not None]
+        stores = [
+            (capture.values[tensor.tensor_id], tensor)
+            for value, tensor in capture.external.items()
+            if capture.values[tensor.tensor_id] != value
+        ]
+        keep = set(capture.external) | {value for value, _ in [*made, *stores]}
         places = _assign_registers(capture.steps, keep)
+        self.loads = [(places[value], tensor) for value, tensor in capture.external.items()]
         self.steps = [
             (compute, tuple(places[i] for i in sources), tuple(places[i] for i in targets))
             for compute, sources, targets in capture.steps
         ]
-        written = {value for _, _, targets in capture.steps for value in targets}
-        self.loads = [(places[value], tensor) for value, tensor in capture.external.items()]
-        self.stores = [
-            (places[value], tensor)
-            for value, tensor in capture.external.items()
-            if value in written
-        ]
-        self.results = [(places[value], ref) for value, ref in alive]
+        self.stores = [(places[value], tensor) for value, tensor in stores]
+        self.made = [(places[value], ref) for value, ref in made]
         self.size = 1 + max(places.values(), default=-1)
 
     def run(self) -> None:
@@ -118,17 +127,16 @@ class Program:
         for compute, sources, targets in self.steps:
             result = compute(*[registers[i] for i in sources])
             if len(targets) == 1:
-                if result is not None:  # else the step wrote into its operand
-                    registers[targets[0]] = result
+                registers[targets[0]] = result
             else:
                 for place, value in zip(targets, result, strict=True):
                     registers[place] = value
         for place, tensor in self.stores:
             tensor.data = registers[place]
-        for place, ref in self.results:
-            made = ref()
-            if made is not None:
-                made.data = registers[place]
+        for place, ref in self.made:
+            tensor_made = ref()
+            if tensor_made is not None:
+                tensor_made.data = registers[place]
 
 
 def _assign_registers(

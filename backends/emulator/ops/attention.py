@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.ops.cache import chips, part
+from backends.emulator.ops.paging import chips
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
 

@@ -8,7 +8,7 @@ import torch
 
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.ops.attention import _cache_bytes
-from backends.emulator.ops.cache import chips, part
+from backends.emulator.ops.paging import StepIndex, part, step_index
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import (
     DRAM_MEMORY_CONFIG,
@@ -104,15 +104,14 @@ def _decode(
     def compute(
         x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: torch.Tensor, *tables: torch.Tensor
     ) -> torch.Tensor:
-        rows_out = max(x.shape[0], k.shape[0])
-        cols_out = max(x.shape[1], k.shape[1])
-        out = torch.empty(rows_out, cols_out, *x.shape[2:], device=x.device)
-        for rows, cols, own in chips(at, *tables):
-            where = own[0].reshape(-1).long()
-            keys, values = (
-                _gather(part(c, rows, cols), where, own[1] if tables else None) for c in (k, v)
-            )
-            out[rows, cols] = _one_query(part(x, rows, cols), keys, values, where, factor, window)
+        parts = step_index(cache.shape[2], at, *tables)
+        if len(parts) == 1:
+            return _attend(x, k, v, parts[0], factor, window)
+        mesh = [max(x.shape[i], k.shape[i]) for i in (0, 1)]
+        out = torch.empty(*mesh, *x.shape[2:], device=x.device)
+        for index in parts:
+            operands = [part(t, index.rows, index.cols) for t in (x, k, v)]
+            out[index.rows, index.cols] = _attend(*operands, index, factor, window)
         return out
 
     context = inputs[4].shape[1] * cache.shape[2] if len(inputs) > 4 else cache.shape[2]
@@ -136,42 +135,35 @@ def _decode(
     )
 
 
-def _gather(cache: torch.Tensor, where: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-    """Keys or values [r, c, B, K, T, W] of all users, T up to the furthest position."""
-    furthest = max(int(where.max()) + 1, 1)
-    if table is None:
-        return cache[:, :, :, :, :furthest]
-    size = cache.shape[4]
-    count = -(-furthest // size)
-    pages = table[:, :count].long().clamp(min=0)
-    rows, cols = cache.shape[:2]
-    if rows * cols == 1:
-        blocks = cache[0, 0].index_select(0, pages.reshape(-1))[None, None]
-    else:
-        blocks = cache[:, :, pages.reshape(-1)]
-    blocks = blocks.unflatten(2, pages.shape)  # [r, c, B, pages, K, size, W]
-    return blocks.transpose(3, 4).flatten(4, 5)
+def _gather(cache: torch.Tensor, index: StepIndex) -> torch.Tensor:
+    """Keys or values [r, c, B, K, T, W] of all users in float32, T up to the furthest position."""
+    if index.table is None:
+        return cache[:, :, :, :, : index.furthest].float()
+    rows, cols, _, heads, size, width = cache.shape
+    flat = cache.view(rows, cols, -1, heads * size * width)
+    users = len(index.positions)
+    pages = flat.index_select(2, index.pages).view(rows, cols, users, -1, heads, size, width)
+    # one pass brings the pages of a head together and widens them
+    out = torch.empty(
+        (rows, cols, users, heads, pages.shape[3], size, width), device=cache.device
+    ).copy_(pages.transpose(3, 4))
+    return out.flatten(4, 5)
 
 
-def _one_query(
+def _attend(
     x: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    where: torch.Tensor,
+    index: StepIndex,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """x [r, c, 1, B, H, W] over k, v [r, c, B, K, T, W] -> [r, c, 1, B, H, W]."""
-    heads = k.shape[3]
-    total = k.shape[4]
+    """x [r, c, 1, B, H, W] over caches [r, c, blocks, K, size, W] -> [r, c, 1, B, H, W]."""
+    keys, values = _gather(k, index), _gather(v, index)
+    heads, total = keys.shape[3], keys.shape[4]
     q = x[:, :, 0].unflatten(3, (heads, -1)).float() * scale  # [r, c, B, K, G, W]
-    seen = torch.arange(total, device=x.device) <= where[:, None]
-    if window is not None:
-        seen &= torch.arange(total, device=x.device) > where[:, None] - window
-    hidden = ~seen
-    scores = q @ k.float().mT  # [r, c, B, K, G, T]
-    scores.masked_fill_(hidden[:, None, None], -torch.inf)
+    scores = (q @ keys.mT).add_(index.mask(total, window))  # [r, c, B, K, G, T]
     weights = torch.softmax(scores, dim=-1)
-    if bool((where < 0).any()):
+    if index.idle:
         weights = torch.nan_to_num(weights, nan=0.0)
-    return (weights @ v.float()).flatten(3, 4).unsqueeze(2)
+    return (weights @ values).flatten(3, 4).unsqueeze(2)

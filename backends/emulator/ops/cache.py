@@ -5,37 +5,14 @@ A page-table entry of -1 is skipped, as the kernel skips it; so is a user at pos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from backends.emulator.launch import finish, launch, op, require
+from backends.emulator.ops.paging import chips, part, step_index
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import DataType
-
-
-def chips(*tensors: torch.Tensor) -> Iterator[tuple[slice, slice, list[torch.Tensor]]]:
-    """Parts of the mesh whose integers (positions, pages) agree, and those integers.
-
-    Chips of a line share them; on a 2D mesh each column has its own users.
-    """
-    rows = max(tensor.shape[0] for tensor in tensors)
-    cols = max(tensor.shape[1] for tensor in tensors)
-    for r in range(rows):
-        for c in range(cols):
-            own = [t[min(r, t.shape[0] - 1), min(c, t.shape[1] - 1)] for t in tensors]
-            yield (
-                slice(None) if rows == 1 else slice(r, r + 1),
-                slice(None) if cols == 1 else slice(c, c + 1),
-                own,
-            )
-
-
-def part(x: torch.Tensor, rows: slice, cols: slice) -> torch.Tensor:
-    """The chips' part of mesh-batched data, replicated data being everybody's."""
-    x = x if x.shape[0] == 1 else x[rows]
-    return x if x.shape[1] == 1 else x[:, cols]
 
 
 def _check_table(page_table: Tensor) -> None:
@@ -74,18 +51,13 @@ def paged_update_cache(
 
     def compute(cache: torch.Tensor, x: torch.Tensor, *where: torch.Tensor) -> None:
         x = finish(x[:, :, 0, :, :heads], dtype)  # [r, c, B, K, W]
-        for rows, cols, own in chips(*where):
-            positions = own[0].reshape(-1).long()
-            users = (positions >= 0).nonzero().squeeze(-1)
-            positions = positions[users]
-            blocks, offsets = users, positions
-            if len(own) > 1:
-                blocks = own[1][users, positions // size].long()
-                offsets = positions % size
-                kept = blocks >= 0
-                users, blocks, offsets = users[kept], blocks[kept], offsets[kept]
-            new = part(x, rows, cols)[:, :, users].movedim(2, 0)  # [B, r, c, K, W]
-            cache[rows, cols][:, :, blocks, :, offsets] = new
+        for index in step_index(size, *where):
+            target = cache[index.rows, index.cols].flatten(2, 4)  # a view: caches are contiguous
+            new = part(x, index.rows, index.cols)
+            if index.users is not None:
+                new = new[:, :, index.users]
+            new = new.flatten(2, 3).expand(*target.shape[:2], -1, -1)
+            target.index_copy_(2, index.cache_rows(heads), new)
 
     written = cache_tensor.shape[1] * cache_tensor.shape[3] * input_tensor.shape[1]
     return launch(

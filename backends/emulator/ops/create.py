@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from backends.emulator.device import MeshDevice
@@ -28,12 +30,19 @@ def _make(
     device.allocate(tensor)  # a full memory refuses before anything is really allocated
     tensor.forms = {}  # values come from the host, so they may be a constant operand
     if not device.is_meta:
-        # chips differ in what they will write here; zero pages of the host cost nothing
-        whole = (*device.shape, *shape)
-        tensor.data = torch.zeros(whole, dtype=dtype.carrier, device=device.torch_device)
+        # chips differ in what they will write here
+        tensor.data = _zeros((*device.shape, *shape), dtype.carrier, device.torch_device)
         if value:
             tensor.data += to_format(torch.full((16,), float(value)), dtype)[0]
     return tensor
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, torch_device: str) -> torch.Tensor:
+    """Zeros; those of the host take no memory before they are written (torch.zeros would)."""
+    if torch_device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=torch_device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(*shape)
 
 
 @op("empty")

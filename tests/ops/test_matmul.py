@@ -1,0 +1,146 @@
+"""Products: fidelities, accumulators, meshes, kernels (test_golden.py compares with the wheel)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import backends
+from backends.emulator import kernels
+from backends.emulator.kernels import Weight
+from backends.mesh import open_mesh
+from tests.ops.golden_cases import operand
+
+backends.select("emulator")
+ttnn: Any = backends.ttnn
+
+
+@pytest.fixture(scope="module")
+def n150() -> Any:
+    with open_mesh("N150") as device:
+        yield device
+
+
+def config(fidelity: str = "HiFi4", *, wide: bool = True) -> Any:
+    return ttnn.WormholeComputeKernelConfig(
+        math_fidelity=ttnn.MathFidelity[fidelity], fp32_dest_acc_en=wide
+    )
+
+
+def put(values: torch.Tensor, device: Any, dtype: Any = None, **options: Any) -> Any:
+    return ttnn.from_torch(
+        values, dtype=dtype or ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=device, **options
+    )
+
+
+def exact_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return (x.double() @ w.double()).float()
+
+
+@pytest.mark.parametrize("weight_type", ["bfloat16", "bfloat8_b", "bfloat4_b"])
+def test_full_fidelity_is_exact_up_to_one_rounding(weight_type: str, n150: Any) -> None:
+    x, w = operand(1, 1, 32, 256, seed=1), operand(1, 1, 256, 64, seed=2)
+    weight = put(w, n150, getattr(ttnn, weight_type))
+    out = ttnn.matmul(put(x, n150), weight, dtype=ttnn.float32, compute_kernel_config=config())
+    stored = ttnn.to_torch(weight).float()
+    torch.testing.assert_close(ttnn.to_torch(out), exact_product(x, stored), rtol=1e-5, atol=1e-5)
+
+
+def cut(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Truncation to significant bits, by arithmetic."""
+    exponent = torch.floor(torch.log2(x.abs().clamp(min=1e-30)))
+    step = 2.0 ** (exponent - bits + 1)
+    return torch.trunc(x / step) * step
+
+
+def test_each_fidelity_multiplies_the_bits_of_its_passes(n150: Any) -> None:
+    x, w = operand(1, 1, 32, 64, seed=3), operand(1, 1, 64, 32, seed=4)
+    low_x, low_w = x - cut(x, 7), w - cut(w, 5)
+    passes = [
+        exact_product(cut(x, 7), cut(w, 5)),
+        exact_product(cut(x, 7), low_w),
+        exact_product(low_x, cut(w, 5)),
+        exact_product(low_x, low_w),
+    ]
+    errors = []
+    for count, fidelity in ((1, "LoFi"), (2, "HiFi2"), (3, "HiFi3"), (4, "HiFi4")):
+        out = ttnn.matmul(
+            put(x, n150), put(w, n150), dtype=ttnn.float32, compute_kernel_config=config(fidelity)
+        )
+        found = ttnn.to_torch(out)
+        torch.testing.assert_close(found, sum(passes[:count]), rtol=1e-5, atol=1e-5)
+        errors.append((found - exact_product(x, w)).abs().mean().item())
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_block_formats_lose_nothing_in_passes_that_see_all_their_bits(n150: Any) -> None:
+    x, w = operand(1, 1, 32, 64, seed=5), operand(1, 1, 64, 32, seed=6)
+    x8, w4, w8 = put(x, n150, ttnn.bfloat8_b), put(w, n150, ttnn.bfloat4_b), put(w, n150, ttnn.bfloat8_b)  # fmt: skip  # noqa: E501
+
+    def product(a: Any, b: Any, fidelity: str) -> torch.Tensor:
+        return ttnn.to_torch(ttnn.matmul(a, b, compute_kernel_config=config(fidelity)))
+
+    assert torch.equal(product(x8, w4, "LoFi"), product(x8, w4, "HiFi4"))
+    assert torch.equal(product(x8, w8, "HiFi2"), product(x8, w8, "HiFi4"))
+    assert not torch.equal(product(x8, w8, "LoFi"), product(x8, w8, "HiFi4"))
+
+
+def test_a_narrow_accumulator_rounds_the_result_to_bfloat16(n150: Any) -> None:
+    x, w = put(operand(1, 1, 32, 64, seed=7), n150), put(operand(1, 1, 64, 32, seed=8), n150)
+    wide = ttnn.matmul(x, w, dtype=ttnn.float32, compute_kernel_config=config())
+    narrow = ttnn.matmul(x, w, dtype=ttnn.float32, compute_kernel_config=config(wide=False))
+    assert torch.equal(ttnn.to_torch(narrow), ttnn.to_torch(wide).bfloat16().float())
+
+
+@pytest.mark.parametrize("rows", [1, 8, 32])
+@pytest.mark.parametrize("kernel", kernels._KERNELS)
+def test_every_kernel_gives_the_same_product(kernel: str, rows: int) -> None:
+    x = operand(1, rows, 192, seed=9).bfloat16()
+    matrix = operand(160, 192, seed=10)
+    out = kernels._KERNELS[kernel](x, Weight(matrix.bfloat16()))
+    expected = exact_product(x.float(), matrix.T)
+    error = (out.float() - expected).abs()
+    # the sum's own rounding, and half a unit in the last place where the result is bfloat16
+    ulp = 2.0 ** (torch.floor(torch.log2(expected.abs())) - 7)
+    assert (error <= 2e-5 + (ulp / 2 if out.dtype is torch.bfloat16 else 0)).all()
+
+
+MESH_CUTS = [(None, None), (None, -1), (-2, None), (-2, -1), (-1, -2), (-1, None)]
+
+
+@pytest.mark.parametrize("x_dims", [(None, None), (-1, None), (None, -1), (-2, -1)])
+@pytest.mark.parametrize("w_dims", MESH_CUTS)
+def test_a_mesh_multiplies_like_its_chips_one_by_one(
+    x_dims: tuple[int | None, int | None], w_dims: tuple[int | None, int | None]
+) -> None:
+    with open_mesh("T3K_2x4") as mesh:
+        shape = tuple(mesh.shape)
+        x = torch.randn(1, 1, 16, 64, generator=torch.Generator().manual_seed(11))
+        cuts = [1, 1]  # of K
+        for axis in (0, 1):
+            cuts[axis] = shape[axis] if x_dims[axis] == -1 else 1
+        k = 64 // (cuts[0] * cuts[1])
+        w_cuts = [shape[axis] if w_dims[axis] == -2 else 1 for axis in (0, 1)]
+        w = torch.randn(
+            1, 1, k * w_cuts[0] * w_cuts[1], 64, generator=torch.Generator().manual_seed(12)
+        )
+        x_mesh = put(x, mesh, mesh_mapper=ttnn.ShardTensor2dMesh(mesh, shape, x_dims))
+        w_mesh = put(w, mesh, mesh_mapper=ttnn.ShardTensor2dMesh(mesh, shape, w_dims))
+        out = ttnn.matmul(x_mesh, w_mesh, compute_kernel_config=config())
+        parts = zip(*map(ttnn.get_device_tensors, (x_mesh, w_mesh, out)), strict=True)
+        for own_x, own_w, own_out in parts:
+            expected = exact_product(ttnn.to_torch(own_x).float(), ttnn.to_torch(own_w).float())
+            torch.testing.assert_close(
+                ttnn.to_torch(own_out).float(), expected, rtol=2**-7, atol=1e-4
+            )
+
+
+def test_new_values_of_a_weight_are_used_at_once(n150: Any) -> None:
+    x, w = operand(1, 1, 32, 64, seed=13), operand(1, 1, 64, 32, seed=14)
+    weight = put(w, n150)
+    first = ttnn.to_torch(ttnn.matmul(put(x, n150), weight))
+    host = ttnn.from_torch(-w, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
+    ttnn.copy_host_to_device_tensor(host, weight)
+    assert torch.equal(ttnn.to_torch(ttnn.matmul(put(x, n150), weight)), -first)
