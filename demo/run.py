@@ -16,10 +16,11 @@ from demo.cases import Case
 from demo.flow import Answers, Job, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
-from demo.session import Session, open_session
+from demo.session import Session, find_prompts, open_session
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
+from runtime.prompts import load_entries
 from runtime.settings import Settings
 
 
@@ -63,6 +64,10 @@ def prepare_all(case: Case, given: dict[str, Any], settings: Settings) -> list[J
         return [prepare(case, given, settings)]
     jobs = []
     for prompts in case.sweep:
+        longest = max(entry.declared_tokens for entry in load_entries(find_prompts(prompts)))
+        if longest > case.max_seq_len:
+            logger.info(f"{prompts} is left out: it is longer than max_seq_len {case.max_seq_len}")
+            continue
         try:
             jobs.append(prepare(replace(case, input_prompts=prompts), given, settings))
         except pytest.skip.Exception as reason:
@@ -83,7 +88,7 @@ def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: boo
         title_of(job, session),
         metrics,
         prediction,
-        timing_rows(loading, profiler),
+        [*prompt_rows(job), *timing_rows(loading, profiler)],
         measured_on=provenance_of(session),
         device=session.device,
         whole_ttft=not ttft_per_user,
@@ -104,10 +109,19 @@ def title_of(job: Job, session: Session) -> str:
     return f"{session.model.config.name} on {where}: {case.id}, {case.users} users"
 
 
+def prompt_rows(job: Job) -> list[tuple[str, str]]:
+    """What the users asked."""
+    longest = max(len(request.prompt) for request in job.requests[0])
+    return [
+        ("Prompts", job.case.input_prompts),
+        ("Longest prompt", f"{longest} tokens, prefilled as {prefill_length(job)}"),
+    ]
+
+
 def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
     """Times of the parts that are no figure of the model."""
     return [
-        ("Prompts and tokenizer", f"{loading.total('loading_inputs'):.2f} s"),
+        ("Reading prompts", f"{loading.total('loading_inputs'):.2f} s"),
         ("Model loading", f"{loading.total('loading_model'):.2f} s"),
         ("All batches", f"{profiler.total('run'):.2f} s"),
     ]
