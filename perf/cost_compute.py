@@ -62,8 +62,8 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
 def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
     """Tiles of K in one block of activations.
 
-    The seed's software put the activations of the feed-forward products on the largest grid that
-    divides both K and N, which cuts them finer than our plans do.
+    The generic software of 2025 puts the activations of the feed-forward products on the largest grid that
+    divides both K and N, and so cuts them finer than our plans do.
     """
     planned = int(record.attributes.get("in0_block_w", 1))
     if not state.software.shared_grids or not record.scope.endswith(".mlp"):
@@ -185,6 +185,8 @@ def sdpa_prefill_us(record: OpRecord, state: State) -> float:
         pairs = min(pairs, most)
     cores = min(columns * rows, batch * heads * blocks)
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
+    if state.software.fused:
+        per_pair *= c.galaxy_scores
     _, dram = attention_work(record, state)
     stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
     return c.sdpa_prefill_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

@@ -60,7 +60,7 @@ def collective_us(record: OpRecord, state: State) -> float:
 
 
 def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:
-    """Whether the seed's software gathers heads inside the output projection instead.
+    """Whether the software gathers heads inside the output projection instead.
 
     It does so on rings of 8 whose chips keep a multiple of 8 tiles of the model width.
     """

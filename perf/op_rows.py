@@ -328,7 +328,7 @@ def _op_row(line: dict[str, str]) -> OpRow | None:
     tables: list[tuple[Callable[[], dict[str, tuple[OpRecord, ...]]], str, str, dict[str, Any]]] = [
         (_galaxy_decode, "TG", "galaxy",
          {"is_grid": True, "context": 160, "active_users": 32}),
-        (_galaxy_prefill, "TG", "seed", {"is_grid": True}),
+        (_galaxy_prefill, "TG", "2025", {"is_grid": True}),
         (_n300_decode, "N300", "2026", {"context": 32768}),
     ]  # fmt: skip
     for table, spec, software, state in tables:

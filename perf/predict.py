@@ -19,7 +19,7 @@ from backends.op_record import OpRecord
 from perf.constants import Constants, intervals, load_constants
 from perf.op_cost import COLLECTIVES, FOLDED, PAIRED, OpTime, State, is_view, op_time
 from perf.op_list import CountedOp, Job, OpList, RunOps
-from perf.software import SOFTWARE, Software
+from perf.software import OWN, PUBLISHED, Software
 
 TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
 
@@ -148,43 +148,53 @@ def decode_phase(
     run: RunOps, state: State, *, data_parallel: int = 1, without: Sequence[str] = ()
 ) -> Phase:
     """One decode step of all users."""
-    c = state.constants
     total = sum_ops(run.decode, state, without=without)
+    host_ms = decode_host_ms(run, state.constants, data_parallel)
+    total.add("host", "host", 1000 * host_ms)
+    return total.phase()
+
+
+def decode_host_ms(run: RunOps, c: Constants, data_parallel: int = 1) -> float:
+    """Host work of one decode step, the reading of logits included."""
     host_ms = c.host_step_ms + (data_parallel - 1) * c.host_group_ms
     if run.decode.host_elements:
         own = run.decode.ops[-1].record.outputs[0].shape
         own_elements = own[-1] * min(32, own[-2] if len(own) > 1 else 1)
         host_ms += data_parallel * run.decode.host_elements / 1e6 * c.host_logits_ms
         host_ms += own_elements / 1e6 * c.host_logits_chip_ms
-    total.add("host", "host", 1000 * host_ms)
-    return total.phase()
+    return host_ms
+
+
+@dataclass(frozen=True)
+class PrefillRun:
+    """How a prefill is driven: what its host work depends on."""
+
+    users: int
+    traced: bool
+    data_parallel: int = 1
+    together: int = 1  # users of one pass
+    fused: bool = False
+
+    def host_us(self, device_us: float, dispatch_us: float, c: Constants) -> dict[str, float]:
+        """Host time beside the device's: waiting for dispatch, groups in turn, work per user."""
+        waiting = 0.0 if self.traced else max(0.0, dispatch_us - device_us)
+        if self.data_parallel > 1:
+            waiting += (c.group_overlap - 1) * device_us
+        work = c.host_prefill_ms
+        if self.users > 1 and self.together == 1 and not self.fused:
+            work += c.host_batch_ms
+        return {"dispatch": waiting, "host": 1000 * work}
 
 
 def prefill_phase(
-    run: RunOps,
-    state: State,
-    *,
-    users: int,
-    length: int,
-    data_parallel: int = 1,
-    without: Sequence[str] = (),
+    run: RunOps, state: State, how: PrefillRun, *, without: Sequence[str] = ()
 ) -> Phase:
-    """Prefill of one user: the whole of a batch divided by its users."""
-    c = state.constants
+    """Prefill of one user: the whole of a pass divided by its users."""
     total = sum_ops(run.prefill, state, without=without)
-    traced = state.software.traced_prefill and length <= TRACED_UP_TO
-    if not traced:
-        host_us = _dispatch_us(run, state, without)
-        if host_us > total.us:  # the device waits for the host
-            total.add("dispatch", "host", host_us - total.us)
-    if data_parallel > 1:
-        total.add("dispatch", "host", (c.group_overlap - 1) * total.us)
-    host_ms = c.host_prefill_ms
-    if users > 1 and run.prefill_users == 1:
-        host_ms += c.host_batch_ms
-    total.add("host", "host", 1000 * host_ms)
-    phase = total.phase()
-    share = 1 / run.prefill_users
+    dispatch = Dispatch.of(run, state, without).us(state.constants)
+    for name, us in how.host_us(total.us, dispatch, state.constants).items():
+        total.add(name, "host", us)
+    phase, share = total.phase(), 1 / run.prefill_users
     return Phase(
         phase.ms * share,
         phase.limit_ms * share,
@@ -193,17 +203,28 @@ def prefill_phase(
     )
 
 
-def _dispatch_us(run: RunOps, state: State, without: Sequence[str]) -> float:
-    """Time the host needs to hand over every op of a prefill that is not traced."""
-    c = state.constants
-    chips = run.mesh_shape[0] * run.mesh_shape[1]
-    per_op = c.host_op_us + (chips - 1) * c.host_chip_us
-    us = 0.0
-    for op in unfolded(run.prefill, state):
-        name = op.record.name
-        if name not in without:
-            us += op.count * (per_op + (c.host_link_op_us if name in COLLECTIVES else 0))
-    return us
+@dataclass(frozen=True)
+class Dispatch:
+    """What the host hands over in a prefill without a trace."""
+
+    ops: int
+    collectives: int
+    chips: int
+
+    @classmethod
+    def of(cls, run: RunOps, state: State, without: Sequence[str] = ()) -> Dispatch:
+        """Count the launches of a prefill."""
+        kept = [op for op in unfolded(run.prefill, state) if op.record.name not in without]
+        return cls(
+            sum(op.count for op in kept),
+            sum(op.count for op in kept if op.record.name in COLLECTIVES),
+            run.mesh_shape[0] * run.mesh_shape[1],
+        )
+
+    def us(self, c: Constants) -> float:
+        """Host time: ops run chip by chip, collectives need more of it."""
+        per_op = c.host_op_us + (self.chips - 1) * c.host_chip_us
+        return self.ops * per_op + self.collectives * c.host_link_op_us
 
 
 def predict_ops(
@@ -214,7 +235,7 @@ def predict_ops(
     prefill_len: int,
     context: int,
     data_parallel: int = 1,
-    software: Software = SOFTWARE["seed"],
+    software: Software = OWN,
     constants: Constants | None = None,
     without: Sequence[str] = (),
 ) -> Prediction:
@@ -222,9 +243,9 @@ def predict_ops(
     c = constants or load_constants()
     state = State(spec, c, software, context, users, min(run.mesh_shape) > 1)
     decode = decode_phase(run, state, data_parallel=data_parallel, without=without)
-    prefill = prefill_phase(
-        run, state, users=users, length=prefill_len, data_parallel=data_parallel, without=without
-    )
+    traced = software.traced_prefill and prefill_len <= TRACED_UP_TO
+    how = PrefillRun(users, traced, data_parallel, run.prefill_users, software.fused)
+    prefill = prefill_phase(run, state, how, without=without)
     speed = 1000 / decode.ms
     low_high = intervals()
     return Prediction(
@@ -247,7 +268,7 @@ def _spread(value: float, ratios: tuple[float, float]) -> tuple[float, float]:
 def predict(
     job: Job,
     *,
-    software: Software = SOFTWARE["seed"],
+    software: Software = PUBLISHED,
     constants: Constants | None = None,
     without: Sequence[str] = (),
 ) -> Prediction:
@@ -271,12 +292,14 @@ def job_for(
     model: str,
     spec: DeviceSpec,
     *,
-    software: Software = SOFTWARE["seed"],
+    software: Software = PUBLISHED,
     batch_size: int = 1,
     data_parallel: int = 1,
     **options: object,
 ) -> Job:
     """A job with the sampling and batching habits of a release."""
+    from models.registry import canonical_name
+
     rows, cols = spec.mesh_shape
     is_grid = data_parallel == 1 and min(rows, cols) > 1
     return Job(
@@ -287,7 +310,7 @@ def job_for(
         device_sampling=software.samples_on_device(batch_size, is_grid),
         batched_prefill=software.batched_prefill and batch_size > 1,
         pad_heads=software.pads_heads,
-        pad_mlp_cores=software.mlp_cores.get(str(model)),
+        pad_mlp_cores=software.mlp_cores.get(canonical_name(str(model)) or ""),
         **options,  # type: ignore[arg-type]
     )
 

@@ -1,7 +1,8 @@
 """What the software of a release does differently: settings of a prediction, not constants.
 
-`seed` is the generic demo of mid 2025, which the published tables of PERF.md come from; `galaxy`
-the Galaxy's own 70B demo of the same time; `2026` the generic demo a year later.
+`2025` is the generic demo that the published tables of mid 2025 come from, `galaxy` the Galaxy's
+own 70B demo of that time, `2026` the generic demo a year later, `own` this repository: nothing
+but what its op list says.
 """
 
 from __future__ import annotations
@@ -39,35 +40,32 @@ class Software:
         return users <= self.device_sampling_users
 
 
-# defaults of the generic demo: hidden widths that would not spread over the grid are padded
-_MLP_CORES = {"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 16}
+# its defaults: hidden widths that would not spread over the grid are padded
+_MLP_CORES = MappingProxyType({"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 16})
+
+_GENERIC = {"shared_grids": True, "gathers_heads": True, "pads_heads": True,
+            "mlp_cores": _MLP_CORES}  # fmt: skip
+_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric_on_grid": True}
 
 SOFTWARE: Mapping[str, Software] = MappingProxyType(
     {
         software.name: software
         for software in (
-            Software("seed", shared_grids=True, gathers_heads=True, pads_heads=True, mlp_cores=_MLP_CORES),
-            Software(
-                "galaxy",
-                device_sampling_users=32,
-                device_sampling_on_grid=True,
-                traced_prefill=True,
-                fabric_on_grid=True,
-                fused=True,
-            ),
+            Software("2025", **_GENERIC),
+            Software("galaxy", traced_prefill=True, fused=True, **_LATER),
             Software(
                 "2026",
-                device_sampling_users=32,
-                device_sampling_on_grid=True,
                 traced_prefill=True,
                 batched_prefill=True,
-                fabric_on_grid=True,
-                # several cores per bank came to Blackhole's matmul in August 2026 (PR#54242)
-                blackhole_readers=2,
+                blackhole_readers=2,  # since August 2026 (tt-metal PR 54242)
+                **_GENERIC,
+                **_LATER,
             ),
+            Software("own", batched_prefill=True, **_LATER),
         )
     }
-)
+)  # fmt: skip
+PUBLISHED, OWN = SOFTWARE["2025"], SOFTWARE["own"]
 
 
 def software_named(name: str) -> Software:

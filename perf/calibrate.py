@@ -1,0 +1,179 @@
+"""Finds the constants of the performance model, and says how good they are on rows not fitted.
+
+    python -m perf.calibrate            writes perf/constants.json
+    python -m perf.calibrate --report   fits again and again on halves and prints the errors
+
+Constants come from single-op timings first, then from one half of the published rows of whole
+models (which half is written down with them); rerunning gives the same. Tables: calibrate_report.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from perf.constants import PATH, Constants, as_json, fitted
+from perf.fit import Phase, decode_rows, fit, op_rows, prefill_rows
+from perf.op_rows import OpRow, load_op_rows
+from perf.published_rows import Row, load_rows, twins
+
+SPLITS = 8
+SHIPPED_SPLIT = 0
+
+
+@dataclass
+class Data:
+    """Rows and everything that is needed to predict them; built once."""
+
+    rows: list[Row]
+    ops: list[OpRow]
+    not_ops: list[str]
+    decode: Phase = field(init=False)
+    prefill: Phase = field(init=False)
+    op: Phase = field(init=False)
+    op_start: Constants = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ttft_rows = [i for i, row in enumerate(self.rows) if row.judges_ttft]
+        self.decode = decode_rows(self.rows)
+        self.prefill = prefill_rows([self.rows[i] for i in self.ttft_rows])
+        self.op = op_rows(self.ops)
+        self.op_start = fit(self.op, fitted("ops"), Constants(), loss="soft_l1")
+
+    @classmethod
+    def load(cls) -> Data:
+        """All published rows."""
+        return cls(load_rows(), *load_op_rows())
+
+    def calibrated(self, chosen: np.ndarray) -> Constants:
+        """Constants from single ops and the chosen rows (a mask over all rows)."""
+        found = fit(self.decode, fitted("decode"), self.op_start, rows=np.flatnonzero(chosen))
+        return fit(self.prefill, fitted("prefill"), found, rows=np.flatnonzero(self.ttft(chosen)))
+
+    def ttft(self, chosen: np.ndarray) -> np.ndarray:
+        """The mask over the rows whose TTFT counts."""
+        return chosen[self.ttft_rows]
+
+    def speed_errors(self, constants: Constants) -> np.ndarray:
+        """Relative error of predicted tokens/s/user, signed."""
+        return self.decode.measured / self.decode.predict(constants) - 1
+
+    def ttft_errors(self, constants: Constants) -> np.ndarray:
+        """Relative error of predicted TTFT, signed."""
+        return self.prefill.predict(constants) / self.prefill.measured - 1
+
+    def op_errors(self, constants: Constants) -> np.ndarray:
+        """Relative error of single ops, signed."""
+        return self.op.predict(constants) / self.op.measured - 1
+
+
+def half(rows: Sequence[Row], number: int) -> np.ndarray:
+    """A mask of one half of the rows; rows that are the same configuration stay together."""
+    groups = list(range(len(rows)))
+    index = {id(row): i for i, row in enumerate(rows)}
+    for first, second in twins(rows):
+        groups[index[id(second)]] = groups[index[id(first)]]
+    order = np.random.default_rng(number).permutation(sorted(set(groups)))
+    sizes = {g: groups.count(g) for g in order.tolist()}
+    chosen, taken = set(), 0
+    for group in order.tolist():
+        if taken < len(rows) // 2:
+            chosen.add(group)
+            taken += sizes[group]
+    return np.array([group in chosen for group in groups])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Errors on the rows that one fit did not see."""
+
+    name: str
+    constants: Constants
+    fitted_rows: np.ndarray
+    speed: np.ndarray  # errors of the unseen rows
+    ttft: np.ndarray
+    speed_rows: np.ndarray  # their numbers
+    ttft_rows: np.ndarray
+
+
+def judge(data: Data, name: str, chosen: np.ndarray) -> Judged:
+    """Fit on the chosen rows, look at the others."""
+    constants = data.calibrated(chosen)
+    unseen, unseen_ttft = np.flatnonzero(~chosen), np.flatnonzero(~data.ttft(chosen))
+    return Judged(
+        name,
+        constants,
+        np.flatnonzero(chosen),
+        data.speed_errors(constants)[unseen],
+        data.ttft_errors(constants)[unseen_ttft],
+        unseen,
+        np.array(data.ttft_rows)[unseen_ttft],
+    )
+
+
+def leave_out(data: Data, attribute: str) -> list[Judged]:
+    """One fit for each device or family, on all rows but its own."""
+    values = [getattr(row, attribute) for row in data.rows]
+    return [
+        judge(data, value, np.array([other != value for other in values]))
+        for value in dict.fromkeys(values)
+    ]
+
+
+def interval(errors: np.ndarray) -> tuple[float, float]:
+    """Ratios measured / predicted between which 80 % of unseen rows lie."""
+    low, high = np.quantile(1 / (1 + errors), [0.1, 0.9])
+    return round(float(low), 3), round(float(high), 3)
+
+
+def shipped(data: Data, splits: Sequence[Judged]) -> str:
+    """Text of constants.json: the constants of one stated half, and the spread of all splits."""
+    from perf.op_list_cache import ROOT
+
+    split = splits[SHIPPED_SPLIT]
+    table = Path(__file__).with_name("published").relative_to(ROOT)
+    provenance = {
+        "command": "python -m perf.calibrate",
+        "tables": [f"{table}/model_figures.csv", f"{table}/op_timings.csv"],
+        "interval": {
+            "decode": interval(np.concatenate([s.speed for s in splits])),
+            "ttft": interval(np.concatenate([s.ttft for s in splits])),
+        },
+        "unseen_error_percent": {
+            "decode": round(100 * float(np.abs(split.speed).mean()), 1),
+            "ttft": round(100 * float(np.abs(split.ttft).mean()), 1),
+        },
+        "fitted_rows": [str(data.rows[i]) for i in split.fitted_rows],
+    }
+    return as_json(split.constants, provenance)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or report; 0 when all is well."""
+    parser = argparse.ArgumentParser(prog="python -m perf.calibrate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="print errors on rows not fitted")
+    parser.add_argument("--splits", type=int, default=SPLITS, help="halves to try (at least 6)")
+    parser.add_argument("--output", type=Path, default=PATH, help="where constants go")
+    options = parser.parse_args(arguments)
+    if options.splits < 6:
+        parser.error(f"--splits {options.splits}: use at least 6")
+    data = Data.load()
+    splits = [judge(data, f"split {n}", half(data.rows, n)) for n in range(options.splits)]
+    if options.report:
+        from perf.calibrate_report import report
+
+        print(report(data, splits))
+        return 0
+    options.output.write_text(shipped(data, splits[:SPLITS]), encoding="utf-8")
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

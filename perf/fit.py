@@ -1,0 +1,224 @@
+"""Finds constants from rows: a fast evaluation of many predictions, and a least-squares search.
+
+The same ops occur in many rows, and each depends on few constants: every distinct op is timed once
+per trial, and again only for the constants it asked for. Errors are of logarithms, so a row counts
+by its ratio; guesses (constants.py) pull weakly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.sparse import csr_matrix, lil_matrix
+
+from perf.constants import LOOSE, TIGHT, Constants, facts
+from perf.op_cost import OpTime, State, op_time
+from perf.op_list import OpList, RunOps
+from perf.op_list_cache import run_ops
+from perf.op_rows import OpRow
+from perf.predict import Dispatch, PrefillRun, decode_host_ms, unfolded
+from perf.published_rows import Row
+
+STEP = 1e-3  # of a logarithm, for slopes
+
+
+class _Watched:
+    """Stands in for Constants and notes which of them are asked for."""
+
+    def __init__(self, constants: Constants) -> None:
+        self._constants, self.seen = constants, set()
+
+    def __getattr__(self, name: str) -> float:
+        self.seen.add(name)
+        return getattr(self._constants, name)
+
+
+class OpTable:
+    """Distinct ops of many lists, timed together."""
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[Any, State]] = []
+        self.needs: list[set[str]] = []
+        self._numbers: dict[Any, int] = {}
+
+    def add(self, record: Any, state: State) -> int:
+        """Number of an op; equal ops in equal states share one."""
+        decode = record.name.endswith("attention_decode")
+        key = (
+            record.name, record.inputs, record.outputs, repr(record.attributes),
+            record.scope.rpartition(".")[2], state.spec, state.software.name, state.is_grid,
+            state.isolated, (state.context, state.active_users) if decode else None,
+        )  # fmt: skip
+        number = self._numbers.setdefault(key, len(self.ops))
+        if number == len(self.ops):
+            watched = _Watched(state.constants)
+            op_time(record, replace(state, constants=watched))
+            self.ops.append((record, state))
+            self.needs.append(watched.seen)
+        return number
+
+    def time(self, number: int, constants: Constants) -> OpTime:
+        record, state = self.ops[number]
+        return op_time(record, replace(state, constants=constants))
+
+    def times(self, constants: Constants) -> np.ndarray:
+        """Microseconds of every op."""
+        return np.array([self.time(i, constants).us for i in range(len(self.ops))])
+
+    def changed(self, times: np.ndarray, constants: Constants, name: str) -> np.ndarray:
+        """Times after a change of one constant."""
+        new = times.copy()
+        for i, needs in enumerate(self.needs):
+            if name in needs:
+                new[i] = self.time(i, constants).us
+        return new
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of figure of many rows: what is measured, and how it follows from op times."""
+
+    measured: np.ndarray
+    table: OpTable
+    counts: csr_matrix  # [row, op]; sparse, and free of BLAS threads
+    combine: Callable[[np.ndarray, Constants], np.ndarray]  # sums of op times -> figures
+    sigma: float  # spread of the logarithm that is taken for noise
+
+    def predict(self, constants: Constants, times: np.ndarray | None = None) -> np.ndarray:
+        """Figures of all rows (milliseconds, or microseconds for single ops)."""
+        if times is None:
+            times = self.table.times(constants)
+        return self.combine(self.counts @ times, constants)
+
+
+def row_state(row: Row, run: RunOps) -> State:
+    """How the cost model sees a published row; constants are filled in later."""
+    job = row.job
+    grid = min(run.mesh_shape) > 1
+    return State(job.spec, Constants(), row.software, job.context, job.batch_size, grid)
+
+
+def _count(lists: Sequence[tuple[OpList, State]]) -> tuple[OpTable, csr_matrix, np.ndarray]:
+    """Table, counts [row, op], and launches of each row."""
+    table = OpTable()
+    numbered = [
+        [(table.add(op.record, state), op.count) for op in unfolded(ops, state)]
+        for ops, state in lists
+    ]
+    counts = lil_matrix((len(lists), len(table.ops)))
+    for row, ops in enumerate(numbered):
+        for number, count in ops:
+            counts[row, number] += count
+    return table, csr_matrix(counts), np.asarray(counts.sum(axis=1)).ravel()
+
+
+def _gaps(states: Sequence[State], c: Constants) -> np.ndarray:
+    return np.array([c.galaxy_gap_us if s.software.fused else c.gap_us for s in states])
+
+
+def decode_rows(rows: Sequence[Row]) -> Phase:
+    """Milliseconds of a decode step."""
+    runs = [run_ops(row.job) for row in rows]
+    states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
+    table, counts, launches = _count([(run.decode, s) for run, s in zip(runs, states, strict=True)])
+
+    def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
+        host = [decode_host_ms(run, c, row.data_parallel) for run, row in zip(runs, rows, strict=True)]
+        return (sums + launches * _gaps(states, c)) / 1000 + np.array(host)
+
+    measured = np.array([1000 / (row.tokens_per_s_per_user or np.nan) for row in rows])
+    return Phase(measured, table, counts, combine, sigma=0.05)
+
+
+def prefill_rows(rows: Sequence[Row]) -> Phase:
+    """Milliseconds of TTFT."""
+    runs = [run_ops(row.job) for row in rows]
+    states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
+    table, counts, launches = _count([(run.prefill, s) for run, s in zip(runs, states, strict=True)])
+    how = [
+        PrefillRun(
+            row.batch_size,
+            row.software.traced_prefill and row.prefill_len <= 1024,
+            row.data_parallel,
+            run.prefill_users,
+            row.software.fused,
+        )
+        for row, run in zip(rows, runs, strict=True)
+    ]
+
+    dispatches = [Dispatch.of(run, state) for run, state in zip(runs, states, strict=True)]
+
+    def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
+        device = sums + launches * _gaps(states, c)
+        totals = []
+        for us, run, dispatch, driven in zip(device, runs, dispatches, how, strict=True):
+            host = driven.host_us(us, dispatch.us(c), c)
+            totals.append((us + sum(host.values())) / run.prefill_users / 1000)
+        return np.array(totals)
+
+    measured = np.array([row.ttft_ms or np.nan for row in rows])
+    return Phase(measured, table, counts, combine, sigma=0.08)
+
+
+def op_rows(rows: Sequence[OpRow]) -> Phase:
+    """Microseconds of single ops."""
+    lists = [
+        (OpList.of_records(row.records), row.state(Constants())) for row in rows
+    ]
+    table, counts, _ = _count(lists)
+    measured = np.array([row.us for row in rows])
+    return Phase(measured, table, counts, lambda sums, _: sums, sigma=0.12)
+
+
+def fit(
+    phase: Phase,
+    names: Sequence[str],
+    start: Constants,
+    *,
+    rows: Sequence[int] | np.ndarray | None = None,
+    loss: str = "linear",
+) -> Constants:
+    """Constants that fit the chosen rows best; others stay as in `start`."""
+    chosen = np.arange(len(phase.measured)) if rows is None else np.asarray(rows)
+    guess = np.log([getattr(start, name) for name in names])
+    low = np.log([facts(name)["low"] for name in names]) - 1e-9
+    high = np.log([facts(name)["high"] for name in names]) + 1e-9
+    pull = np.array([TIGHT.get(name, LOOSE) for name in names])
+    measured = np.log(phase.measured[chosen])
+
+    def at(x: np.ndarray) -> Constants:
+        return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
+
+    def errors(figures: np.ndarray) -> np.ndarray:
+        return (np.log(figures[chosen]) - measured) / phase.sigma
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([errors(phase.predict(at(x))), (x - guess) / pull])
+
+    def slopes(x: np.ndarray) -> np.ndarray:
+        here = at(x)
+        times = phase.table.times(here)
+        base = errors(phase.predict(here, times))
+        jacobian = np.zeros((len(chosen) + len(names), len(names)))
+        for i, name in enumerate(names):
+            there = at(x + STEP * (np.arange(len(x)) == i))
+            moved = phase.predict(there, phase.table.changed(times, there, name))
+            jacobian[: len(chosen), i] = (errors(moved) - base) / STEP
+            jacobian[len(chosen) + i, i] = 1 / pull[i]
+        return jacobian
+
+    begin = np.clip(guess, low, high)
+    found = least_squares(
+        residuals, begin, jac=slopes, bounds=(low, high), loss=loss, max_nfev=25, xtol=1e-5,
+        ftol=1e-5,
+    )  # fmt: skip
+    return at(found.x)
+
+
+def names_of(constants: Constants) -> list[str]:
+    """Every constant's name."""
+    return [f.name for f in fields(constants)]
