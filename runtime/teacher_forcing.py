@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,24 +17,23 @@ from typing import Any
 
 import torch
 
-from runtime.generator import Generator, Request
 from runtime.paging import BlockPool
 
 REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "references"
 GENERATE = "python -m tests.references.generate_reference_hf --model <checkpoint>"
-ALONE_TOKENS = 64  # written alone
-ALONE_MARGIN = 1.0  # nats per token that such a text may be less likely than HF's own
-ALONE_WORST_RANK = 100  # every token must be among HF's likeliest so many
+FREE_TOKENS = 64  # written alone
+FREE_MARGIN = 1.0  # nats per token that such a text may be less likely than HF's own
+FREE_WORST_RANK = 100  # every token must be among HF's likeliest so many
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What HF's float32 model says about a text; row i of `top5` judges token split + i."""
+    """What HF's float32 model says about a text; row i of `top5` judges token prompt_len + i."""
 
     model: str
     weights: str  # weights_digest of the checkpoint
     text: str  # where the tokens are from
-    split: int  # tokens of the prompt
+    prompt_len: int
     tokens: list[int]
     top5: list[list[int]]  # likeliest first
     hf_bfloat16: dict[str, float]  # top1, top5: what HF itself reaches in bfloat16
@@ -45,11 +43,11 @@ class Reference:
 
     @property
     def prompt(self) -> list[int]:
-        return self.tokens[: self.split]
+        return self.tokens[: self.prompt_len]
 
     @property
     def forced(self) -> list[int]:
-        return self.tokens[self.split :]
+        return self.tokens[self.prompt_len :]
 
 
 def reference_path(model: str, folder: Path = REFERENCES) -> Path:
@@ -63,10 +61,9 @@ def save_reference(reference: Reference, path: Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def load_reference(
-    model: str, *, weights: str | None = None, folder: Path = REFERENCES
-) -> Reference:
-    """A model's recorded reference; with `weights` (a digest), refused if others made it."""
+def find_reference(checkpoint: Any, folder: Path = REFERENCES) -> Reference:
+    """The reference of a checkpoint's model, refused if it was recorded with other weights."""
+    model = checkpoint.config.name
     path = reference_path(model, folder)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
@@ -75,13 +72,14 @@ def load_reference(
         )
     try:
         found = Reference(**json.loads(path.read_text(encoding="utf-8")))
-        if not 0 < found.split < len(found.tokens) or len(found.top5) != len(found.forced):
+        if not 0 < found.prompt_len < len(found.tokens) or len(found.top5) != len(found.forced):
             raise ValueError(f"{len(found.tokens)} tokens do not fit {len(found.top5)} rows")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"cannot read the token reference {path}: {error}: record it again with {GENERATE}"
         ) from None
-    if weights not in (None, found.weights):
+    weights = weights_digest(checkpoint)
+    if weights != found.weights:
         raise ValueError(
             f"the token reference {path.name} was made from other weights of {model} (digest "
             f"{found.weights}, here {weights}): record it again with {GENERATE}"
@@ -102,96 +100,96 @@ def weights_digest(checkpoint: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Shares in percent over `steps` tokens."""
+class TokenAccuracy:
+    """Shares in percent of tokens that are HF's likeliest, and among its likeliest five."""
 
     top1: float
     top5: float
-    steps: int
-    chosen: tuple[int, ...] = field(repr=False, default=())
+    num_tokens: int
+    chosen: list[int] = field(repr=False, default_factory=list)
+
+    @classmethod
+    def of(cls, chosen: Sequence[int], top5: Sequence[Sequence[int]]) -> TokenAccuracy:
+        """Judge as many tokens as were chosen."""
+        rows = list(zip(chosen, top5, strict=False))
+        best = sum(token == row[0] for token, row in rows)
+        near = sum(token in row for token, row in rows)
+        return cls(100 * best / len(rows), 100 * near / len(rows), len(rows), list(chosen))
 
 
-def score(chosen: Sequence[int], top5: Sequence[Sequence[int]]) -> Accuracy:
-    """Shares of chosen tokens that are the reference's best, and among its five best."""
-    rows = list(zip(chosen, top5, strict=True))
-    best = sum(token == row[0] for token, row in rows)
-    near = sum(token in row for token, row in rows)
-    return Accuracy(100 * best / len(rows), 100 * near / len(rows), len(rows), tuple(chosen))
-
-
-def run_forced(
+def force(
     engine: Any,
     reference: Reference,
     *,
-    max_steps: int | None = None,
-    on_step: Callable[[int], None] | None = None,
-) -> Accuracy:
-    """Teacher-forced accuracy of slot 0 through prefill and decode steps; other slots are idle."""
-    prompt, forced = reference.prompt, reference.forced[:max_steps]
+    num_tokens: int | None = None,
+    users: int = 1,
+    on_token: Callable[[int], None] | None = None,
+) -> list[TokenAccuracy]:
+    """Accuracy of each of `users` equal users, who sit in different slots and pages.
+
+    Prefill of the prompt half, then decode steps whose input is the text's own token.
+    `on_token` is called with the number of tokens chosen so far.
+    """
+    prompt, forced = reference.prompt, reference.forced[:num_tokens]
     needed = len(prompt) + len(forced) - 1  # the last choice is judged, not written
     if needed > engine.max_seq_len:
         raise ValueError(
             f"token accuracy needs {needed} positions, max_seq_len is {engine.max_seq_len}: "
             "raise --max_seq_len or lower --max_generated_tokens"
         )
-    pages = _one_user_pages(engine, needed)
-    chosen = [int(engine.prefill([prompt], slots=[0], page_table=pages)[0].argmax())]
-    tokens = torch.zeros(engine.max_batch_size, dtype=torch.int32)
-    positions = torch.full((engine.max_batch_size,), -1, dtype=torch.int32)
+    pages = _pages(engine, needed, users)
+    logits = engine.prefill([prompt] * users, slots=list(range(users)), page_table=pages)
+    chosen = [logits.argmax(dim=-1)]
     for step, token in enumerate(forced[:-1]):
-        tokens[0], positions[0] = token, len(prompt) + step
-        chosen.append(int(engine.decode(tokens, positions, page_table=pages)[0].argmax()))
-        if on_step is not None:
-            on_step(step)
-    return score(chosen, reference.top5[: len(chosen)])
+        if on_token is not None:
+            on_token(step + 1)
+        tokens = torch.full((users,), token, dtype=torch.int32)
+        positions = torch.full((users,), len(prompt) + step, dtype=torch.int32)
+        logits = engine.decode(tokens, positions, page_table=pages)
+        chosen.append(logits[:users].argmax(dim=-1))
+    if on_token is not None:
+        on_token(len(chosen))
+    engine.reset()
+    return [TokenAccuracy.of(row, reference.top5) for row in torch.stack(chosen, dim=1).tolist()]
 
 
-def _one_user_pages(engine: Any, length: int) -> torch.Tensor | None:
-    """A page table with blocks for slot 0 alone, in random order so that a wrong table shows."""
+def _pages(engine: Any, length: int, users: int) -> torch.Tensor | None:
+    """A page table for equal lengths; pages are dealt in random order, so a wrong table shows."""
     if engine.block_size is None:
         return None
     pool = BlockPool(engine.num_blocks, engine.block_size, seed=0)
-    pool.allocate(0, range(length), limit=length)
     width = -(-engine.max_seq_len // engine.block_size)
     table = torch.full((engine.max_batch_size, width), -1, dtype=torch.int32)
-    table[0] = torch.tensor(pool.table(0, width), dtype=torch.int32)
+    for slot in range(users):
+        pool.allocate(slot, range(length), limit=length)
+        table[slot] = torch.tensor(pool.table(slot, width), dtype=torch.int32)
     return table
 
 
-def write_alone(
-    engine: Any, reference: Reference, steps: int = ALONE_TOKENS, *, sample_on_device: bool = True
-) -> list[int]:
-    """Greedy continuation of the reference's prompt, sampled and fed back as in a demo."""
-    generator = Generator([engine], sample_on_device=sample_on_device)
-    request = Request(reference.prompt, steps)
-    return [step.tokens[0] for step in generator.generate([request])]
-
-
 @dataclass(frozen=True)
-class Alone:
+class FreeRun:
     """How a text that the model wrote alone looks to HF."""
 
     log_likelihood: float  # mean per token, natural logarithm
     expected: float  # the same of HF's own greedy text
     worst_rank: int  # 1: every token was HF's likeliest
     same_as_hf: int  # leading tokens equal to HF's greedy text
-    steps: int
+    num_tokens: int
 
     @property
-    def sensible(self) -> bool:
-        likely = self.log_likelihood >= self.expected - ALONE_MARGIN
-        return likely and self.worst_rank <= ALONE_WORST_RANK
+    def passed(self) -> bool:
+        likely = self.log_likelihood >= self.expected - FREE_MARGIN
+        return likely and self.worst_rank <= FREE_WORST_RANK
 
     def __str__(self) -> str:
         return (
-            f"{'sensible' if self.sensible else 'GARBAGE'}: log-likelihood "
+            f"{'sensible' if self.passed else 'GARBAGE'}: {self.num_tokens} tokens, log-likelihood "
             f"{self.log_likelihood:.3f} per token under HF (HF's own text {self.expected:.3f}), "
-            f"worst rank {self.worst_rank}, the first {self.same_as_hf} of {self.steps} tokens "
-            "equal HF's"
+            f"worst rank {self.worst_rank}, the first {self.same_as_hf} equal HF's"
         )
 
 
-def judge_alone(reference: Reference, written: Sequence[int], judge: Any) -> Alone:
+def judge_free_run(reference: Reference, written: Sequence[int], judge: Any) -> FreeRun:
     """Judge tokens written after the reference's prompt by an HF model."""
     log_likelihood, worst_rank = log_likelihood_and_rank(judge, reference.prompt, written)
     same = 0
@@ -200,20 +198,7 @@ def judge_alone(reference: Reference, written: Sequence[int], judge: Any) -> Alo
             break
         same += 1
     expected = reference.greedy_log_likelihood
-    return Alone(log_likelihood, expected, worst_rank, same, len(written))
-
-
-def hf_judge(checkpoint: Any) -> Any | None:
-    """The HF model in float32 with the checkpoint's weights; None where memory is too small."""
-    config = checkpoint.config
-    parameters = 2 * config.vocab_size * config.dim
-    parameters += config.num_layers * config.dim * (2 * config.dim + 3 * config.hidden_dim)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 5 * parameters > available:  # 4 bytes each, and room for logits
-        return None
-    from models.checkpoints.reference import build_reference
-
-    return build_reference(checkpoint)
+    return FreeRun(log_likelihood, expected, worst_rank, same, len(written))
 
 
 @torch.inference_mode()

@@ -19,12 +19,12 @@ import torch
 from models.checkpoints.open import locate, open_checkpoint
 from models.checkpoints.reference import build_reference
 from runtime.teacher_forcing import (
-    ALONE_TOKENS,
+    FREE_TOKENS,
     Reference,
+    TokenAccuracy,
     log_likelihood_and_rank,
     reference_path,
     save_reference,
-    score,
     weights_digest,
 )
 from runtime.tokenizer import load_tokenizer
@@ -60,13 +60,13 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
     del rounded
     model = build_reference(checkpoint)
     top5 = top5_after(model, tokens, split)
-    greedy = greedy_after(model, tokens[:split], ALONE_TOKENS)
-    in_bfloat16 = score([row[0] for row in rounded_top5], top5)
+    greedy = greedy_after(model, tokens[:split], FREE_TOKENS)
+    in_bfloat16 = TokenAccuracy.of([row[0] for row in rounded_top5], top5)
     return Reference(
         model=checkpoint.config.name,
         weights=weights_digest(checkpoint),
         text=text,
-        split=split,
+        prompt_len=split,
         tokens=tokens,
         top5=top5,
         hf_bfloat16={"top1": in_bfloat16.top1, "top5": in_bfloat16.top5},
