@@ -19,7 +19,7 @@ from perf.op_cost import (
 )
 
 CHUNK = 32  # positions of a tile of keys
-MERGED_FROM = 128  # positions a core takes before the next one joins in
+MERGED_FROM = 256  # positions a core takes before the next one joins in
 MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most so many cores
 
 
@@ -45,10 +45,14 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
     weight = inner * per_bank * spec.dram_banks * TILE_BYTES[b.dtype]
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
     per_product = cycles_per_product(c, fidelity)
-    if software.fused:  # weights arrive ahead of time; two receiver cores per bank multiply
+    if state.folds:  # weights arrive ahead of time; two receiver cores per bank multiply
         cores = 2 * spec.dram_banks
         share = rows * inner * columns / cores
         return c.galaxy_matmul_us + cycles_us(share * per_product, spec)
+    if state.is_grid and not software.sharded_on_grid:  # the weight lies spread over all banks
+        share = -(-rows * inner * columns // spec.num_cores)
+        stream = bytes_us(stored_bytes(b), c.dram_interleaved * spec.dram_gbps)
+        return c.matmul2d_us + max(stream, cycles_us(share * per_product, spec))
     readers = software.readers(spec.arch)
     efficiency = c.dram_sharded
     if spec.arch == "blackhole" and readers == 1:

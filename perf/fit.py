@@ -51,7 +51,7 @@ class OpTable:
         key = (
             record.name, record.inputs, record.outputs, repr(record.attributes),
             record.scope.rpartition(".")[2], state.spec, state.software.name, state.is_grid,
-            state.isolated, (state.context, state.active_users) if decode else None,
+            state.isolated, state.prefill, (state.context, state.active_users) if decode else None,
         )  # fmt: skip
         number = self._numbers.setdefault(key, len(self.ops))
         if number == len(self.ops):
@@ -138,6 +138,7 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
     """Milliseconds of TTFT."""
     runs = [run_ops(row.job) for row in rows]
     states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
+    states = [replace(state, prefill=True) for state in states]
     table, counts, launches = _count([(run.prefill, s) for run, s in zip(runs, states, strict=True)])
     how = [
         PrefillRun(

@@ -64,6 +64,12 @@ class State:
     active_users: int = 1  # of the decode slots of one data-parallel group
     is_grid: bool = False  # the group is a 2D mesh
     isolated: bool = False  # an op timed by itself, in a loop
+    prefill: bool = False
+
+    @property
+    def folds(self) -> bool:
+        """Whether decode ops are folded into their neighbours."""
+        return self.software.fused and not self.prefill
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def _time_us(record: OpRecord, state: State) -> float:
 def is_prefetched(record: OpRecord, state: State) -> bool:
     """Whether the weight was read while earlier ops ran: then only a step as a whole is bound."""
     config = str(record.attributes.get("program_config", ""))
-    return state.software.fused and "DRAMSharded" in config
+    return state.folds and "DRAMSharded" in config
 
 
 def is_view(record: OpRecord) -> bool:
@@ -167,7 +173,7 @@ def small_op_us(record: OpRecord, state: State) -> float:
     """Elementwise ops, norms, resharding, look-ups and draws."""
     c, spec = state.constants, state.spec
     name = record.name
-    if state.software.fused and name in FOLDED:
+    if state.folds and name in FOLDED:
         return 0.0
     if name in ("topk", "argmax"):
         return cycles_us(c.topk_cycles * record.inputs[0].shape[-1], spec)
@@ -239,7 +245,7 @@ def physical_limit(record: OpRecord, state: State) -> Limit:
 
     spec = state.spec
     dram, flops, link_us = 0.0, 0.0, 0.0
-    if is_view(record) or (state.software.fused and record.name in FOLDED):
+    if is_view(record) or (state.folds and record.name in FOLDED):
         return Limit(0.0, "latency", 0.0)
     if record.name in COLLECTIVES:
         link_us = cost_links.line_rate_us(record, state)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
@@ -110,14 +110,17 @@ class _Sum:
 
 def unfolded(ops: OpList, state: State) -> list[CountedOp]:
     """The ops that are launched by themselves: views are not, nor what the software fuses."""
+    launched = [op for op in ops.ops if not is_view(op.record)]
+    if not state.folds:
+        return launched
     kept: list[CountedOp] = []
-    for op in ops.ops:
-        if is_view(op.record):
+    for op, after in zip(launched, [*launched[1:], None], strict=True):
+        name = op.record.name
+        if name in FOLDED or (kept and name in PAIRED and kept[-1].record.name == name):
             continue
-        if state.software.fused:
-            name = op.record.name
-            if name in FOLDED or (kept and name in PAIRED and kept[-1].record.name == name):
-                continue
+        if name == "all_reduce" and after and after.record.name == "matmul":
+            # a sum of which each chip then picks its own users is a scatter
+            op = replace(op, record=replace(op.record, name="reduce_scatter"))
         kept.append(op)
     return kept
 
@@ -190,6 +193,7 @@ def prefill_phase(
     run: RunOps, state: State, how: PrefillRun, *, without: Sequence[str] = ()
 ) -> Phase:
     """Prefill of one user: the whole of a pass divided by its users."""
+    state = replace(state, prefill=True)
     total = sum_ops(run.prefill, state, without=without)
     dispatch = Dispatch.of(run, state, without).us(state.constants)
     for name, us in how.host_us(total.us, dispatch, state.constants).items():
@@ -214,6 +218,7 @@ class Dispatch:
     @classmethod
     def of(cls, run: RunOps, state: State, without: Sequence[str] = ()) -> Dispatch:
         """Count the launches of a prefill."""
+        state = replace(state, prefill=True)
         kept = [op for op in unfolded(run.prefill, state) if op.record.name not in without]
         return cls(
             sum(op.count for op in kept),

@@ -22,6 +22,7 @@ class Software:
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
     batched_prefill: bool = False  # prompts of one length run together
     fabric_on_grid: bool = False  # collectives on 2D meshes are as fast as on lines
+    sharded_on_grid: bool = False  # DRAM-sharded matmuls work there, too
     fused: bool = False  # resharding and user selection are folded into neighbours; prefetcher
     shared_grids: bool = False  # activations of a gated product lie on a grid that suits K and N
     gathers_heads: bool = False  # rings of 8 gather heads inside the output projection
@@ -45,7 +46,8 @@ _MLP_CORES = MappingProxyType({"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 1
 
 _GENERIC = {"shared_grids": True, "gathers_heads": True, "pads_heads": True,
             "mlp_cores": _MLP_CORES}  # fmt: skip
-_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric_on_grid": True}
+_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric_on_grid": True,
+          "sharded_on_grid": True}  # fmt: skip
 
 SOFTWARE: Mapping[str, Software] = MappingProxyType(
     {
