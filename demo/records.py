@@ -27,6 +27,13 @@ def provenance_of(session: Session) -> str:
     return "measured" if session.settings.backend == "silicon" else "host"
 
 
+def optimizations_of(case: Case) -> str:
+    """The precision a run was made with: a preset or settings, and the decoder file over it."""
+    if case.decoder_config_file is None:
+        return case.optimizations
+    return f"{case.optimizations} + {case.decoder_config_file.name}"
+
+
 def save_record(
     session: Session,
     case: Case,
@@ -49,7 +56,7 @@ def save_record(
         batch_size=case.batch_size,
         prefill_len=prefill_len,
         generated_tokens=max(map(len, answers)),
-        optimizations=str(case.decoder_config_file or case.optimizations),
+        optimizations=optimizations_of(case),
         provenance=provenance_of(session) if prediction is None else "modelled",
         ttft_ms=figures.ttft_ms,
         tokens_per_s_per_user=figures.tokens_per_s_per_user,
