@@ -1,4 +1,4 @@
-"""The one door to TT-NN: `from backends import ttnn` is the real wheel, its dry run, or our emulator.
+"""The one door to TT-NN: `from backends import ttnn` is the wheel, its dry run, or our emulator.
 
 Selection happens once, before models are imported. Nothing here reads the environment
 (runtime/settings.py does). Next: mesh.py opens devices, emulator/ is the look-alike.

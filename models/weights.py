@@ -18,7 +18,7 @@ from models.sharding import TILE, Sharding
 
 
 class WeightLoader:
-    """Places a checkpoint's tensors on a mesh; `axes` name the logical axis of the last two dims."""
+    """Places a checkpoint's tensors on a mesh; `axes` name the logical axes of the last dims."""
 
     def __init__(self, mesh: Any, sharding: Sharding, checkpoint: Any, cache: Any) -> None:
         self.mesh = mesh

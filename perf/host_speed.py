@@ -137,8 +137,8 @@ def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) 
             for name, model in models.items():
                 hf = Hf(model, prompts, steps)
                 prefills.setdefault(name, []).append(clock(hf.prefill))
-                best = min(statistics.median(run()) for run in (hf.decode_dynamic, hf.decode_static))
-                decodes.setdefault(name, []).append(best)
+                runs = (hf.decode_dynamic, hf.decode_static)
+                decodes.setdefault(name, []).append(min(statistics.median(run()) for run in runs))
     return {
         name: Times(statistics.median(prefills[name]), statistics.median(decodes[name]))
         for name in prefills

@@ -112,7 +112,8 @@ class Engine:
         open_group: dict[int, list[_Prompt]] = {}
         for prompt in prompts:
             bucket = bucket_length(len(prompt.tokens))
-            together = self.batched_prefill and not prompt.start and bucket <= self.max_prefill_chunk
+            whole = not prompt.start and bucket <= self.max_prefill_chunk
+            together = self.batched_prefill and whole
             group = open_group.get(bucket) if together else None
             if group is None or (len(group) + 1) * bucket > BATCHED_PREFILL_TOKENS:
                 group = []

@@ -73,9 +73,7 @@ def check_options(options: LoadOptions, config: ModelConfig) -> None:
             f"choose one of {', '.join(map(str, BATCH_SIZES))}"
         )
     if options.weights not in WEIGHTS:
-        raise ValueError(
-            f"unknown weights {options.weights!r}: choose one of {', '.join(WEIGHTS)}"
-        )
+        raise ValueError(f"unknown weights {options.weights!r}: choose one of {', '.join(WEIGHTS)}")
     if options.max_seq_len > config.max_position_embeddings:
         raise ValueError(
             f"max_seq_len {options.max_seq_len} is longer than the context of {config.name}, "
@@ -162,9 +160,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         engines: list[Engine] = []
         try:
             for part in split_mesh(mesh, options.data_parallel):
-                model = Transformer(
-                    part, spec, config, precision, checkpoint, cache, model_options
-                )
+                model = Transformer(part, spec, config, precision, checkpoint, cache, model_options)
                 engines.append(
                     Engine(
                         model,

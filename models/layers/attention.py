@@ -51,7 +51,8 @@ class Attention:
             )
         self.head_norms: tuple[HeadNorm, HeadNorm] | None = None
         if config.qk_norm:
-            self.head_norms = HeadNorm(f"{name}.q_norm", weights), HeadNorm(f"{name}.k_norm", weights)
+            norms = [HeadNorm(f"{name}.{part}", weights) for part in ("q_norm", "k_norm")]
+            self.head_norms = (norms[0], norms[1])
 
     def decode(
         self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any

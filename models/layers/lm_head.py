@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from backends import ttnn
+from models.checkpoints.base import get_rows
 from models.plans.lm_head import LMHeadPlan
 from models.weights import WeightLoader, pad_to
 
@@ -19,10 +22,13 @@ class LMHead:
 
         def columns(first: int, count: int) -> Any:
             """Columns first..first+count of every chip's share, side by side."""
-            rows = pad_to(weights.checkpoint.get("lm_head.weight"), sizes.vocab, sizes.dim)
-            shares = rows.reshape(ways, sizes.local_vocab, sizes.dim)
-            piece = shares[:, first : first + count].reshape(ways * count, sizes.dim)
-            return piece.T[None, None]
+            parts = []
+            for share in range(ways):
+                start = min(share * sizes.local_vocab + first, sizes.config.vocab_size)
+                stop = min(start + count, sizes.config.vocab_size)
+                rows = get_rows(weights.checkpoint, "lm_head.weight", start, stop)
+                parts.append(pad_to(rows, count, sizes.dim))
+            return (parts[0] if ways == 1 else torch.cat(parts)).T[None, None]
 
         self.pieces = [
             weights.place(
@@ -38,9 +44,7 @@ class LMHead:
     def __call__(self, x_11BD: Any) -> Any:
         """Logits [1, 1, B, V] of this chip's share, bfloat16, in DRAM."""
         parts = [
-            ttnn.to_memory_config(
-                ttnn.linear(x_11BD, weight, **arguments), ttnn.DRAM_MEMORY_CONFIG
-            )
+            ttnn.to_memory_config(ttnn.linear(x_11BD, weight, **arguments), ttnn.DRAM_MEMORY_CONFIG)
             for weight, arguments in zip(self.pieces, self.plan.linear, strict=True)
         ]
         logits = parts[0] if len(parts) == 1 else ttnn.concat(parts, dim=3)

@@ -70,7 +70,7 @@ def attention_weights(target: Target) -> AttentionWeights:
 
 
 def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, Any]:
-    arguments = {
+    return {
         "scale": float32_exact(target.sharding.config.attention_scale),
         "program_config": ttnn.SDPAProgramConfig(
             compute_with_storage_grid_size=(8, 8),
@@ -81,7 +81,6 @@ def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, An
         "compute_kernel_config": target.kernel(group),
         "memory_config": ttnn.DRAM_MEMORY_CONFIG,
     }
-    return arguments
 
 
 def attention_decode(target: Target) -> AttentionDecode:

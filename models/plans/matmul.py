@@ -90,14 +90,10 @@ def height_sharded(users: int, width: int, grid: tuple[int, int] = (8, 8), rows:
 def weight_memory(k: int, n: int, spec: DeviceSpec) -> Any:
     """DRAM memory of a [k, n] weight: one slice of columns per DRAM bank, padded to whole tiles."""
     banks = spec.dram_banks
-    cores = ttnn.CoreRangeSet(
-        {ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(banks - 1, 0))}
-    )
+    cores = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(banks - 1, 0))})
     columns = math.ceil(n / (TILE * banks)) * TILE
     shard = ttnn.ShardSpec(cores, [k, columns], ttnn.ShardOrientation.ROW_MAJOR)
-    return ttnn.MemoryConfig(
-        ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard
-    )
+    return ttnn.MemoryConfig(ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard)
 
 
 def decode_linear(

@@ -52,12 +52,8 @@ def engine_of(
     )
     precision = ModelPrecision.parse(optimizations, config)
     with open_mesh(device) as mesh:
-        model = Transformer(
-            mesh, SPECS[device], config, precision, checkpoint, NoCache(), options
-        )
-        engine = Engine(
-            model, max_prefill_chunk=chunk, enable_trace=trace, batched_prefill=batched
-        )
+        model = Transformer(mesh, SPECS[device], config, precision, checkpoint, NoCache(), options)
+        engine = Engine(model, max_prefill_chunk=chunk, enable_trace=trace, batched_prefill=batched)
         yield engine
         engine.close()
 

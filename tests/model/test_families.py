@@ -1,4 +1,4 @@
-"""Every family through our converter and stack agrees with HF transformers, on one chip and more."""
+"""Every family through our converter and stack agrees with HF transformers, on every mesh."""
 
 from __future__ import annotations
 

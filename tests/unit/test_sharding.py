@@ -1,4 +1,4 @@
-"""Head layouts and padded sizes: nothing lost, nothing doubled, and every rule of the kernels kept."""
+"""Head layouts and padded sizes: nothing lost or doubled, and every rule of the kernels kept."""
 
 from __future__ import annotations
 

@@ -93,9 +93,7 @@ def _decode(
     compute_kernel_config: Any,
 ) -> Tensor:
     q, cache, _, positions = inputs[:4]
-    require(
-        positions.dtype is DataType.INT32, f"Expect cur_pos to be INT32, got {positions.dtype}"
-    )
+    require(positions.dtype is DataType.INT32, f"Expect cur_pos to be INT32, got {positions.dtype}")
     memory = memory_config or DRAM_MEMORY_CONFIG
     require(not memory.is_sharded(), "Sharded output not supported for GQA")
     _, users, heads, width = q.shape

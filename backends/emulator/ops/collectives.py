@@ -1,4 +1,4 @@
-"""Traffic between chips: a gather or sum over one axis of the mesh is a torch op over a mesh dim."""
+"""Traffic between chips: a gather or sum over a mesh axis is a torch op over a mesh dim."""
 
 from __future__ import annotations
 

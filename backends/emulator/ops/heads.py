@@ -32,7 +32,9 @@ def nlp_create_qkv_heads(
     memory_config: MemoryConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[N, 1, S, (H + 2K) W] to query [N, H, S, W] and keys, values [N, K, S, W]."""
-    require(input_kv is None and not transpose_k_heads, "separate or transposed keys are not emulated")
+    require(
+        input_kv is None and not transpose_k_heads, "separate or transposed keys are not emulated"
+    )
     kv_heads = num_kv_heads or num_heads
     users, _, length, width = input.shape
     head = width // (num_heads + 2 * kv_heads)
@@ -64,10 +66,8 @@ def nlp_create_qkv_heads_decode(
     overlap_qk_coregrid: bool | None = True,
     memory_config: MemoryConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[1, 1, B, (H + 2K) W] to query [1, B, H, W] and keys, values [1, B, K, W], a core per user."""
-    require(
-        input_tensor.dtype in (DataType.FLOAT32, DataType.BFLOAT16), "Unsupported data format"
-    )
+    """[1, 1, B, (H + 2K) W] to query [1, B, H, W], keys and values [1, B, K, W], a core per user."""
+    require(input_tensor.dtype in (DataType.FLOAT32, DataType.BFLOAT16), "Unsupported data format")
     kv_heads = num_kv_heads or num_heads
     _, _, users, width = input_tensor.shape
     require(users <= TILE, f"Unsupported input shape = {input_tensor.shape}")
@@ -97,9 +97,7 @@ def nlp_create_qkv_heads_decode(
 
 
 @op("experimental.nlp_concat_heads")
-def nlp_concat_heads(
-    input_tensor: Tensor, *, memory_config: MemoryConfig | None = None
-) -> Tensor:
+def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None = None) -> Tensor:
     """[N, H, S, W] to [N, 1, S, H W]."""
     users, heads, length, head = input_tensor.shape
     memory = memory_config or DRAM_MEMORY_CONFIG
@@ -119,7 +117,7 @@ def nlp_concat_heads_decode(
     memory_config: MemoryConfig | None = None,
     sub_core_grids: Any = None,
 ) -> Tensor:
-    """[1, B, H, W] (a core per user) to [1, 1, 32, H W] (a core per head), padded with zero rows."""
+    """[1, B, H, W] (a core per user) to [1, 1, 32, H W] (a core per head), idle rows zero."""
     require(input_tensor.is_sharded(), "Input tensor must be sharded")
     _, users, _, head = input_tensor.shape
     grid = num_cores_to_corerangeset(

@@ -61,7 +61,7 @@ def argmax(
         input_tensor.dtype in (DataType.BFLOAT16, DataType.FLOAT32, DataType.INT32),
         "Only BFLOAT16, FLOAT32 and INT32 are supported for inputs!",
     )
-    require(dim == -1 or dim == len(input_tensor.shape) - 1, "argmax: only the last dim is emulated")
+    require(dim in (-1, len(input_tensor.shape) - 1), "argmax: only the last dim is emulated")
     shape = (*input_tensor.shape[:-1], 1) if keepdim else tuple(input_tensor.shape[:-1])
     out = Out(shape, DataType.UINT32, Layout.ROW_MAJOR, memory_config or DRAM_MEMORY_CONFIG)
     return launch("argmax", [input_tensor], [out], lambda x: x.argmax(-1, keepdim=keepdim))

@@ -65,7 +65,8 @@ def rms_norm(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    require(bias is None and residual_input_tensor is None, "rms_norm: bias and residual are not emulated")
+    plain = bias is None and residual_input_tensor is None
+    require(plain, "rms_norm: bias and residual are not emulated")
     _check_weight(input_tensor, weight)
     _check_blocks(input_tensor, program_config)
 
