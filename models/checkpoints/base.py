@@ -6,7 +6,7 @@ order: the two numbers one rotation mixes are neighbours, as TT-NN's rotary op w
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -34,6 +34,22 @@ class Checkpoint(Protocol):
     def close(self) -> None:
         """Let go of the files."""
         ...
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A checkpoint that can read part of a matrix."""
+
+    def get_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start to stop of a matrix whose rows are as stored (not of q or k)."""
+        ...
+
+
+def get_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
+    """Some rows of a matrix; checkpoints in files read no others."""
+    if isinstance(checkpoint, ReadsRows):
+        return checkpoint.get_rows(name, start, stop)
+    return checkpoint.get(name)[start:stop]
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

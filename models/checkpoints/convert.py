@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import backends
-from models.checkpoints.base import Checkpoint
+from models.checkpoints.base import Checkpoint, get_rows
 from models.checkpoints.open import Location, locate, open_checkpoint, resolve
 
 WORKERS = 2
@@ -59,6 +59,12 @@ class CountingCheckpoint:
         tensor = self._checkpoint.get(name)
         self.reads.append(tensor.nbytes)
         return tensor
+
+    def get_rows(self, name: str, start: int, stop: int) -> Any:
+        """Some rows of one matrix."""
+        rows = get_rows(self._checkpoint, name, start, stop)
+        self.reads.append(rows.nbytes)
+        return rows
 
 
 class WriteOnly:

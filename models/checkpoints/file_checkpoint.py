@@ -56,16 +56,27 @@ class FileCheckpoint:
     def get(self, name: str) -> torch.Tensor:
         """One tensor, [out, in], q/k in pair order; NaN or infinity is a ValueError."""
         source = self._sources[name]
+        tensor = self._read_checked(source.name, source.rows)
+        if source.half_order_heads:
+            tensor = to_pair_order(tensor, source.half_order_heads)
+        return tensor
+
+    def get_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of a matrix that is stored in the order we want (not q or k)."""
+        source = self._sources[name]
+        assert not source.half_order_heads, name
+        first = source.rows[0] if source.rows else 0
+        return self._read_checked(source.name, (first + start, first + stop))
+
+    def _read_checked(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
         with self._lock:  # reading maps; the pages come in later, outside the lock
-            tensor = self._read(source.name, source.rows)
+            tensor = self._read(stored, rows)
             self._bytes_since_open += tensor.nbytes
             if self._bytes_since_open > MAPPED_BYTES_LIMIT:
                 self.close()
                 self._bytes_since_open = 0
-        if self._check_finite:
-            self._refuse_nan(source.name, tensor)
-        if source.half_order_heads:
-            tensor = to_pair_order(tensor, source.half_order_heads)
+        if self._check_finite and tensor.numel():
+            self._refuse_nan(stored, tensor)
         return tensor
 
     def _refuse_nan(self, stored: str, tensor: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from models.checkpoints import Checkpoint, RandomCheckpoint, expected_shapes, open_checkpoint
+from models.checkpoints.base import get_rows
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT, FileCheckpoint
 from models.checkpoints.reference import build_reference, hf_reference
 from models.config import ModelConfig
@@ -237,6 +238,18 @@ def test_the_first_layers_alone_are_a_smaller_model_of_the_same_weights(tmp_path
     assert not [name for name in first.names() if name.startswith("layers.1.")]
     name = "layers.0.attention.k_norm.weight"
     assert torch.equal(first.get(name), whole.get(name))
+
+
+@pytest.mark.parametrize("rows", [(0, 5), (100, 544), (544, 544)])
+def test_rows_of_a_matrix_are_read_alone(
+    family: tuple[TinyCheckpoint, Path], rows: tuple[int, int]
+) -> None:
+    checkpoint, directory = family
+    opened = open_checkpoint(directory)
+    for name in ("lm_head.weight", "layers.1.mlp.w3.weight"):  # fused in Phi-3
+        expected = checkpoint.get(name)[slice(*rows)]
+        assert torch.equal(get_rows(opened, name, *rows), expected)
+        assert torch.equal(get_rows(checkpoint, name, *rows), expected)
 
 
 def test_random_weights_depend_on_seed_and_name_alone() -> None:
