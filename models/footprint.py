@@ -46,7 +46,7 @@ def footprint(
     """What one chip has to hold."""
     config = sharding.config
     dim, hidden, qkv = sharding.local_dim, sharding.local_hidden, sharding.local_qkv_width
-    weights = config.vocab_size * sharding.local_residual * 2  # embedding table, bfloat16
+    weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
     cache_bytes = 0.0
     positions = (
         cache_config.num_blocks * cache_config.block_size

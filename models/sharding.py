@@ -18,10 +18,10 @@ TILE = 32
 MAX_USERS = 32  # one tile row of decode activations holds one user each
 
 # logical axis -> mesh axis (None: every chip has all of it); "residual" is the activations' width
-MESH_AXES_1D = {
+MESH_AXES_1D: dict[str, int | None] = {
     "heads": 1, "hidden": 1, "vocab": 1, "dim": None, "residual": 1, "users": None,
 }  # fmt: skip
-MESH_AXES_2D = {
+MESH_AXES_2D: dict[str, int | None] = {
     "heads": 0, "hidden": 0, "vocab": 0, "dim": 1, "residual": 1, "users": 1,
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class LMHead:
         self.pieces = [
             weights.place(
                 f"lm_head.{first}",
-                lambda first=first, count=count: columns(first, count),
+                functools.partial(columns, first, count),
                 ("dim", "vocab"),
                 dtype=plan.weight_dtype,
                 memory=memory,

@@ -42,7 +42,8 @@ class Sampler:
         starts = [chip * local + first for chip in range(self.ways) for first, _ in self.bounds]
         offsets = torch.tensor(starts, dtype=torch.int32).repeat_interleave(CANDIDATES)
         dims: list[int | None] = [None, None]
-        dims[self.axis] = 3
+        if self.axis is not None:
+            dims[self.axis] = 3
         split = ttnn.ShardTensor2dMesh(
             mesh, dims=tuple(dims), mesh_shape=(sharding.rows, sharding.cols)
         )

@@ -66,7 +66,7 @@ def nlp_create_qkv_heads_decode(
     overlap_qk_coregrid: bool | None = True,
     memory_config: MemoryConfig | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[1, 1, B, (H + 2K) W] to query [1, B, H, W], keys and values [1, B, K, W], a core per user."""
+    """[1, 1, B, (H + 2K) W] to [1, B, H, W] and twice [1, B, K, W], a core per user."""
     require(input_tensor.dtype in (DataType.FLOAT32, DataType.BFLOAT16), "Unsupported data format")
     kv_heads = num_kv_heads or num_heads
     _, _, users, width = input_tensor.shape
