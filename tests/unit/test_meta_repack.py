@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.checkpoints import open_checkpoint
-from models.checkpoints.repack import repack
+from models.checkpoints.repack import main, repack
 from tests.tiny_formats import write_meta
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -43,10 +43,10 @@ def test_repacked_files_hold_the_same_weights_by_layers(
 
 def test_the_script_may_write_beside_the_original(tmp_path: Path) -> None:
     original = write_meta(tiny(2), tmp_path, shards=3)
-    for _ in range(2):  # the second time, repacked files lie there already
-        command = [sys.executable, "scripts/repack_weights_70b.py", str(original), str(original)]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        assert "wrote 1 files" in result.stdout
+    repack(original, original)  # so that repacked files lie there already
+    command = [sys.executable, "scripts/repack_weights_70b.py", str(original), str(original)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "wrote 1 files" in result.stdout
     for shard in original.glob("consolidated.*"):
         shard.unlink()
     assert_holds(original, tiny(2))
@@ -76,12 +76,19 @@ def test_an_overlapping_or_incomplete_set_of_repacked_files_is_refused(tmp_path:
         open_checkpoint(tmp_path / "out")
 
 
-def test_wrong_arguments_of_the_script_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("0", "chunk_size is 0"), ("-n80", "has 1 layers, not 80")]
+)
+def test_wrong_arguments_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: str,
+    message: str,
+) -> None:
     original = write_meta(tiny(1), tmp_path, shards=1)
-    for wrong, message in ((["0"], "chunk_size is 0"), (["-n", "80"], "has 1 layers, not 80")):
-        command = [sys.executable, "scripts/repack_weights_90b.py", *[str(original)] * 2, *wrong]
-        result = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 1
-        assert message in result.stderr.splitlines()[-1]
+    monkeypatch.setattr(sys, "argv", ["repack", str(original), str(original), wrong])
+    with pytest.raises(SystemExit) as stopped:
+        main("Repacks.", "3.2-90B")
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
