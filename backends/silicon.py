@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from backends.device_specs import SPECS
+
 
 def load() -> Any:
     """The ttnn module."""
@@ -19,3 +21,16 @@ def load() -> Any:
             f"silicon needs the ttnn wheel (pip install ttnn==0.81.1): {error}; "
             "without a device use TT_BACKEND=emulator"
         ) from error
+
+
+def detected_device() -> str:
+    """The product whose chips this machine has; set MESH_DEVICE where several would fit."""
+    ttnn = load()
+    count, arch = ttnn.GetNumAvailableDevices(), ttnn.get_arch_name()
+    for spec in SPECS.values():
+        if spec.arch == arch and spec.num_chips == count:
+            return spec.name
+    raise ValueError(
+        f"this machine shows {count} {arch} chips, which is no product known here: set MESH_DEVICE "
+        f"to one of {', '.join(SPECS)}"
+    )

@@ -13,6 +13,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from demo.options import add_options, given_options
+from demo.session import device_of
 from runtime.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +93,8 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     import backends
 
     settings = Settings.from_env(fake_device=request.config.getoption("FAKE_DEVICE"))
-    backends.select(settings.backend, settings.device or "N150")
+    first: Any = request.session.items[0]
+    backends.select(settings.backend, device_of(first.callspec.params["case"], settings))
     return settings
 
 

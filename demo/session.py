@@ -151,6 +151,15 @@ def check_pages(case: Case, requests: Sequence[Request]) -> None:
         )
 
 
+def device_of(case: Case, settings: Settings) -> str:
+    """The device to run as: the environment's, on hardware all there is, else the case's."""
+    if settings.device is None and settings.backend == "silicon":
+        from backends.silicon import detected_device
+
+        return detected_device()
+    return settings.device or case.default_device
+
+
 @contextmanager
 def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Session]:
     """Load the model on the device and make a generator for it."""
@@ -159,7 +168,7 @@ def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Sessi
     from runtime.loading import LoadOptions, load_engines
 
     pages = case.page_params
-    device = settings.device or case.default_device
+    device = device_of(case, settings)
     options = LoadOptions(
         model=model.name,
         device=device,

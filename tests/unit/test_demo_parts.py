@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from backends import silicon
 from demo.cases import DECODE_CASES, PageParams
 from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
 from demo.pcc_check import pcc
 from demo.report import needles_found, users_with_garbage
+from demo.session import device_of
 from runtime.prompts import Prompt
+from runtime.settings import Settings
 from runtime.tokenizer import Tokenizer, stand_in_tokenizer
 
 STRESS = next(case for case in DECODE_CASES if case.id == "stress-test")
@@ -84,3 +88,24 @@ def test_pcc_is_the_correlation_of_all_elements() -> None:
     a = torch.randn(4, 5)
     assert pcc(a, a * 3 + 1) == pytest.approx(1)
     assert pcc(a, -a) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("count", "arch", "device"),
+    [(1, "wormhole_b0", "N150"), (8, "wormhole_b0", "T3K"), (32, "wormhole_b0", "TG")],
+)
+def test_hardware_without_a_choice_is_used_whole(
+    count: int, arch: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = SimpleNamespace(GetNumAvailableDevices=lambda: count, get_arch_name=lambda: arch)
+    monkeypatch.setattr(silicon, "load", lambda: wheel)
+    assert device_of(FULL, Settings(backend="silicon")) == device
+    assert device_of(FULL, Settings(backend="silicon", device="N300")) == "N300"
+    assert device_of(FULL, Settings(backend="emulator")) == "TG"
+
+
+def test_an_unknown_number_of_chips_asks_for_mesh_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = SimpleNamespace(GetNumAvailableDevices=lambda: 3, get_arch_name=lambda: "wormhole_b0")
+    monkeypatch.setattr(silicon, "load", lambda: wheel)
+    with pytest.raises(ValueError, match="3 wormhole_b0 chips.*set MESH_DEVICE"):
+        device_of(FULL, Settings(backend="silicon"))
