@@ -7,109 +7,135 @@ processor: each shape is measured once, at its first use.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-FLOAT32_BUDGET = 3 << 30  # bytes of float32 copies of weights kept to speed up many-row products
-_MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
-_LONG_ROWS = 64  # from here on arithmetic, not reading the weight, takes the time
-_PATIENCE_S = 0.1  # a kernel that takes longer is not tried twice
+Product = Callable[[torch.Tensor], torch.Tensor]
 
-_budget = {"left": FLOAT32_BUDGET}
-_scratch: dict[str, torch.Tensor] = {}
+_MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
+_ROUNDS, _PATIENCE_S = 12, 0.1  # each kernel is tried so often, or for so long
+_FEW_ROWS = 64  # a decode step's
+
+
+class Kernel(NamedTuple):
+    """One way to multiply: a form of the weight it reads (made once), and the product."""
+
+    form: str  # kernels that read the same form share it
+    make: Callable[[torch.Tensor, int], Any]  # of the weight and the number of rows
+    run: Callable[[torch.Tensor, Any], torch.Tensor]
+    is_narrow: bool  # the result is bfloat16, accumulated in float32
+
+
+def _openblas(x: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1]).float().numpy()
+    out = torch.from_numpy(rows @ form.numpy().T)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _packed(x: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, form, None, "none", [], "")
+
+
+def _pack(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+    """The weight in oneDNN's own order of blocks for so many rows."""
+    return torch.ops.mkldnn._reorder_linear_weight(matrix, rows)
+
+
+def _float32(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+    return matrix.float()
+
+
+KERNELS = {
+    "narrow": Kernel("", lambda matrix, rows: matrix, F.linear, True),
+    "wide": Kernel("float32", _float32, lambda x, form: F.linear(x.float(), form), False),
+    "openblas": Kernel("float32", _float32, _openblas, False),
+}
+_has_onednn = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_reorder_linear_weight"
+)
+_has_bfloat16 = _has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+if _has_onednn:
+    KERNELS["wide, packed"] = Kernel(
+        "packed float32",
+        lambda matrix, rows: _pack(matrix.float(), rows),
+        lambda x, form: _packed(x.float(), form),
+        False,
+    )
+if _has_bfloat16:
+    KERNELS["narrow, packed"] = Kernel("packed", _pack, _packed, True)
+
+# bytes of weight forms that may be kept: a quarter of the machine's memory
+_budget = {"left": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4}
 _choice: dict[tuple[int, int, int, bool], str] = {}
 
 
 class Weight:
-    """One constant [N, K] bfloat16 matrix and its copies in forms that kernels like."""
+    """One constant [N, K] bfloat16 matrix and the forms of it that kernels read."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
-        self._wide: torch.Tensor | None = None
-        self._packed: torch.Tensor | None = None
+        self._forms: dict[tuple[str, int], Any] = {}
 
-    def wide(self) -> torch.Tensor:
-        """In float32: kept while there is budget, else converted each time."""
-        if self._wide is not None:
-            return self._wide
-        wide = self.matrix.float()
-        if _take(wide):
-            self._wide = wide
-        return wide
+    def product(self, x: torch.Tensor, *, narrow: bool) -> Product:
+        """The function that multiplies tensors of x's shape by this weight.
 
-    def packed(self) -> torch.Tensor:
-        """In oneDNN's own order of float32 blocks."""
-        if self._packed is None:
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.matrix.float())
-            if not _take(self.matrix):
-                return packed
-            self._packed = packed
-        return self._packed
+        `narrow`: the result is rounded to bfloat16 in any case, so the kernel may do so itself.
+        """
+        if x.is_cuda:
+            return lambda x: _on_gpu(x, self.matrix, narrow)
+        narrow = narrow and x.dtype is torch.bfloat16
+        n, k = self.matrix.shape
+        rows = x.numel() // k
+        key = (rows, k, n, narrow)
+        if key not in _choice:
+            _choice[key] = self._fastest(x.reshape(rows, k)[:_MEASURED_ROWS], narrow)
+        kernel = KERNELS[_choice[key]]
+        if not kernel.form:
+            return lambda x: kernel.run(x, self.matrix)
+        form = self._form(kernel, rows)
+        if form is None:  # no room: convert as it is used
+            return lambda x: F.linear(x.float(), self.matrix.float())
+        return lambda x: kernel.run(x, form)
 
-    def keep(self, kernel: str) -> None:
-        """Drop the copies that the chosen kernel does not read."""
-        if kernel in ("packed", "narrow") and self._wide is not None:
-            _budget["left"] += self._wide.numel() * 4
-            self._wide = None
-        if kernel != "packed" and self._packed is not None:
-            _budget["left"] += self.matrix.numel() * 4
-            self._packed = None
+    def _form(self, kernel: Kernel, rows: int) -> Any:
+        """The form a kernel reads, kept while there is budget; None when there is no more."""
+        key = (kernel.form, rows if "packed" in kernel.form else 0)
+        if key not in self._forms:
+            size = self.matrix.numel() * (4 if "float32" in kernel.form else 2)
+            if size > _budget["left"]:
+                return None
+            _budget["left"] -= size
+            self._forms[key] = kernel.make(self.matrix, rows)
+        return self._forms[key]
 
-
-def _take(matrix: torch.Tensor) -> bool:
-    """Whether the budget had room for a float32 copy of a matrix."""
-    size = matrix.numel() * 4
-    if size > _budget["left"]:
-        return False
-    _budget["left"] -= size
-    return True
-
-
-def _narrow(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    return F.linear(x, weight.matrix)
-
-
-def _wide(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    return F.linear(x.float(), weight.wide())
-
-
-def _packed(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x.float(), weight.packed(), None, "none", [], "")
-
-
-def _openblas(x: torch.Tensor, weight: Weight) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1]).float().numpy()
-    out = torch.from_numpy(rows @ weight.wide().numpy().T)
-    return out.view(*x.shape[:-1], out.shape[-1])
-
-
-_KERNELS: dict[str, Callable[[torch.Tensor, Weight], torch.Tensor]] = {
-    "narrow": _narrow,  # bfloat16 in and out, accumulated in float32
-    "wide": _wide,
-    "openblas": _openblas,
-}
-if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _KERNELS["packed"] = _packed
-
-
-def product(x: torch.Tensor, weight: Weight, *, narrow: bool) -> torch.Tensor:
-    """x [..., K] (bfloat16 or float32) times the weight, in bfloat16 or float32.
-
-    `narrow`: the result is rounded to bfloat16 in any case, so a kernel may do so itself.
-    """
-    if x.is_cuda:
-        return _on_gpu(x, weight.matrix, narrow)
-    if x.dtype is not torch.bfloat16:
-        narrow = False
-    n, k = weight.matrix.shape
-    key = (x.numel() // k, k, n, narrow)
-    name = _choice.get(key)
-    if name is None:
-        name = _choice[key] = _fastest(x, weight, narrow)
-    return _KERNELS[name](x, weight)
+    def _fastest(self, x: torch.Tensor, narrow: bool) -> str:
+        """The kernel with the shortest run for these rows; they take turns, for a busy machine."""
+        few = x.shape[0] <= _FEW_ROWS
+        forms = {
+            name: kernel.make(self.matrix, x.shape[0])
+            for name, kernel in KERNELS.items()
+            if (narrow or not kernel.is_narrow)
+            # slow beyond measure for many rows without instructions for bfloat16
+            and (name != "narrow" or few or _has_bfloat16)
+            # a second pool of threads disturbs the first: only for long products
+            and (name != "openblas" or not few)
+        }
+        shortest = dict.fromkeys(forms, float("inf"))
+        spent = dict.fromkeys(forms, 0.0)
+        for _ in range(_ROUNDS):
+            for name, form in forms.items():
+                if spent[name] < _PATIENCE_S:
+                    start = time.perf_counter()
+                    KERNELS[name].run(x, form)
+                    took = time.perf_counter() - start
+                    shortest[name] = min(shortest[name], took)
+                    spent[name] += took
+        return min(shortest, key=lambda name: shortest[name])
 
 
 def _on_gpu(x: torch.Tensor, matrix: torch.Tensor, narrow: bool) -> torch.Tensor:
@@ -119,42 +145,3 @@ def _on_gpu(x: torch.Tensor, matrix: torch.Tensor, narrow: bool) -> torch.Tensor
         return F.linear(x, matrix)
     out = torch.mm(x.reshape(-1, x.shape[-1]), matrix.mT, out_dtype=torch.float32)
     return out.view(*x.shape[:-1], -1)
-
-
-def _evict() -> None:
-    """Push weights out of the processor's caches by reading something larger than them."""
-    if "evict" not in _scratch:
-        _scratch["evict"] = torch.zeros(16 << 20)
-    _scratch["evict"].sum()
-
-
-def _fastest(x: torch.Tensor, weight: Weight, narrow: bool) -> str:
-    """The fastest kernel for this shape: best of three runs after a warm-up.
-
-    In a model other weights are read in between, so few-row products find theirs in memory: each
-    run starts with cold caches. OpenBLAS brings threads of its own, which fight with torch's for
-    the cores when products are short, so it only competes for long ones.
-    """
-    x = x.reshape(-1, x.shape[-1])[:_MEASURED_ROWS]
-    best, fastest = float("inf"), ""
-    for name, run in _KERNELS.items():
-        # many rows in bfloat16 are slow beyond measure without an instruction for it
-        if name == "narrow" and (not narrow or x.shape[0] > 64):
-            continue
-        if name == "openblas" and x.shape[0] < _LONG_ROWS:
-            continue
-        took = float("inf")
-        for attempt in range(4):
-            if x.shape[0] < _LONG_ROWS:
-                _evict()
-            start = time.perf_counter()
-            run(x, weight)
-            elapsed = time.perf_counter() - start
-            if attempt or elapsed > _PATIENCE_S:
-                took = min(took, elapsed)
-            if elapsed > _PATIENCE_S:
-                break
-        if took < best:
-            best, fastest = took, name
-    weight.keep(fastest)
-    return fastest

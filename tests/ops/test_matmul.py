@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import backends
-from backends.emulator import kernels
-from backends.emulator.kernels import Weight
+from backends.emulator.kernels import KERNELS
 from backends.mesh import open_mesh
 from tests.ops.golden_cases import operand
 
@@ -95,11 +94,12 @@ def test_a_narrow_accumulator_rounds_the_result_to_bfloat16(n150: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 32])
-@pytest.mark.parametrize("kernel", kernels._KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_gives_the_same_product(kernel: str, rows: int) -> None:
     x = operand(1, rows, 192, seed=9).bfloat16()
     matrix = operand(160, 192, seed=10)
-    out = kernels._KERNELS[kernel](x, Weight(matrix.bfloat16()))
+    multiply = KERNELS[kernel]
+    out = multiply.run(x, multiply.make(matrix.bfloat16(), rows))
     expected = exact_product(x.float(), matrix.T)
     error = (out.float() - expected).abs()
     # the sum's own rounding, and half a unit in the last place where the result is bfloat16
