@@ -86,6 +86,10 @@ class Constants:
     lofi_cycles: float = _fitted(
         26, 16, 40, "cycles/tile product", "at LoFi, bound by unpacking", "decode"
     )
+    lofi_cycles_bh: float = _known(
+        17, "cycles/tile product", "at LoFi on Blackhole, which unpacks fast enough",
+        "55 % of DRAM bandwidth with one reader per bank (tt-metal PR 54242)",
+    )  # fmt: skip
     hifi2_cycles: float = _fitted(34, 32, 50, "cycles/tile product", "at HiFi2", "decode")
     hifi4_cycles: float = _fitted(64, 64, 80, "cycles/tile product", "at HiFi4", "decode")
     block_cycles: float = _fitted(

@@ -44,7 +44,7 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
     per_bank = -(-b.shard[1] // 32) if b.shard else -(-columns // spec.dram_banks)
     weight = inner * per_bank * spec.dram_banks * TILE_BYTES[b.dtype]
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
-    per_product = cycles_per_product(c, fidelity)
+    per_product = cycles_per_product(c, fidelity, spec.arch)
     if state.folds:  # weights arrive ahead of time; two receiver cores per bank multiply
         cores = 2 * spec.dram_banks
         share = rows * inner * columns / cores
@@ -83,10 +83,11 @@ def _is_rectangle(cores: int) -> bool:
     return any(cores % rows == 0 and cores // rows <= 8 for rows in range(1, 9))
 
 
-def cycles_per_product(c: Constants, fidelity: str) -> float:
+def cycles_per_product(c: Constants, fidelity: str, arch: str) -> float:
     """Cycles of one tile product in a decode matmul; HiFi3 lies between its neighbours."""
     table = {
-        "LoFi": c.lofi_cycles, "HiFi2": c.hifi2_cycles,
+        "LoFi": c.lofi_cycles_bh if arch == "blackhole" else c.lofi_cycles,
+        "HiFi2": c.hifi2_cycles,
         "HiFi3": (c.hifi2_cycles + c.hifi4_cycles) / 2, "HiFi4": c.hifi4_cycles,
     }  # fmt: skip
     return table[fidelity]

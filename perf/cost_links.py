@@ -78,7 +78,7 @@ def pass_us(
     c, spec, software = state.constants, state.spec, state.software
     volume = busiest_link_bytes(chips, ring, whole)
     gather = kind == "gather"
-    if state.is_grid and not software.fabric_on_grid:
+    if state.is_grid and not software.fabric:
         own = c.grid_gather_gbps if gather else c.grid_scatter_gbps
         return c.grid_us + bytes_us(volume, min(own, rate))
     share = link_share(c, spec.arch, gather, chips, ring)
@@ -87,7 +87,7 @@ def pass_us(
     start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
     faster = c.link_latency_bh if spec.arch == "blackhole" else 1.0
     # chips of a model do not arrive together, and wait for each other at every row of tiles
-    per_chip = c.link_skew_us + (rows - 1) * c.link_row_us
+    per_chip = c.link_skew_us + (0 if software.fabric else (rows - 1) * c.link_row_us)
     skew = 0.0 if state.isolated else per_chip * (chips - 2)
     return (start + hop * chips) * faster + skew + bytes_us(volume, share * rate)
 

@@ -159,10 +159,14 @@ def is_prefetched(record: OpRecord, state: State) -> bool:
 
 
 def is_view(record: OpRecord) -> bool:
-    """A reshape that only renames dimensions moves nothing."""
-    if record.name not in ("reshape", "unsqueeze_to_4D"):
+    """A reshape that only renames dimensions, or a move to where the tensor is, launches nothing."""
+    if not record.inputs or not record.outputs:
         return False
     before, after = record.inputs[0], record.outputs[0]
+    if record.name == "to_memory_config":
+        return before == after
+    if record.name not in ("reshape", "unsqueeze_to_4D"):
+        return False
     if before.layout != "TILE":
         return True
     same_tiles = tiles(before.padded_shape) == tiles(after.padded_shape)
@@ -214,8 +218,10 @@ def _tiles_per_core(record: OpRecord, tensor: TensorSpec, spec: DeviceSpec) -> i
     if record.name not in ROW_OPS:
         return -(-total // spec.num_cores)
     shape = tensor.padded_shape
-    rows = -(-shape[-2] // 32) * (shape[0] if len(shape) > 3 else 1)
-    per_row = total // max(1, rows)
+    # heads of a position stay on its core, except in norms
+    heads = shape[1] if len(shape) > 3 and "norm" not in record.name else 1
+    rows = max(1, -(-shape[-2] // 32) * math.prod(shape[:-2]) // heads)
+    per_row = total // rows
     if "rotary" in record.name:
         per_row += 2 * -(-shape[-1] // 32)  # cosines and sines of the row
     return -(-rows // spec.num_cores) * per_row

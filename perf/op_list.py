@@ -117,12 +117,12 @@ def _record_layer(
 
     from backends.emulator.device import MeshDevice
     from backends.op_record import record_ops
-    from models.checkpoints import PlaceholderCheckpoint
     from models.collectives import Links
     from models.footprint import check_fits, footprint, max_prefill_chunk
     from models.kv_cache import CacheConfig
     from models.sharding import MAX_USERS, Sharding
     from models.transformer import ModelOptions, Transformer
+    from perf.shapes import ShapeCheckpoint
     from runtime.engine import Engine
     from runtime.sampling import GREEDY, device_sampling
 
@@ -148,7 +148,7 @@ def _record_layer(
         links=Links(num_links=(max(1, job.spec.links[0]), max(1, job.spec.links[1])), ring=ring),
     )
     mesh = MeshDevice(job.spec, shape, "meta")
-    checkpoint = PlaceholderCheckpoint(config)
+    checkpoint = ShapeCheckpoint(config)
     model = Transformer(mesh, job.spec, config, precision, checkpoint, None, options)
     engine = Engine(
         model,

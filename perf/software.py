@@ -1,8 +1,9 @@
 """What the software of a release does differently: settings of a prediction, not constants.
 
 `2025` is the generic demo that the published tables of mid 2025 come from, `galaxy` the Galaxy's
-own 70B demo of that time, `2026` the generic demo a year later, `own` this repository: nothing
-but what its op list says.
+own 70B demo of that time, `2026` and `2026-08` the generic demo later (tokens picked on the device,
+short prefills traced; then prompts prefilled together), `own` this repository: nothing but what
+its op list says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Software:
     device_sampling_on_grid: bool = False  # also on 2D meshes
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
     batched_prefill: bool = False  # prompts of one length run together
-    fabric_on_grid: bool = False  # collectives on 2D meshes are as fast as on lines
+    fabric: bool = False  # collectives of 2026: pipelined, on 2D meshes as fast as on lines
     sharded_on_grid: bool = False  # DRAM-sharded matmuls work there, too
     fused: bool = False  # resharding and user selection are folded into neighbours; prefetcher
     shared_grids: bool = False  # activations of a gated product lie on a grid that suits K and N
@@ -46,7 +47,7 @@ _MLP_CORES = MappingProxyType({"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 1
 
 _GENERIC = {"shared_grids": True, "gathers_heads": True, "pads_heads": True,
             "mlp_cores": _MLP_CORES}  # fmt: skip
-_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric_on_grid": True,
+_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric": True,
           "sharded_on_grid": True}  # fmt: skip
 
 SOFTWARE: Mapping[str, Software] = MappingProxyType(
@@ -58,8 +59,14 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
             Software(
                 "2026",
                 traced_prefill=True,
+                **_GENERIC,
+                **_LATER,
+            ),
+            Software(
+                "2026-08",
+                traced_prefill=True,
                 batched_prefill=True,
-                blackhole_readers=2,  # since August 2026 (tt-metal PR 54242)
+                blackhole_readers=2,  # tt-metal PR 54242
                 **_GENERIC,
                 **_LATER,
             ),

@@ -1,0 +1,124 @@
+"""A prediction as pictures: every op on a time axis, and time by op group.
+
+The trace is in Chrome's JSON format, which ui.perfetto.dev and chrome://tracing open: one track
+for prefill, one for a decode step. Ops that only repeat in further layers are drawn once per layer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from perf.constants import Constants
+from perf.op_cost import State, op_time
+from perf.op_list import CountedOp, Job, OpList
+from perf.op_list_cache import run_ops
+from perf.predict import Phase, Prediction, group_of, unfolded
+from perf.software import Software
+
+MOST_LAYERS = 8  # of each kind that are drawn; more show nothing new
+
+
+def trace_events(ops: OpList, state: State, track: int) -> list[dict[str, Any]]:
+    """Complete events of an op list on one track; layers follow each other."""
+    c = state.constants
+    gap = c.galaxy_gap_us if state.software.fused else c.gap_us
+    events, now = [], 0.0
+    for op, layer in _in_order(unfolded(ops, state)):
+        time = op_time(op.record, state)
+        scope = op.record.scope if layer is None else f"layer {layer} {_part(op)}"
+        events.append(
+            {
+                "name": op.record.name,
+                "cat": group_of(op.record),
+                "ph": "X",
+                "ts": round(now, 3),
+                "dur": round(time.us, 3),
+                "pid": 1,
+                "tid": track,
+                "args": {
+                    "scope": scope,
+                    "bound": time.bound,
+                    "limit_us": round(time.limit_us, 3),
+                    "inputs": [f"{t.dtype}{list(t.shape)} {t.buffer}" for t in op.record.inputs],
+                    "outputs": [f"{t.dtype}{list(t.shape)} {t.buffer}" for t in op.record.outputs],
+                },
+            }
+        )
+        now += time.us + gap
+    return events
+
+
+def _part(op: CountedOp) -> str:
+    return op.record.scope.rpartition(".")[2]
+
+
+def _in_order(ops: list[CountedOp]) -> list[tuple[CountedOp, int | None]]:
+    """Ops with the layers spelled out: runs of counted ops repeat as a whole."""
+    ordered: list[tuple[CountedOp, int | None]] = []
+    i, layer = 0, 0
+    while i < len(ops):
+        if ops[i].count == 1:
+            ordered.append((ops[i], None))
+            i += 1
+            continue
+        end = i
+        while end < len(ops) and ops[end].count == ops[i].count:
+            end += 1
+        for _ in range(min(ops[i].count, MOST_LAYERS)):
+            ordered += [(op, layer) for op in ops[i:end]]
+            layer += 1
+        i = end
+    return ordered
+
+
+def trace(job: Job, software: Software, constants: Constants) -> dict[str, Any]:
+    """The whole document."""
+    run = run_ops(job)
+    grid = min(run.mesh_shape) > 1
+    state = State(job.spec, constants, software, job.context, job.batch_size, grid)
+    names = {1: "decode step", 2: f"prefill of {run.prefill_users} user(s)"}
+    title = f"{job.model} on {job.spec.name} (modelled)"
+    events: list[dict[str, Any]] = [
+        {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": title}}
+    ]
+    for track, name in names.items():
+        events.append(
+            {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": name}}
+        )
+    events += trace_events(run.decode, state, 1)
+    events += trace_events(run.prefill, replace(state, prefill=True), 2)
+    note = f"modelled, not measured; at most {MOST_LAYERS} layers of a kind are drawn"
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"note": note}}
+
+
+def write_trace(path: Path, job: Job, software: Software, constants: Constants) -> None:
+    """Write the trace to a file."""
+    path.write_text(json.dumps(trace(job, software, constants)), encoding="utf-8")
+
+
+def write_plot(path: Path, prediction: Prediction, title: str) -> None:
+    """Draw time by op group, decode and prefill beside each other; the format is the suffix."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    parts: tuple[tuple[str, Phase], ...] = (
+        ("decode step", prediction.decode), ("prefill of a user", prediction.prefill),
+    )  # fmt: skip
+    for axis, (name, phase) in zip(axes, parts, strict=True):
+        shown = [(group, ms) for group, ms in phase.breakdown.items() if ms > 0.005 * phase.ms]
+        labels, times = zip(*reversed(shown), strict=True)
+        bars = axis.barh(labels, times, color="#3b6ea5")
+        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axis.axvline(phase.limit_ms, color="#b03a2e", linestyle="--", linewidth=1)
+        axis.set_title(f"{name}: {phase.ms:.1f} ms, physical limit {phase.limit_ms:.1f} ms")
+        axis.set_xlabel("ms")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{title} (modelled)")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
