@@ -173,6 +173,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         finally:
             for engine in engines:
                 engine.close()
+            cache.close()
             checkpoint.close()
 
 
