@@ -142,24 +142,30 @@ class ModelPrecision:
     @classmethod
     def preset(cls, name: str, config: ModelConfig) -> ModelPrecision:
         """performance or accuracy, with the model's own exceptions and override file."""
-        base = preset_layer(name, config.name)
-        precision = cls(name, (base,) * config.num_layers)
         known = canonical_name(config.name)
+        base = preset_layer(name, known or config.name)
+        precision = cls(name, (base,) * config.num_layers)
         override = MODEL_PARAMS / (known or "") / f"{name}_decoder_config.json"
         if known is not None and override.is_file():
-            return cls(name, _with_decoder_file(precision.layers, override))
+            # a model cut to fewer layers keeps what the file says about those it has
+            return cls(name, _with_decoder_file(precision.layers, override, cut=True))
         return precision
 
     @classmethod
     def parse(
         cls, text: str, config: ModelConfig, *, preset: str = "performance"
     ) -> ModelPrecision:
-        """A preset's name, or `precision_cfg = {...}, fidelity_cfg = {...}` (either or both)."""
-        if text.strip() in preset_names():
-            return cls.preset(text.strip(), config)
+        """A preset's name, `precision_cfg = {...}, fidelity_cfg = {...}` (either or both), or
+        the path of a decoder file.
+        """
+        text = " ".join(text.split())
+        if text in preset_names():
+            return cls.preset(text, config)
+        if text.endswith(".json"):
+            return cls.from_decoder_config(text, config, preset=preset)
         changes = parse_changes(text)
         layers = tuple(layer.changed(changes) for layer in cls.preset(preset, config).layers)
-        return cls(layers[0].canonical(), layers)
+        return cls(text, layers)
 
     @classmethod
     def from_decoder_config(
@@ -169,6 +175,25 @@ class ModelPrecision:
         path = Path(path)
         base = cls.parse(preset, config)
         return cls(path.stem, _with_decoder_file(base.layers, path))
+
+    def decoder_config(self, base: ModelPrecision) -> dict[str, Any]:
+        """What a decoder file says that makes these layers of `base`."""
+        decoders: dict[str, Any] = {}
+        for index, (old, new) in enumerate(zip(base.layers, self.layers, strict=True)):
+            changes = {
+                "precision_cfg": _changes(TensorGroup, old.tensors, new.tensors),
+                "fidelity_cfg": _changes(OpGroup, old.ops, new.ops),
+            }
+            sections = {name: entries for name, entries in changes.items() if entries}
+            if sections:
+                decoders[str(index)] = sections
+        return {"decoders": decoders}
+
+
+def _changes(groups: Any, old: Any, new: Any) -> dict[str, str]:
+    """Names of groups and settings that differ, as decoder files spell them."""
+    triples = zip(groups, old, new, strict=True)
+    return {group.name: after.name for group, before, after in triples if before is not after}
 
 
 @cache
@@ -233,6 +258,8 @@ def _read_settings(sections: Mapping[str, Any], where: str) -> dict[Group, Setti
         "fidelity_cfg": (OpGroup, Fidelity),
     }
     found: dict[Group, Setting] = {}
+    if not all(isinstance(level, Mapping) for level in sections.values()):
+        raise ValueError(f"cannot read {where}: {_choices(kinds)}, each with {{key: value}}")
     for section, entries in sections.items():
         if section not in kinds:
             raise ValueError(f"unknown section {section!r} in {where}: {_choices(kinds)}")
@@ -249,7 +276,7 @@ def _read_settings(sections: Mapping[str, Any], where: str) -> dict[Group, Setti
 def _pick(kind: type[_Choice], text: str, what: str) -> _Choice:
     """An enum member by value or by name."""
     for member in kind:
-        if text == member.value or str(text).upper() == member.name:
+        if str(text).lower() == member.value or str(text).upper() == member.name:
             return member
     raise ValueError(f"unknown {what}: {text!r}: {_choices(m.value for m in kind)}")
 
@@ -259,19 +286,27 @@ def _choices(names: Any) -> str:
 
 
 def _with_decoder_file(
-    layers: tuple[LayerPrecision, ...], path: Path
+    layers: tuple[LayerPrecision, ...], path: Path, *, cut: bool = False
 ) -> tuple[LayerPrecision, ...]:
-    """Layers changed by {"decoders": {"0": {"precision_cfg": {...}, "fidelity_cfg": {...}}}}."""
+    """Layers changed by {"decoders": {"0": {"precision_cfg": {...}, "fidelity_cfg": {...}}}}.
+
+    `cut` passes over layers that the model does not have.
+    """
     try:
         decoders = json.loads(path.read_text(encoding="utf-8"))["decoders"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(level, dict) for level in (decoders, *decoders.values())):
+            raise TypeError("its decoders are no objects")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = "it has no decoders" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"cannot read decoder config {path}: {error}: it needs "
+            f"cannot read decoder config {path}: {reason}: it needs "
             '{"decoders": {"0": {"precision_cfg": {"FF1_FF3": "BFP8"}}}}'
         ) from None
     changed = list(layers)
     for key, sections in decoders.items():
-        if not str(key).isdigit() or int(key) >= len(layers):
+        if cut and key.isdigit() and int(key) >= len(layers):
+            continue
+        if not key.isdigit() or int(key) >= len(layers):
             raise ValueError(
                 f"decoder {key!r} in {path}: the model has decoders 0 to {len(layers) - 1}"
             )
