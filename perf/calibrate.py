@@ -4,7 +4,8 @@
     python -m perf.calibrate --report   fits again and again on halves and prints the errors
 
 Constants come from single-op timings first, then from one half of the published rows of whole
-models (which half is written down with them); rerunning gives the same. Tables: calibrate_report.py.
+models (which half is written down with them); rerunning gives the same. The tables that --report
+prints are made in calibrate_report.py.
 """
 
 from __future__ import annotations
@@ -155,8 +156,11 @@ def shipped(data: Data, splits: Sequence[Judged]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or report; 0 when all is well."""
-    parser = argparse.ArgumentParser(prog="python -m perf.calibrate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.calibrate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--report", action="store_true", help="print errors on rows not fitted")
     parser.add_argument("--splits", type=int, default=SPLITS, help="halves to try (at least 6)")
     parser.add_argument("--output", type=Path, default=PATH, help="where constants go")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from perf.calibrate import Data, Judged, half, leave_out
-from perf.predict import Phase, PrefillRun, decode_phase, prefill_phase
 from perf.fit import row_state
 from perf.op_list_cache import run_ops
+from perf.predict import Phase, PrefillRun, decode_phase, prefill_phase
 from perf.published_rows import Row, twins
 
 

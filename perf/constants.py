@@ -149,7 +149,7 @@ class Constants:
     gather_rate_bh: float = _known(0.95, "of line rate", "all-gather on Blackhole", _CCL)
     scatter_rate_bh: float = _known(0.78, "of line rate", "reduce-scatter on Blackhole", _CCL)
     link_latency_bh: float = _known(
-        0.724, "ratio", "latency on Blackhole to that on Wormhole", "hops of 515 and 711 ns: " + _CCL
+        0.724, "ratio", "latency on Blackhole to Wormhole's", "hops of 515 and 711 ns: " + _CCL
     )
     link_skew_us: float = _fitted(
         3, 0.5, 12, "us/chip", "more than two chips of a model wait for each other", "decode"

@@ -66,8 +66,8 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
 def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
     """Tiles of K in one block of activations.
 
-    The generic software of 2025 puts the activations of the feed-forward products on the largest grid that
-    divides both K and N, and so cuts them finer than our plans do.
+    The generic software of 2025 puts the activations of the feed-forward products on the largest
+    grid that divides both K and N, and so cuts them finer than our plans do.
     """
     planned = int(record.attributes.get("in0_block_w", 1))
     if not state.software.shared_grids or not record.scope.endswith(".mlp"):
@@ -183,7 +183,8 @@ def sdpa_prefill_us(record: OpRecord, state: State) -> float:
     start = int(record.attributes.get("chunk_start_idx", 0))
     blocks = -(-length // chunk)
     # pairs of tiles (queries x keys), the diagonal blocks whole
-    pairs = batch * heads * (chunk // 32) ** 2 * (blocks * (blocks + 1) / 2 + blocks * start / chunk)
+    seen = blocks * (blocks + 1) / 2 + blocks * start / chunk
+    pairs = batch * heads * (chunk // 32) ** 2 * seen
     window = record.attributes.get("sliding_window_size")
     if window:
         most = batch * heads * (length // 32) * (int(window) + chunk) / 32

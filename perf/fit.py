@@ -127,7 +127,8 @@ def decode_rows(rows: Sequence[Row]) -> Phase:
     table, counts, launches = _count([(run.decode, s) for run, s in zip(runs, states, strict=True)])
 
     def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
-        host = [decode_host_ms(run, c, row.data_parallel) for run, row in zip(runs, rows, strict=True)]
+        pairs = zip(runs, rows, strict=True)
+        host = [decode_host_ms(run, c, row.data_parallel) for run, row in pairs]
         return (sums + launches * _gaps(states, c)) / 1000 + np.array(host)
 
     measured = np.array([1000 / (row.tokens_per_s_per_user or np.nan) for row in rows])
@@ -139,7 +140,8 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
     runs = [run_ops(row.job) for row in rows]
     states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
     states = [replace(state, prefill=True) for state in states]
-    table, counts, launches = _count([(run.prefill, s) for run, s in zip(runs, states, strict=True)])
+    lists = [(run.prefill, state) for run, state in zip(runs, states, strict=True)]
+    table, counts, launches = _count(lists)
     how = [
         PrefillRun(
             row.batch_size,
@@ -167,9 +169,7 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
 
 def op_rows(rows: Sequence[OpRow]) -> Phase:
     """Microseconds of single ops."""
-    lists = [
-        (OpList.of_records(row.records), row.state(Constants())) for row in rows
-    ]
+    lists = [(OpList.of_records(row.records), row.state(Constants())) for row in rows]
     table, counts, _ = _count(lists)
     measured = np.array([row.us for row in rows])
     return Phase(measured, table, counts, lambda sums, _: sums, sigma=0.12)

@@ -159,7 +159,7 @@ def is_prefetched(record: OpRecord, state: State) -> bool:
 
 
 def is_view(record: OpRecord) -> bool:
-    """A reshape that only renames dimensions, or a move to where the tensor is, launches nothing."""
+    """A reshape that only renames dimensions, or a move to where it is, launches nothing."""
     if not record.inputs or not record.outputs:
         return False
     before, after = record.inputs[0], record.outputs[0]

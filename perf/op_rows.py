@@ -73,8 +73,7 @@ def tensor(
     pad = tuple(-(-n // 32) * 32 for n in shape[-2:])
     padded = (*shape[:-2], *pad)
     pieces = cores or banks
-    shard = (pad[0], -(-pad[1] // 32 // pieces) * 32 if cores else -(-pad[1] // (32 * banks)) * 32) \
-        if pieces else None  # fmt: skip
+    shard = (pad[0], -(-pad[1] // (32 * pieces)) * 32) if pieces else None
     layout = "WIDTH_SHARDED" if pieces else "INTERLEAVED"
     return TensorSpec(shape, padded, FORMATS[dtype], "TILE", buffer, layout, shard)
 
@@ -179,9 +178,7 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
         "decode/RMS+AllGather (ff)": norm,
         "decode/QKV matmul (prefetched)": (bank_product(2048, 1280, "bfp8", "HiFi2", block=8),),
         "decode/ReduceScatter+CreateHeads": (ccl("reduce_scatter", 1280, "bfp8", 1),),
-        "decode/Rotary fused QK": (
-            simple("experimental.rotary_embedding_llama", heads, heads),
-        ),
+        "decode/Rotary fused QK": (simple("experimental.rotary_embedding_llama", heads, heads),),
         "decode/PagedUpdateCache": (update,),
         "decode/SDPA decode s128": (decode_scores(8, 8, 1, 128, "8x4"),),
         "decode/AllGatherConcat": (ccl("all_gather", 4096, "bf16", 1),),

@@ -125,19 +125,16 @@ def unfolded(ops: OpList, state: State) -> list[CountedOp]:
     return kept
 
 
-def sum_ops(
-    ops: OpList, state: State, *, without: Sequence[str] = (), timed: dict[int, OpTime] | None = None
-) -> _Sum:
-    """All ops of a list with their launch gaps; `timed` remembers times by record identity."""
+def sum_ops(ops: OpList, state: State, *, without: Sequence[str] = ()) -> _Sum:
+    """All ops of a list with their launch gaps; equal records are timed once."""
     total = _Sum()
+    timed: dict[int, OpTime] = {}
     for op in unfolded(ops, state):
         if op.record.name in without or group_of(op.record) in without:
             continue
-        time = timed.get(id(op.record)) if timed is not None else None
+        time = timed.get(id(op.record))
         if time is None:
-            time = op_time(op.record, state)
-            if timed is not None:
-                timed[id(op.record)] = time
+            time = timed[id(op.record)] = op_time(op.record, state)
         group = group_of(op.record)
         total.add(group, time.bound, op.count * time.us, op.count * time.limit_us)
         total.launches += op.count

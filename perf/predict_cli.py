@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def load_spec(device: str) -> DeviceSpec:
     """A product, or what a JSON file says about an imagined one.
 
-    The file names a product as `base` and any facts that differ: {"base": "N300", "dram_gbps": 576}.
+    The file names a product as `base`, and facts that differ: {"base": "N300", "dram_gbps": 576}.
     """
     if device in SPECS:
         return SPECS[device]
@@ -67,7 +67,7 @@ def load_spec(device: str) -> DeviceSpec:
         base = SPECS[values.pop("base")]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"{device}: expected a JSON object with \"base\" (one of {', '.join(SPECS)}) and "
+            f'{device}: expected a JSON object with "base" (one of {", ".join(SPECS)}) and '
             f"device facts, found {error!r}"
         ) from None
     return changed_spec(base, {"name": path.stem} | values)
@@ -82,9 +82,8 @@ def changed_spec(spec: DeviceSpec, values: dict[str, Any]) -> DeviceSpec:
             f"{', '.join(sorted(SPEC_FIELDS))}"
         )
     for name, value in values.items():
-        if isinstance(value, bool | int | float) and not isinstance(getattr(spec, name), bool):
-            if value <= 0 and name not in ("links", "link_gbps"):
-                raise ValueError(f"{name} is {value}: use a number above 0")
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise ValueError(f"{name} is {value}: use a number above 0")
     tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return replace(spec, **tidy)
 
