@@ -7,17 +7,21 @@ before rounding, rounding is to nearest even, the largest mantissa saturates, ze
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from backends.emulator.types import DataType
 
+_Rounding = Callable[[torch.Tensor, int], torch.Tensor]
+
 BLOCK = 16  # values that share one exponent
 MANTISSA_BITS = {DataType.BFLOAT8_B: 7, DataType.BFLOAT4_B: 3}
-# blocks whose largest value lies outside take the exact integer path
-_SMALLEST, _LARGEST = 2.0**-90, 2.0**90
-_EXPONENT = 0x7F800000  # the exponent's bits of a float32
 _PIECE = 1 << 17  # elements rounded at once: the intermediates stay in a core's cache
+_FEW = 1 << 13  # elements up to which the number of torch calls decides, not their work
+_EXPONENT, _PLACE = 0x7F800000, 23  # the exponent's bits of a float32
+_SMALLEST, _LARGEST = 16, 240  # biased exponents of blocks that need no care
 
 
 def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
@@ -30,65 +34,85 @@ def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
     bits = MANTISSA_BITS[dtype]
     if x.dim() > 1 and x.stride(-1) != 1 and x.mT.is_contiguous() and x.shape[-1] % BLOCK == 0:
         columns = x.mT.reshape(-1, BLOCK, x.shape[-2])
-        return _by_piece(columns, 1, bits).reshape(x.mT.shape).mT
-    blocks, width = _blocks(x)
-    rounded = _by_piece(blocks, 1, bits)
-    return rounded.reshape(*x.shape[:-1], -1)[..., :width]
+        return _by_piece(columns, bits, _round_exactly).view(x.mT.shape).mT
+    return _by_row(x, bits, _round_exactly)
 
 
-def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """`x` as [blocks, 16], its rows padded with zeros, and its width."""
+def round_to(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
+    """Results of device ops in a block format, bfloat16; zeros may be negative.
+
+    Unlike the host's, this conversion rounds float32 results as they are: no bits are lost first.
+    """
+    return _by_row(x, MANTISSA_BITS[dtype], _round)
+
+
+def _by_row(x: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> torch.Tensor:
+    """Blocks of 16 along the last dim, which is padded with zeros for the purpose."""
     width = x.shape[-1] if x.dim() else 1
-    x = x.reshape(*x.shape[:-1], width)
-    if width % BLOCK:
-        x = F.pad(x, (0, -width % BLOCK))
-    return x.reshape(-1, BLOCK), width
+    if width % BLOCK or not x.dim():
+        padded = F.pad(x.reshape(*x.shape[:-1], width), (0, -width % BLOCK))
+        return _by_row(padded, mantissa_bits, round_blocks)[..., :width].reshape(x.shape)
+    blocks = x.contiguous().view(-1, BLOCK)
+    if blocks.numel() <= _PIECE or x.is_cuda:
+        return round_blocks(blocks, mantissa_bits).view(x.shape)
+    return _by_piece(blocks, mantissa_bits, round_blocks).view(x.shape)
 
 
-def _by_piece(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
+def _by_piece(blocks: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> torch.Tensor:
     out = torch.empty(blocks.shape, dtype=torch.bfloat16, device=blocks.device)
     pieces = max(1, blocks.numel() // _PIECE)
     for source, target in zip(blocks.chunk(pieces), out.chunk(pieces), strict=True):
-        target.copy_(_round(source, dim, mantissa_bits))
+        target.copy_(round_blocks(source, mantissa_bits))
     return out
 
 
-def _round(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
-    """Round with one exponent along `dim` (of size 16)."""
-    exact_input = blocks.dtype is torch.bfloat16  # too few bits for any to be shifted out
-    blocks = blocks.float()
-    low, high = torch.aminmax(blocks, dim=dim, keepdim=True)
-    largest = torch.maximum(high, -low)
-    # a comparison with NaN is false; all-zero blocks are fine on the fast path
-    inside = ((largest >= _SMALLEST) & (largest <= _LARGEST)) | (largest == 0)
-    if not bool(inside.all()):
-        return _round_exact(blocks, dim, mantissa_bits)
-    if not exact_input:
-        unit = _power(largest.clamp(min=_SMALLEST)).mul_(2.0**-23)  # last bit that survives
-        blocks = (blocks / unit).trunc_().mul_(unit)
-    return _round_near(blocks, _power(largest), mantissa_bits).add_(0.0)  # no negative zeros
+def _round(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Blocks [N, 16], rounded, bfloat16."""
+    wide = blocks.float()
+    if wide.numel() <= _FEW:
+        top = (wide.view(torch.int32) & _EXPONENT).amax(1, keepdim=True)
+    else:  # pooling is the fastest maximum over 16 neighbours that torch has
+        rows = 64 if wide.shape[0] % 64 == 0 else 1
+        largest = F.max_pool1d(wide.abs().view(rows, 1, -1), BLOCK)
+        top = (largest.view(torch.int32) & _EXPONENT).view(-1, 1)
+    return _in_units(wide, top, mantissa_bits, lose_bits=False).to(torch.bfloat16)
 
 
-def _power(largest: torch.Tensor) -> torch.Tensor:
-    """2 ** exponent of positive float32 values; 0 for 0."""
-    return (largest.view(torch.int32) & _EXPONENT).view(torch.float32)
+def _in_units(
+    wide: torch.Tensor, top: torch.Tensor, mantissa_bits: int, *, lose_bits: bool
+) -> torch.Tensor:
+    """Values divided by their block's last mantissa bit, rounded, limited, multiplied again.
+
+    `top` is the largest exponent of each block, in place. `lose_bits`: first cut off those that
+    the alignment of 24 bits shifts out.
+    """
+    top = top.clamp_(min=_SMALLEST << _PLACE)
+    below = mantissa_bits - 1
+    units = wide * ((254 + below << _PLACE) - top).view(torch.float32)
+    if lose_bits:
+        kept = 2.0 ** (24 - mantissa_bits)
+        units = units.mul_(kept).trunc_().mul_(1 / kept)
+    most = 2**mantissa_bits - 1
+    return units.round_().clamp_(-most, most).mul_((top - (below << _PLACE)).view(torch.float32))
 
 
-def _round_near(blocks: torch.Tensor, power: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """Adding and subtracting 1.5 * 2^23 steps leaves a multiple of the step, rounded to even."""
-    step = 2.0 ** (1 - mantissa_bits)
-    magic = power * (step * 1.5 * 2**23)
-    limit = power * (2 - step)
-    rounded = (blocks + magic).sub_(magic)
-    rounded = torch.minimum(rounded, limit, out=rounded)
-    return torch.maximum(rounded, limit.neg_(), out=rounded)
+def _round_exactly(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Blocks [N, 16, ...] bit for bit as the wheel rounds them."""
+    lose_bits = blocks.dtype is not torch.bfloat16  # that has too few for any to be shifted out
+    wide = blocks.float()
+    top = (wide.view(torch.int32) & _EXPONENT).amax(1, keepdim=True)
+    careful = (top < _SMALLEST << _PLACE) | (top > _LARGEST << _PLACE)
+    if bool((careful & (top != 0)).any()):
+        return _round_integers(wide, mantissa_bits)
+    rounded = _in_units(wide, top, mantissa_bits, lose_bits=lose_bits)
+    return rounded.add_(0.0)  # no negative zeros
 
 
-def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Tensor:
-    """The rule in integers, bfloat16: any exponent, infinities and NaN (255) included."""
+def _round_integers(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """The rule in integers: any exponent, infinities and NaN (255) included."""
     bits = blocks.contiguous().view(torch.int32)
     negative, exponent, fraction = bits < 0, (bits >> 23) & 0xFF, bits & 0x7FFFFF
-    shared = exponent.amax(dim=dim, keepdim=True)
+    shared = exponent.amax(dim=1, keepdim=True)
     mantissa = (fraction | (1 << 23)) >> (shared - exponent).clamp(max=31)
     shift = 24 - mantissa_bits
     rest, half = mantissa & ((1 << shift) - 1), 1 << (shift - 1)
@@ -103,33 +127,6 @@ def _round_exact(blocks: torch.Tensor, dim: int, mantissa_bits: int) -> torch.Te
     out = torch.where(mantissa == 0, 0, out)
     # by bits: a conversion would give every NaN the same ones
     return (out >> 16).to(torch.int16).view(torch.bfloat16)
-
-
-def round_to(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
-    """Results of device ops in a block format, bfloat16; fast, for values below 2^100.
-
-    Unlike the host's, this conversion rounds float32 results as they are: no bits are lost first.
-    """
-    bits = MANTISSA_BITS[dtype]
-    width = x.shape[-1]
-    if width % BLOCK:
-        return round_to(F.pad(x, (0, -width % BLOCK)), dtype)[..., :width]
-    rows = x.contiguous().view(-1, 1, width)
-    if rows.numel() <= _PIECE or x.is_cuda:
-        return _round_rows(rows, bits).to(torch.bfloat16).view(x.shape)
-    out = torch.empty(rows.shape, dtype=torch.bfloat16)
-    pieces = rows.numel() // _PIECE
-    for source, target in zip(rows.chunk(pieces), out.chunk(pieces), strict=True):
-        target.view(-1, BLOCK).copy_(_round_rows(source, bits))
-    return out.view(x.shape)
-
-
-def _round_rows(rows: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """Blocks [N, 16] of rows [R, 1, W], rounded, float32."""
-    wide = rows.float()
-    # pooling is the fastest maximum over 16 neighbours that torch has
-    largest = F.max_pool1d(wide.abs(), BLOCK)
-    return _round_near(wide.view(-1, BLOCK), _power(largest).view(-1, 1), mantissa_bits)
 
 
 def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
