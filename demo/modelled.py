@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 def modelled(session: Session, ops: OpLists, *, prefill_len: int) -> Prediction | None:
     """Prediction for the session's device; None on hardware and where a phase did not run."""
-    from perf.constants import PATH
-
     if session.settings.backend == "silicon" or not (ops.prefill and ops.decode):
-        return None
-    if not PATH.exists():  # not calibrated yet
         return None
     from perf.op_list import OpList, RunOps
     from perf.predict import predict_ops

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backends.device_specs import SPECS
-from demo.cases import Case
+from demo.cases import Case, GalaxyCase
 from demo.session import Session
 from perf.metrics import Metrics
 from perf.record import (
@@ -32,6 +32,28 @@ def optimizations_of(case: Case) -> str:
     if case.decoder_config_file is None:
         return case.optimizations
     return f"{case.optimizations} + {case.decoder_config_file.name}"
+
+
+def published_figures(session: Session, case: Case, prefill_len: int) -> dict[str, float] | None:
+    """What is published for this very run; None where nothing is, or where the model was cut."""
+    from perf.targets import find_target
+
+    if case.num_layers or case.weights != "instruct":
+        return None
+    target = find_target(
+        session.model.config.name,
+        session.device,
+        batch_size=case.batch_size,
+        prefill_len=prefill_len,
+        optimizations=optimizations_of(case),
+        data_parallel=case.data_parallel,
+        demo="text_demo" if isinstance(case, GalaxyCase) else "simple_text_demo",
+    )
+    if target is None:
+        return None
+    names = ("tokens_per_s_per_user", "ttft_ms", "top1", "top5")
+    figures = {name: getattr(target, name) for name in names}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def save_record(
@@ -65,6 +87,7 @@ def save_record(
         host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
         top1=accuracy.top1 if accuracy else None,
         top5=accuracy.top5 if accuracy else None,
+        target=published_figures(session, case, prefill_len),
         case=case.id,
         num_layers=case.num_layers or session.model.config.num_layers,
         weights=case.weights,

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from backends import silicon
-from demo.cases import DECODE_CASES, PageParams
+from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
 from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
 from demo.pcc_check import pcc
+from demo.records import published_figures
 from demo.report import needles_found, users_with_garbage
 from demo.session import device_of
 from runtime.prompts import Prompt
@@ -109,3 +111,23 @@ def test_an_unknown_number_of_chips_asks_for_mesh_device(monkeypatch: pytest.Mon
     monkeypatch.setattr(silicon, "load", lambda: wheel)
     with pytest.raises(ValueError, match="3 wormhole_b0 chips.*set MESH_DEVICE"):
         device_of(FULL, Settings(backend="silicon"))
+
+
+def session_of(model: str, device: str) -> Any:
+    return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(name=model)), device=device)
+
+
+def test_a_run_finds_its_published_figures_only_if_the_model_is_whole() -> None:
+    session, case = session_of("Llama-3.2-1B", "N150"), SIMPLE_CASES[0]
+    found = published_figures(session, case, 128)
+    assert found == {"tokens_per_s_per_user": 84.5, "ttft_ms": 26.0, "top1": 88.0, "top5": 98.0}
+    assert published_figures(session, replace(case, num_layers=2), 128) is None
+    assert published_figures(session, replace(case, weights="random"), 128) is None
+    assert published_figures(session_of("SmolLM2-135M-Instruct", "N150"), case, 128) is None
+
+
+def test_the_galaxy_demo_has_figures_of_its_own() -> None:
+    case = next(case for case in GALAXY_CASES if case.id == "batch-1")
+    found = published_figures(session_of("Llama-3.3-70B", "TG"), case, 128)
+    assert found is not None
+    assert found["ttft_ms"] == pytest.approx(59.64)
