@@ -1,7 +1,7 @@
-"""One check of the dry run as a process of its own: a process is one mocked system, and may crash.
+"""Checks of the dry run in a process of their own: a process is one mocked system, and may crash.
 
-`python -m backends.dry_run` starts it and reads the JSON report it writes; what is run is in
-dry_run_passes.py.
+`python -m backends.dry_run` starts it and reads the JSON lines it writes, one for each check; what
+is run is in dry_run_passes.py.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from backends.dry_run import load
 def main(arguments: list[str] | None = None) -> None:
     """Select the mocked system, then import the model code that is built on it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--options", required=True, help="JSON object of CheckOptions fields")
-    parser.add_argument("--report", required=True, type=Path, help="file to write")
+    parser.add_argument("--checks", required=True, help="JSON list of CheckOptions of one device")
+    parser.add_argument("--reports", required=True, type=Path, help="file to append to")
     parser.add_argument("--cache_dir", type=Path)
     given = parser.parse_args(arguments)
     started = time.perf_counter()
-    options: dict[str, Any] = json.loads(given.options)
-    load(options["device"], given.cache_dir)
-    backends.select("dry-run", options["device"])
+    checks: list[dict[str, Any]] = json.loads(given.checks)
+    (device,) = {options["device"] for options in checks}
+    load(device, given.cache_dir)
+    backends.select("dry-run", device)
     from runtime.dry_run_passes import CheckOptions, check
 
-    report = check(CheckOptions(**options))
-    report["seconds"] = round(time.perf_counter() - started, 2)
-    # ru_maxrss counts KiB on Linux
-    report["host_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    given.report.write_text(json.dumps(report), encoding="utf-8")
+    for options in checks:
+        report = check(CheckOptions(**options))
+        report["seconds"] = round(time.perf_counter() - started, 2)
+        # ru_maxrss counts KiB on Linux
+        report["host_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        with given.reports.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        started = time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backends.device_specs import SPECS
 from backends.dry_run import environment, report
-from backends.dry_run.worker import TIMEOUT_S, run_check
+from backends.dry_run.worker import TIMEOUT_S, run_checks
 
 EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json, cache_dir, timeout_s = (given.pop(name) for name in ("json", "cache_dir", "timeout"))
     batch = given.pop("batch_size")
     options = given | {"batch_sizes": [batch] if batch else [1, 32]}
-    found = run_check(options, cache_dir=cache_dir, timeout_s=timeout_s)
+    (found,) = run_checks([options], cache_dir=cache_dir, timeout_s=timeout_s)
     print(json.dumps(found, indent=2) if as_json else report.render(found))
     return EXIT_CODES[found["status"]]
 

@@ -48,22 +48,36 @@ def run_module(module: str, arguments: Sequence[str], *, timeout_s: float) -> Ou
     return Outcome(done.stdout, done.stderr, _problem(done.returncode, done.stderr))
 
 
-def run_check(
-    options: dict[str, Any], *, cache_dir: Path | None = None, timeout_s: float = TIMEOUT_S
-) -> dict[str, Any]:
-    """One check in a process of its own; `options` are fields of CheckOptions."""
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "report.json"
-        arguments = ["--options", json.dumps(options), "--report", str(answer)]
-        if cache_dir is not None:
-            arguments += ["--cache_dir", str(cache_dir)]
-        outcome = run_module("runtime.dry_run_check", arguments, timeout_s=timeout_s)
-        if outcome.problem is None:
-            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-            return found
-    status = "timeout" if outcome.timed_out else "crash"
-    subject = {name: options.get(name) for name in ("model", "device", "optimizations")}
-    return subject | {"status": status, "reason": outcome.problem, "runs": []}
+def run_checks(
+    checks: Sequence[dict[str, Any]],
+    *,
+    cache_dir: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[dict[str, Any]]:
+    """Checks of one device in one process, which saves imports; a crash costs only its own check.
+
+    Each entry is the fields of runtime/dry_run_passes.py's CheckOptions; one report for each.
+    """
+    reports: list[dict[str, Any]] = []
+    while len(reports) < len(checks):
+        left = checks[len(reports) :]
+        with tempfile.TemporaryDirectory() as folder:
+            answers = Path(folder) / "reports.jsonl"
+            arguments = ["--checks", json.dumps(left), "--reports", str(answers)]
+            if cache_dir is not None:
+                arguments += ["--cache_dir", str(cache_dir)]
+            outcome = run_module(
+                "runtime.dry_run_check", arguments, timeout_s=timeout_s * len(left)
+            )
+            if answers.is_file():
+                lines = answers.read_text(encoding="utf-8").splitlines()
+                reports += [json.loads(line) for line in lines]
+        if outcome.problem is not None and len(reports) < len(checks):
+            failed = checks[len(reports)]
+            subject = {name: failed.get(name) for name in ("model", "device", "optimizations")}
+            status = "timeout" if outcome.timed_out else "crash"
+            reports.append(subject | {"status": status, "reason": outcome.problem, "runs": []})
+    return reports
 
 
 def _problem(code: int, errors: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from backends.device_specs import SPECS
 from backends.dry_run import environment
-from backends.dry_run.worker import run_check, run_module
+from backends.dry_run.worker import run_checks, run_module
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,33 +23,39 @@ def wheel() -> None:
         pytest.skip(reason)
 
 
+CHECKS_PER_PROCESS = 5
+
+
 class Checks:
-    """Reports of checks by their options, each run once."""
+    """Reports of checks by their options, each run once; those of one device share processes."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._running: dict[str, Future[dict[str, Any]]] = {}
-
-    def start(self, options: dict[str, Any]) -> Future[dict[str, Any]]:
-        key = json.dumps(options, sort_keys=True)
-        if key not in self._running:
-            self._running[key] = self._pool.submit(run_check, options)
-        return self._running[key]
+    def __init__(self, pool: ThreadPoolExecutor, wanted: list[dict[str, Any]]) -> None:
+        by_device: dict[str, list[dict[str, Any]]] = {}
+        for options in wanted:
+            by_device.setdefault(options["device"], []).append(options)
+        self._batches: dict[str, tuple[Future[list[dict[str, Any]]], int]] = {}
+        large_first = sorted(by_device.items(), key=lambda item: -SPECS[item[0]].num_chips)
+        for _, group in large_first:
+            for first in range(0, len(group), CHECKS_PER_PROCESS):
+                batch = group[first : first + CHECKS_PER_PROCESS]
+                future = pool.submit(run_checks, batch)
+                for place, options in enumerate(batch):
+                    self._batches[json.dumps(options)] = (future, place)
 
     def report(self, options: dict[str, Any]) -> dict[str, Any]:
-        return self.start(options).result()
+        future, place = self._batches[json.dumps(options)]
+        return future.result()[place]
 
 
 @pytest.fixture(scope="session")
 def checks(request: pytest.FixtureRequest, wheel: None) -> Iterator[Checks]:
-    """The pool, already at work on every selected test that has a `check_options` parameter."""
+    """At work on every selected test that has a `check_options` parameter."""
+    parameters = [
+        item.callspec.params for item in request.session.items if hasattr(item, "callspec")
+    ]
+    wanted = [given["check_options"] for given in parameters if "check_options" in given]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        checks = Checks(pool)
-        for item in request.session.items:
-            parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            if "check_options" in parameters:
-                checks.start(parameters["check_options"])
-        yield checks
+        yield Checks(pool, wanted)
         pool.shutdown(cancel_futures=True)
 
 

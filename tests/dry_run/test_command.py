@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from backends.dry_run import __main__ as command
-from backends.dry_run import environment
+from backends.dry_run import environment, worker
 from backends.dry_run.errors import DryRunError, words_of
-from backends.dry_run.worker import run_module
+from backends.dry_run.worker import Outcome, run_module
 
 SMALL = ["--model", "Llama-3.2-1B", "--device", "N300", "--layers", "1", "--batch_size", "32"]
 
@@ -73,6 +75,20 @@ def test_a_worker_that_hangs_is_ended() -> None:
     outcome = run_module("tests.dry_run.misbehave", ["hang"], timeout_s=1)
     assert outcome.timed_out
     assert outcome.problem == "no answer within 1 s"
+
+
+def test_a_crash_costs_only_its_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashes_at_the_second(module: str, arguments: list[str], *, timeout_s: float) -> Outcome:
+        checks, reports = json.loads(arguments[1]), Path(arguments[3])
+        fine = list(itertools.takewhile(lambda check: check["model"] != "bad", checks))
+        reports.write_text("\n".join(json.dumps(check | {"status": "pass"}) for check in fine))
+        return Outcome("", "", None if fine == checks else "it crashed")
+
+    monkeypatch.setattr(worker, "run_module", crashes_at_the_second)
+    checks = [{"model": name, "device": "N150"} for name in ("good", "bad", "fine", "well")]
+    reports = worker.run_checks(checks)
+    assert [report["model"] for report in reports] == ["good", "bad", "fine", "well"]
+    assert [report["status"] for report in reports] == ["pass", "crash", "pass", "pass"]
 
 
 def test_another_python_is_told_which_ones_work(monkeypatch: pytest.MonkeyPatch) -> None:
