@@ -20,6 +20,8 @@ from models.config import ModelConfig
 from models.registry import MODEL_PARAMS, canonical_name
 
 PRESETS_DIR = Path(__file__).parent / "precision_presets"
+# Settings that published accuracy and speed tables compare: ff1_3 by ff2, then wo by activation.
+COMPARED_SETTINGS = Path(__file__).with_name("precision_settings.json")
 
 
 class TensorGroup(Enum):
@@ -225,6 +227,12 @@ def preset_layer(name: str, model: str) -> LayerPrecision:
         tuple(found[group] for group in TensorGroup),  # type: ignore[misc]
         tuple(found[group] for group in OpGroup),  # type: ignore[misc]
     )
+
+
+def compared_settings() -> list[str]:
+    """The uniform settings that result tables compare, as canonical text."""
+    found: list[str] = json.loads(COMPARED_SETTINGS.read_text(encoding="utf-8"))
+    return found
 
 
 _SECTIONS = re.compile(r"(\w+)\s*=\s*\{([^{}]*)\}")

@@ -22,6 +22,7 @@ from models.precision import (
     OpGroup,
     Precision,
     TensorGroup,
+    compared_settings,
     preset_layer,
 )
 from models.registry import load_config, model_names
@@ -45,7 +46,11 @@ layers = st.builds(
 
 
 def test_the_published_spelling_is_canonical() -> None:
-    assert ModelPrecision.parse(PUBLISHED, CONFIG).canonical() == PUBLISHED
+    settings = compared_settings()
+    assert PUBLISHED in settings
+    assert len(set(settings)) == 12
+    for text in settings:
+        assert ModelPrecision.parse(text, CONFIG).canonical() == text
 
 
 @given(layers)
