@@ -1,0 +1,237 @@
+"""Gates on speed: measured figures against published ones, modelled figures against recorded ones.
+
+    python -m perf.gate             fails if a supported configuration got over 3 % slower
+    python -m perf.gate --record    accepts what is: new predictions and golden op lists
+
+On silicon `check_measured` judges a run's figures. Without hardware, every supported (model,
+device, case) is predicted from its op list and held against the prediction recorded in
+targets.json; the op that grew is named, and golden op lists (perf/golden/*.txt) show the change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.device_specs import SPECS
+from models.registry import model_names
+from perf import targets
+from perf.constants import load_constants, round_to
+from perf.op_cost import State, op_time
+from perf.op_list import Job, OpList, RunOps
+from perf.op_list_cache import run_ops
+from perf.op_text import text_of_run
+from perf.predict import Prediction, job_for, predict_ops, unfolded
+from perf.software import OWN
+
+DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
+CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}
+GOLDEN = Path(__file__).with_name("golden")
+GOLDEN_RUNS = (
+    ("Llama-3.1-8B", "N150"), ("Llama-3.1-8B", "N300"), ("Llama-3.1-8B", "T3K"),
+    ("Llama-3.1-8B", "P150"), ("Llama-3.1-70B", "TG"), ("Qwen3-8B", "N300"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says: passed, failed, raise (the target is too easy), or none."""
+
+    status: str
+    message: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "failed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prediction as it is recorded: figures, and milliseconds by op."""
+
+    tokens_per_s_per_user: float
+    ttft_ms: float
+    decode: Mapping[str, float]
+    prefill: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Rounded, and without ops too short to matter."""
+        return {
+            "tokens_per_s_per_user": round_to(self.tokens_per_s_per_user, 4),
+            "ttft_ms": round_to(self.ttft_ms, 4),
+            "decode": _largest(self.decode),
+            "prefill": _largest(self.prefill),
+        }
+
+
+def _largest(times: Mapping[str, float]) -> dict[str, float]:
+    """Rounded times of the ops that take at least half a percent."""
+    least = 0.005 * sum(times.values())
+    return {name: round_to(ms) for name, ms in times.items() if ms >= least}
+
+
+def check_measured(
+    target: targets.Target | None, *, tokens_per_s_per_user: float | None, ttft_ms: float | None
+) -> Verdict:
+    """Figures of silicon against published ones: too slow fails, far too fast asks for more."""
+    if target is None:
+        return Verdict("none", "no published figure for this configuration")
+    allowed = targets.tolerances()
+    slow, fast = [], []
+    speeds = (
+        ("tokens/s/user", tokens_per_s_per_user, target.tokens_per_s_per_user, 1),
+        ("TTFT ms", ttft_ms, target.ttft_ms, -1),
+    )
+    for name, found, expected, sign in speeds:
+        if not found or not expected:
+            continue
+        faster = (found / expected) ** sign - 1
+        line = f"{name} {found:.1f}, published {expected:.1f}"
+        if faster < -allowed["slower"]:
+            slow.append(f"{line}: {-100 * faster:.0f} % too slow")
+        elif faster > allowed["faster"]:
+            fast.append(f"{line}: {100 * faster:.0f} % faster, raise the target")
+    if slow:
+        return Verdict("failed", "; ".join(slow))
+    return Verdict("raise", "; ".join(fast)) if fast else Verdict("passed")
+
+
+def op_times(ops: OpList, state: State) -> dict[str, float]:
+    """Milliseconds by part of the model and op."""
+    found: dict[str, float] = {}
+    for op in unfolded(ops, state):
+        part = op.record.scope.rpartition(".")[2] or "step"
+        name = f"{part} {op.record.name}"
+        found[name] = found.get(name, 0.0) + op.count * op_time(op.record, state).us / 1000
+    return found
+
+
+def entry_of(run: RunOps, job: Job, prediction: Prediction) -> Entry:
+    """What is recorded of a prediction."""
+    grid = min(run.mesh_shape) > 1
+    state = State(job.spec, load_constants(), OWN, job.context, job.batch_size, grid)
+    return Entry(
+        prediction.tokens_per_s_per_user,
+        prediction.ttft_ms,
+        op_times(run.decode, state),
+        op_times(run.prefill, state),
+    )
+
+
+def compare(key: str, recorded: Mapping[str, Any], now: Entry, allowed: float) -> Verdict:
+    """A prediction against its record; the op that grew most is named."""
+    complaints = []
+    figures = (
+        ("tokens/s/user", recorded["tokens_per_s_per_user"] / now.tokens_per_s_per_user, "decode"),
+        ("TTFT", now.ttft_ms / recorded["ttft_ms"], "prefill"),
+    )
+    for name, ratio, phase in figures:
+        if ratio <= 1 + allowed:
+            continue
+        before, after = recorded[phase], getattr(now, phase)
+        grown = {op: ms - before.get(op, 0.0) for op, ms in after.items()}
+        op = max(grown, key=lambda candidate: grown[candidate])
+        complaints.append(
+            f"{name} {100 * (ratio - 1):.1f} % slower: {op} grew from "
+            f"{before.get(op, 0.0):.3f} to {after[op]:.3f} ms"
+        )
+    return (
+        Verdict("failed", f"{key}: " + "; ".join(complaints)) if complaints else Verdict("passed")
+    )
+
+
+def jobs(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
+    """Every supported (model, device, case); what does not fit a device is left out later."""
+    for model in models or model_names():
+        for device in devices:
+            for case, (batch, length) in CASES.items():
+                job = job_for(
+                    model, SPECS[device], software=OWN, batch_size=batch, prefill_len=length
+                )
+                yield f"{model} {device} {case}", job
+
+
+def predictions(
+    devices: Sequence[str] = DEVICES, models: Sequence[str] = ()
+) -> Iterator[tuple[str, Entry]]:
+    """Predictions of all that fits."""
+    for key, job in jobs(devices, models):
+        try:
+            run = run_ops(job)
+        except ValueError:  # does not fit, or has too few heads
+            continue
+        prediction = predict_ops(
+            run, job.spec, users=job.batch_size, prefill_len=job.prefill_len, context=job.context
+        )
+        yield key, entry_of(run, job, prediction)
+
+
+def golden_texts() -> Iterator[tuple[Path, str]]:
+    """The op lists that are kept as text."""
+    for model, device in GOLDEN_RUNS:
+        job = job_for(model, SPECS[device], software=OWN, batch_size=32)
+        yield GOLDEN / f"{model}-{device}.txt", text_of_run(run_ops(job))
+
+
+def golden_diffs() -> list[str]:
+    """Changes of the golden op lists, as unified diffs."""
+    diffs = []
+    for path, text in golden_texts():
+        kept = path.read_text(encoding="utf-8") if path.exists() else ""
+        diff = difflib.unified_diff(
+            kept.splitlines(), text.splitlines(), path.name, "now", lineterm="", n=1
+        )
+        diffs.append("\n".join(diff))
+    return [diff for diff in diffs if diff]
+
+
+def check(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> list[Verdict]:
+    """Failures among all supported configurations."""
+    kept, allowed = targets.load()["predictions"], targets.tolerances()["grown"]
+    verdicts = [
+        compare(key, kept[key], entry, allowed)
+        for key, entry in predictions(devices, models)
+        if key in kept
+    ]
+    return [verdict for verdict in verdicts if verdict.failed]
+
+
+def record() -> int:
+    """Write predictions and golden op lists; how many predictions there are."""
+    found = {key: entry.as_json() for key, entry in predictions()}
+    targets.save(targets.load() | {"predictions": found})
+    GOLDEN.mkdir(exist_ok=True)
+    for path, text in golden_texts():
+        path.write_text(text, encoding="utf-8")
+    return len(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if nothing got slower; 1 otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.gate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--record", action="store_true", help="accept the present predictions")
+    options = parser.parse_args(arguments)
+    if options.record:
+        print(f"recorded {record()} predictions and {len(GOLDEN_RUNS)} op lists")
+        return 0
+    failures = check()
+    for verdict in failures:
+        print(verdict.message)
+    diffs = golden_diffs()
+    for diff in diffs:
+        print(diff)
+    if diffs:
+        print("golden op lists changed (accept with python -m perf.gate --record)")
+    return 1 if failures or diffs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

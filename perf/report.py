@@ -1,0 +1,188 @@
+"""Renders PERF.md: published, modelled and measured figures side by side, each marked as such.
+
+    python -m perf.report            writes PERF.md
+    python -m perf.report --print    prints it
+
+Published figures come from targets.json, modelled ones from perf/predict.py (for the software the
+published figures come from), measured ones from generated/benchmark_records.jsonl where a run on
+hardware left them. Nothing reads PERF.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from perf.op_list_cache import ROOT
+from perf.predict import Prediction, predict
+from perf.published_rows import Row, load_rows
+from perf.record import RECORDS, read_records
+from perf.targets import Target, load, published
+
+PERF_MD = ROOT / "PERF.md"
+HEAD = """# Performance and accuracy
+
+Rendered by `python -m perf.report`; nothing reads this file. Every figure is one of
+
+- **published**: from the tables of the reference implementation (source: [perf/published](perf/published));
+- **modelled**: predicted from the op list of the real forward for the same software, by
+  `python -m perf.predict --model MODEL --device DEVICE --batch_size N --prefill_len S --optimizations ...`;
+  how good it is: `python -m perf.calibrate --report`;
+- **measured**: by a run of `{demo}` on hardware (none recorded yet unless shown).
+
+TTFT = prefill of all users (compiled, inputs tokenised) / users, first token included. Speed (t/s/u) =
+(N - 1) / time of decode iterations 1 to N - 1, 200 iterations.
+"""  # noqa: E501
+TITLES = {
+    ("performance", 1, 128): "Performance: bfp4 FF1 and FF3, batch 1 (per DP group), prefill 128",
+    ("accuracy", 1, 128): "Accuracy: bfp8 (70B and 72B: bfp4 FF1 and FF3), batch 1, prefill 128",
+    ("performance", 1, 65536): "Long context: performance, batch 1, prefill 64K",
+    ("performance", 1, 32768): "Long context: performance, batch 1, prefill 32K",
+    ("performance", 32, 128): "Batch 32: performance, prefill 128",
+}
+COLUMNS = (
+    "Model", "Device", "Top-1 (%)", "Top-5 (%)", "Speed published", "Speed modelled",
+    "TTFT published", "TTFT modelled", "measured",
+)  # fmt: skip
+
+
+def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure, or nothing."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def span(value: float, interval: tuple[float, float], digits: int) -> str:
+    """A modelled figure with its 80 % interval."""
+    return f"{value:.{digits}f} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+
+
+def measured(target: Target, records: Sequence[dict[str, object]]) -> str:
+    """Figures of the newest hardware run of a configuration."""
+    for record in reversed(records):
+        key = Target(
+            str(record["model"]), str(record["device"]), int(str(record["data_parallel"])),
+            int(str(record["batch_size"])), int(str(record["prefill_len"])),
+            str(record["optimizations"]), "",
+        ).key  # fmt: skip
+        if record["provenance"] == "measured" and key == target.key:
+            return f"{record['tokens_per_s_per_user']:.1f} t/s/u, {record['ttft_ms']:.0f} ms"
+    return ""
+
+
+def figure_row(
+    target: Target, prediction: Prediction | None, records: Sequence[dict[str, object]]
+) -> list[str]:
+    """One line of a table."""
+    groups = f" (DP={target.data_parallel})" if target.data_parallel > 1 else ""
+    speed = ttft = ""
+    if prediction is not None:
+        bands = prediction.interval
+        speed = span(prediction.tokens_per_s_per_user, bands["tokens_per_s_per_user"], 1)
+        ttft = span(prediction.ttft_ms, bands["ttft_ms"], 0)
+    return [
+        target.model,
+        f"{target.device}{groups}",
+        number(target.top1, 0),
+        number(target.top5, 0),
+        number(target.tokens_per_s_per_user),
+        speed,
+        number(target.ttft_ms, 0),
+        ttft,
+        measured(target, records),
+    ]
+
+
+def modelled(row: Row | None) -> Prediction | None:
+    """Prediction of a published row; None for what is not modelled."""
+    return None if row is None else predict(row.job, software=row.software)
+
+
+def render(records_path: Path = RECORDS) -> str:
+    """The whole file."""
+    records = read_records(records_path)
+    rows = {_key(row): row for row in load_rows()}
+    parts = [HEAD.format(demo="demo/simple_text_demo.py")]
+    found = published()
+
+    def lines(targets: Iterable[Target]) -> list[list[str]]:
+        return [figure_row(t, modelled(rows.get(_target_key(t))), records) for t in targets]
+
+    for (mode, batch, length), title in TITLES.items():
+        chosen = [
+            t
+            for t in found
+            if (t.optimizations, t.batch_size, t.prefill_len) == (mode, batch, length)
+        ]
+        parts += [f"## {title}\n", table(lines(chosen)), ""]
+    parts.append("## Precision and fidelity: Llama-3.2-1B on N300, batch 1, prefill 128\n")
+    custom = [t for t in found if t.optimizations.startswith("precision_cfg")]
+    parts += [
+        table(
+            [[f"`{t.optimizations}`", *line[2:6], line[6]] for t, line in zip(custom, lines(custom),
+                                                                              strict=True)],
+            ("Optimizations", *COLUMNS[2:6], "TTFT published"),
+        ),
+        "",
+        "TTFTs of these rows come from another harness and are not modelled.\n",
+        "## Llama-3.3-70B on a Galaxy, its own demo (demo/text_demo.py)\n",
+    ]  # fmt: skip
+    galaxy = [t for t in found if t.optimizations == "galaxy"]
+    parts += [
+        table(
+            [[f"{t.source}: batch {t.batch_size}, prefill {t.prefill_len}", *line[4:]]
+             for t, line in zip(galaxy, lines(galaxy), strict=True)],
+            ("Run", *COLUMNS[4:]),
+        ),
+        "",
+        accuracy(),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def accuracy() -> str:
+    """Token accuracy measured on the emulator."""
+    entries = load()["accuracy"]
+    if not entries:
+        return ""
+    title = "## Token accuracy on the emulator (measured by `pytest tests/test_accuracy.py`)\n"
+    rows = [
+        [e["model"], e["device"], f"`{e['optimizations']}`", number(e["top1"]), number(e["top5"])]
+        for e in entries
+    ]
+    columns = ("Model", "Device", "Optimizations", "Top-1 (%)", "Top-5 (%)")
+    return f"{title}\n{table(rows, columns)}\n"
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    mode = {"custom": row.precision, "galaxy-opt": "galaxy"}.get(row.mode, row.mode)
+    return (row.model, row.device, row.data_parallel, row.batch_size, row.prefill_len, mode)
+
+
+def _target_key(t: Target) -> tuple[object, ...]:
+    return (t.model, t.device, t.data_parallel, t.batch_size, t.prefill_len, t.optimizations)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or print."""
+    parser = argparse.ArgumentParser(prog="python -m perf.report")
+    parser.add_argument("--print", action="store_true", dest="show", help="print, do not write")
+    options = parser.parse_args(arguments)
+    text = render()
+    if options.show:
+        print(text)
+    else:
+        PERF_MD.write_text(text, encoding="utf-8")
+        print(f"wrote {PERF_MD}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Properties of the performance model, whatever its constants are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.device_specs import SPECS
+from perf.constants import load_constants
+from perf.cost_links import pass_us
+from perf.op_cost import State, op_time
+from perf.op_list_cache import run_ops
+from perf.op_rows import bank_product, collective, decode_scores, prefill_scores, product
+from perf.predict import Prediction, job_for, predict, predict_ops
+from perf.predict_cli import main as predict_main
+from perf.software import SOFTWARE
+
+CONSTANTS = load_constants()
+N300 = SPECS["N300"]
+SMALL = "Llama-3.2-1B"
+
+tiles = st.integers(1, 64)
+formats = st.sampled_from(["bfp4", "bfp8", "bf16"])
+fidelities = st.sampled_from(["LoFi", "HiFi2", "HiFi4"])
+softwares = st.sampled_from([SOFTWARE[name] for name in ("2025", "2026", "own")])
+devices = st.sampled_from([SPECS[name] for name in ("N150", "T3K", "P150")])
+
+
+def state(spec: object = N300, **values: object) -> State:
+    return State(spec, CONSTANTS, **({"software": SOFTWARE["own"]} | values))  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=60)
+@given(tiles, tiles, formats, fidelities, devices, softwares)
+def test_no_matmul_is_faster_than_the_hardware(k, n, dtype, fidelity, spec, software) -> None:
+    now = state(spec, software=software)
+    streamed = bank_product(32 * k, 32 * n, dtype, fidelity, block=1, banks=spec.dram_banks)
+    for record in (streamed, product(256, 32 * k, 32 * n, dtype, fidelity)):
+        time = op_time(record, now)
+        weight = record.inputs[1]
+        size = {"bfloat4_b": 576, "bfloat8_b": 1088, "bfloat16": 2048}[weight.dtype] * k * n
+        assert time.us >= time.limit_us
+        assert time.us >= size / (spec.dram_gbps * 1000)
+
+
+@settings(deadline=None, max_examples=60)
+@given(tiles, tiles, formats, fidelities, devices)
+def test_a_larger_weight_never_takes_less_time(k, n, dtype, fidelity, spec) -> None:
+    now = state(spec)
+    times = [
+        op_time(bank_product(32 * k, 32 * m, dtype, fidelity, block=1, banks=spec.dram_banks), now)
+        for m in (n, n + 1, 2 * n)
+    ]
+    assert times[0].us <= times[1].us <= times[2].us
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 131072), st.integers(1, 8192), st.sampled_from([1, 8, 32]))
+def test_a_longer_context_never_takes_less_time(context, more, users) -> None:
+    record = decode_scores(users, 32, 8, 128, "8x8")
+    short, long = (
+        op_time(record, state(context=length, active_users=users)).us
+        for length in (context, context + more)
+    )
+    assert short <= long
+    first = op_time(prefill_scores(8, 2, 1024, 128, 64), state()).us
+    assert first <= op_time(prefill_scores(8, 2, 2048, 128, 64), state()).us
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 4096), st.sampled_from([2, 4, 8]), st.integers(1, 4), st.booleans(), softwares
+)
+def test_more_links_and_fewer_bytes_never_take_more_time(
+    size, chips, links, ring, software
+) -> None:
+    now = state(SPECS["T3K"], software=software)
+    whole = 1024.0 * size
+    for kind in ("gather", "scatter"):
+        slow = pass_us(kind, chips, ring, whole, 12.5 * links, now)
+        assert pass_us(kind, chips, ring, whole, 12.5 * (links + 1), now) <= slow
+        assert pass_us(kind, chips, ring, whole / 2, 12.5 * links, now) <= slow
+    record = collective("all_gather", (1, 1, 32, 1024 * chips), "bf16", chips=chips, ring=ring)
+    time = op_time(record, now)
+    assert time.us >= time.limit_us > 0
+
+
+def figures(device: str = "N300", **options: object) -> Prediction:
+    spec = options.pop("spec", SPECS[device])
+    software = SOFTWARE["own"]
+    job = job_for(SMALL, spec, software=software, **options)  # type: ignore[arg-type]
+    return predict(job, software=software)
+
+
+def test_more_users_more_context_and_more_bytes_are_never_faster() -> None:
+    base = figures()
+    for slower in (
+        figures(batch_size=32),
+        figures(prefill_len=1024),
+        figures(optimizations="accuracy"),
+        figures(spec=replace(N300, dram_gbps=144.0)),
+        figures(spec=replace(N300, link_gbps=3.0)),
+    ):
+        assert slower.tokens_per_s_per_user <= base.tokens_per_s_per_user
+        assert slower.ttft_ms >= base.ttft_ms * 0.999
+    assert figures(batch_size=32).tokens_per_s > base.tokens_per_s
+
+
+@pytest.mark.parametrize("device", ["N150", "T3K", "TG", "P150"])
+def test_a_prediction_stays_above_the_physical_limit_and_adds_up(device: str) -> None:
+    found = figures(device)
+    for phase in (found.decode, found.prefill):
+        assert 0 < phase.limit_ms < phase.ms
+        assert sum(phase.breakdown.values()) == pytest.approx(phase.ms)
+        assert sum(phase.bounds.values()) == pytest.approx(phase.ms)
+
+
+def test_layers_that_repeat_count_like_layers_that_ran() -> None:
+    """A recorded run of two layers costs what one layer counted twice costs."""
+    run = run_ops(job_for(SMALL, N300, software=SOFTWARE["own"]))
+    twice = [op for op in run.decode.ops for _ in range(op.count)]
+    flat = replace(run, decode=replace(run.decode, ops=tuple(replace(op, count=1) for op in twice)))
+    options = {"users": 1, "prefill_len": 128, "context": 228}
+    assert predict_ops(flat, N300, **options).decode.ms == pytest.approx(  # type: ignore[arg-type]
+        predict_ops(run, N300, **options).decode.ms  # type: ignore[arg-type]
+    )
+
+
+def test_the_command_line_answers_in_json_and_refuses_in_one_line(tmp_path, capsys) -> None:
+    common = ["--model", SMALL, "--prefill_len", "128", "--json"]
+    assert predict_main([*common, "--device", "N300"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    wanted = {"tokens_per_s_per_user", "ttft_ms", "interval", "limit_fraction", "breakdown"}
+    assert wanted <= set(answer)
+    imagined = tmp_path / "wide.json"
+    imagined.write_text(json.dumps({"base": "N300", "dram_gbps": 1000}))
+    assert predict_main([*common, "--device", str(imagined)]) == 0
+    assert json.loads(capsys.readouterr().out)["ttft_ms"] <= answer["ttft_ms"]
+    assert predict_main([*common, "--device", "N300", "--without", "all_gather"]) == 0
+    faster = json.loads(capsys.readouterr().out)
+    assert faster["tokens_per_s_per_user"] > answer["tokens_per_s_per_user"]
+    for wrong in (["--device", "N3000"], ["--device", "N300", "--set", "dram=1"]):
+        with pytest.raises(SystemExit) as refusal:
+            predict_main([*common, *wrong])
+        assert refusal.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
