@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 
 import pytest
@@ -74,8 +75,6 @@ def test_calibration_reproduces_the_constants_and_keeps_its_promise() -> None:
     judged = judge(data, "shipped", half(data.rows, 0))
     names = load_constants()
     again = as_json(judged.constants, {})
-    import json
-
     for name, value in json.loads(again)["constants"].items():
         assert value["value"] == pytest.approx(getattr(names, name), rel=0.02), name
     assert abs(judged.speed).mean() <= 0.05

@@ -27,6 +27,7 @@ tiles = st.integers(1, 64)
 formats = st.sampled_from(["bfp4", "bfp8", "bf16"])
 fidelities = st.sampled_from(["LoFi", "HiFi2", "HiFi4"])
 softwares = st.sampled_from([SOFTWARE[name] for name in ("2025", "2026", "own")])
+chip_counts = st.sampled_from([2, 4, 8])
 devices = st.sampled_from([SPECS[name] for name in ("N150", "T3K", "P150")])
 
 
