@@ -24,9 +24,10 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, window: int | None
 ) -> torch.Tensor:
     """Queries [..., H, S, W] at positions start.. over keys [..., K, T, W] at positions 0..."""
+    # chips may hold different caches where they hold the same queries: users lie on columns
+    chips_shape = torch.broadcast_shapes(q.shape[:2], k.shape[:2])
+    q, k, v = (x.expand(*chips_shape, *x.shape[2:]) for x in (q, k, v))
     mesh = q.shape[:-3]
-    k = k.expand(*mesh[:2], *k.shape[2:])
-    v = v.expand(*mesh[:2], *v.shape[2:])
     q, k, v = (x.reshape(-1, *x.shape[-3:]).float() for x in (q, k, v))
     group = q.shape[1] // k.shape[1]
     if group > 1:
