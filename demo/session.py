@@ -187,6 +187,7 @@ def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Sessi
             loaded.engines,
             eos_ids=model.tokenizer.eos_ids if case.stop_at_eos else (),
             share_prefixes=case.share_prefixes,
+            share_answers=not loaded.engines[0].model.sharding.is_2d,
             # comparing logits needs them on the host
             sample_on_device=case.sample_on_device and not case.pcc_check,
             log_probs=case.log_probs,

@@ -121,7 +121,7 @@ class _User:
     token: int = 0
     position: int = 0
     num_new: int = 0
-    history: list[int] = field(default_factory=list)  # kept only where prefixes are shared
+    history: list[int] = field(default_factory=list)  # kept only where answers are shared
 
 
 _Chosen = tuple[int, int, float | None]  # slot, token, log-probability
@@ -137,11 +137,14 @@ class Generator:
         eos_ids: Iterable[int] = (),
         page_seed: int | None = 0,
         share_prefixes: bool = False,
+        share_answers: bool = True,
         sample_on_device: bool = False,
         log_probs: bool = False,
     ) -> None:
         """`page_seed` hands pages out in random order, so that a wrong page table shows.
 
+        `share_answers` shares generated tokens' blocks too, once their user is done; not for 2D
+        meshes, where decode fills only the cache of the column that owns the user.
         `log_probs` reports how likely each chosen token was; it needs logits, so the host samples.
         """
         self.engines = list(engines)
@@ -150,6 +153,7 @@ class Generator:
         self.num_slots = self.slots_per_engine * len(self.engines)
         self.eos_ids = frozenset(eos_ids)
         self.share_prefixes = share_prefixes and first.block_size is not None
+        self.share_answers = self.share_prefixes and share_answers
         self.log_probs = log_probs
         self.sample_on_device = (
             sample_on_device and first.supports_device_sampling and not log_probs
@@ -284,7 +288,7 @@ class Generator:
         out = engine.decode(inputs, positions, page_table=self._tables[index], sampling=on_device)
         for slot in slots:
             user = self._user(slot)
-            if self.share_prefixes:
+            if self.share_answers:
                 user.history.append(user.token)
             user.position = user.request.next_position(user.position)
         rows = out[[slot - first for slot in slots]]

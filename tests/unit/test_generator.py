@@ -145,14 +145,17 @@ def test_a_shared_prefix_is_prefilled_once() -> None:
     assert engine.prefilled_tokens == 33 + 3 * 1
 
 
-def test_a_finished_conversation_is_found_again() -> None:
+@pytest.mark.parametrize(("share_answers", "new_tokens"), [(True, 2), (False, 14)])
+def test_a_finished_conversation_is_found_again_where_answers_are_shared(
+    share_answers: bool, new_tokens: int
+) -> None:
     engine = FakeEngine()
-    generator = Generator([engine], share_prefixes=True)
+    generator = Generator([engine], share_prefixes=True, share_answers=share_answers)
     first = [1, 2, 3]
     (answer,) = run(generator, [Request(first, 10)])
     engine.prefilled_tokens = 0
     run(generator, [Request([*first, *answer, 4], 1)])
-    assert engine.prefilled_tokens == 2, "three full blocks of 14 tokens were in the cache"
+    assert engine.prefilled_tokens == new_tokens, "three full blocks of 14 tokens may be shared"
 
 
 def test_users_sample_by_their_own_seed_in_any_slot() -> None:
