@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pytest
+from loguru import logger
+
 from backends.device_specs import SPECS
 from demo.cases import Case, GalaxyCase
 from demo.session import Session
@@ -18,7 +21,9 @@ from perf.record import (
 )
 
 if TYPE_CHECKING:
+    from perf.gate import Verdict
     from perf.predict import Prediction
+    from perf.targets import Target
     from runtime.teacher_forcing import TokenAccuracy
 
 
@@ -34,13 +39,13 @@ def optimizations_of(case: Case) -> str:
     return f"{case.optimizations} + {case.decoder_config_file.name}"
 
 
-def published_figures(session: Session, case: Case, prefill_len: int) -> dict[str, float] | None:
+def published_target(session: Session, case: Case, prefill_len: int) -> Target | None:
     """What is published for this very run; None where nothing is, or where the model was cut."""
     from perf.targets import find_target
 
     if case.num_layers or case.weights != "instruct":
         return None
-    target = find_target(
+    return find_target(
         session.model.config.name,
         session.device,
         batch_size=case.batch_size,
@@ -49,11 +54,26 @@ def published_figures(session: Session, case: Case, prefill_len: int) -> dict[st
         data_parallel=case.data_parallel,
         demo="text_demo" if isinstance(case, GalaxyCase) else "simple_text_demo",
     )
+
+
+def figures_of(target: Target | None) -> dict[str, float] | None:
+    """A target's figures as they are recorded."""
     if target is None:
         return None
     names = ("tokens_per_s_per_user", "ttft_ms", "top1", "top5")
     figures = {name: getattr(target, name) for name in names}
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def judge(session: Session, target: Target | None, metrics: Metrics) -> Verdict | None:
+    """Hold figures measured on hardware against the published ones; others are not judged here."""
+    if provenance_of(session) != "measured":
+        return None
+    from perf.gate import check_measured
+
+    return check_measured(
+        target, tokens_per_s_per_user=metrics.tokens_per_s_per_user, ttft_ms=metrics.ttft_ms
+    )
 
 
 def save_record(
@@ -65,10 +85,12 @@ def save_record(
     *,
     prefill_len: int,
     accuracy: TokenAccuracy | None = None,
-) -> BenchmarkRecord:
-    """Append the run's record: the modelled figures where there are any, else wall clock."""
+) -> None:
+    """Append the run's record, modelled figures where there are any; fail a missed gate."""
     settings = session.settings
     figures = metrics if prediction is None else prediction
+    target = published_target(session, case, prefill_len)
+    verdict = judge(session, target, metrics)
     record = BenchmarkRecord(
         model=session.model.config.name,
         backend=settings.backend,
@@ -87,7 +109,8 @@ def save_record(
         host_tokens_per_s_per_user=metrics.tokens_per_s_per_user,
         top1=accuracy.top1 if accuracy else None,
         top5=accuracy.top5 if accuracy else None,
-        target=published_figures(session, case, prefill_len),
+        target=figures_of(target),
+        gate=None if verdict is None else verdict.status,
         case=case.id,
         num_layers=case.num_layers or session.model.config.num_layers,
         weights=case.weights,
@@ -96,4 +119,10 @@ def save_record(
         command=current_command(),
     )
     append_record(record)
-    return record
+    if record.target:
+        published = ", ".join(f"{name} {value:g}" for name, value in record.target.items())
+        logger.info(f"Published for this run: {published}")
+    if verdict is not None:
+        logger.info(f"Gate: {verdict.status} {verdict.message}")
+        if verdict.failed:  # after the record is written: a slow run is worth keeping
+            pytest.fail(verdict.message, pytrace=False)

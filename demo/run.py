@@ -97,10 +97,7 @@ def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: boo
         whole_ttft=not ttft_per_user,
     )
     tokens = answers[0].tokens
-    record = save_record(session, job.case, metrics, prediction, tokens, prefill_len=length)
-    if record.target:
-        published = ", ".join(f"{name} {value:g}" for name, value in record.target.items())
-        logger.info(f"Published for this run: {published}")
+    save_record(session, job.case, metrics, prediction, tokens, prefill_len=length)
 
 
 def prefill_length(job: Job) -> int:

@@ -12,9 +12,11 @@ from backends import silicon
 from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
 from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
 from demo.pcc_check import pcc
-from demo.records import published_figures
+from demo.records import figures_of, judge, published_target
 from demo.report import needles_found, users_with_garbage
 from demo.session import device_of
+from perf.metrics import measure
+from perf.profiler import Profiler
 from runtime.prompts import Prompt
 from runtime.settings import Settings
 from runtime.tokenizer import Tokenizer, stand_in_tokenizer
@@ -119,15 +121,34 @@ def session_of(model: str, device: str) -> Any:
 
 def test_a_run_finds_its_published_figures_only_if_the_model_is_whole() -> None:
     session, case = session_of("Llama-3.2-1B", "N150"), SIMPLE_CASES[0]
-    found = published_figures(session, case, 128)
+    found = figures_of(published_target(session, case, 128))
     assert found == {"tokens_per_s_per_user": 84.5, "ttft_ms": 26.0, "top1": 88.0, "top5": 98.0}
-    assert published_figures(session, replace(case, num_layers=2), 128) is None
-    assert published_figures(session, replace(case, weights="random"), 128) is None
-    assert published_figures(session_of("SmolLM2-135M-Instruct", "N150"), case, 128) is None
+    assert published_target(session, replace(case, num_layers=2), 128) is None
+    assert published_target(session, replace(case, weights="random"), 128) is None
+    assert published_target(session_of("SmolLM2-135M-Instruct", "N150"), case, 128) is None
 
 
 def test_the_galaxy_demo_has_figures_of_its_own() -> None:
     case = next(case for case in GALAXY_CASES if case.id == "batch-1")
-    found = published_figures(session_of("Llama-3.3-70B", "TG"), case, 128)
-    assert found is not None
-    assert found["ttft_ms"] == pytest.approx(59.64)
+    target = published_target(session_of("Llama-3.3-70B", "TG"), case, 128)
+    assert target is not None
+    assert target.ttft_ms == pytest.approx(59.64)
+
+
+@pytest.mark.parametrize(
+    ("speed", "status"), [(84.5, "passed"), (60.0, "failed"), (120.0, "raise")]
+)
+def test_only_measured_figures_are_held_against_published_ones(speed: float, status: str) -> None:
+    session = session_of("Llama-3.2-1B", "N150")
+    target = published_target(session, SIMPLE_CASES[0], 128)
+    profiler = Profiler()
+    profiler.add("inference_prefill", 0.026)
+    for _ in range(3):
+        profiler.add("inference_decode", 1 / speed)
+    metrics = measure(profiler, users=1, prefill_tokens=128)
+    session.settings = Settings(backend="silicon")
+    verdict = judge(session, target, metrics)
+    assert verdict is not None
+    assert verdict.status == status
+    session.settings = Settings(backend="emulator")
+    assert judge(session, target, metrics) is None
