@@ -1,7 +1,7 @@
 """Products of mesh-batched data, as few and as large as the mesh allows.
 
-Chips that share a weight add rows to one product, chips that share activations add columns; only
-where both differ is there a product per chip.
+Along each mesh axis, chips that share a weight add rows to one product and chips that share
+activations add columns; only along an axis where both differ is there a product per place.
 """
 
 from __future__ import annotations
@@ -34,42 +34,53 @@ def constant_product(
 
 
 class MeshWeight:
-    """A constant operand [r, c, ..., K, N] as matrices [N, K]: one per chip, and all in one."""
+    """A constant operand [r, c, ..., K, N] as matrices [N, K], joined as products want them."""
 
     def __init__(self, data: torch.Tensor) -> None:
         *_, k, n = data.shape
         self.mesh = tuple(data.shape[:2])
         self._matrices = data.reshape(*self.mesh, k, n).mT.contiguous()
-        self._joined = Weight(self._matrices.view(-1, k))
-        self._own: dict[tuple[int, int], Weight] = {}
+        self._joined: dict[tuple[int | None, int | None], Weight] = {}
 
     def product(self, x: torch.Tensor, narrow: bool) -> Product:
         """The function that multiplies mesh-batched data of x's shape by this weight."""
-        if self.mesh == (1, 1):
-            return self._joined.product(x, narrow=narrow)
-        if x.shape[0] == 1 and x.shape[1] == 1:
-            joined, mesh = self._joined.product(x, narrow=narrow), self.mesh
-            return lambda x: joined(x)[0, 0].unflatten(-1, (*mesh, -1)).movedim((-3, -2), (0, 1))
-        rows, cols = (max(x.shape[axis], self.mesh[axis]) for axis in (0, 1))
-        own = {
-            (r, c): self._weight(r, c).product(x[0, 0], narrow=narrow)
-            for r in range(rows)
-            for c in range(cols)
-        }
+        split = [x.shape[axis] > 1 and self.mesh[axis] > 1 for axis in (0, 1)]
+        rows, cols = (
+            [slice(at, at + 1) for at in range(count)] if is_split else [slice(None)]
+            for is_split, count in zip(split, self.mesh, strict=True)
+        )
+        parts = [[self._part(x[r, c], r, c, narrow) for c in cols] for r in rows]
+        if len(rows) == len(cols) == 1:
+            return parts[0][0]
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            x = x.expand(rows, cols, *x.shape[2:])
-            lines = [torch.stack([own[r, c](x[r, c]) for c in range(cols)]) for r in range(rows)]
-            return torch.stack(lines)
+            lines = [
+                torch.cat([own(x[r, c]) for own, c in zip(line, cols, strict=True)], 1)
+                for line, r in zip(parts, rows, strict=True)
+            ]
+            return torch.cat(lines)
 
         return run
 
-    def _weight(self, row: int, col: int) -> Weight:
-        """One chip's matrix."""
-        key = (row if self.mesh[0] > 1 else 0, col if self.mesh[1] > 1 else 0)
-        if key not in self._own:
-            self._own[key] = Weight(self._matrices[key])
-        return self._own[key]
+    def _part(self, x: torch.Tensor, rows: slice, cols: slice, narrow: bool) -> Product:
+        """Product with some chips' matrices as one: their columns lie side by side."""
+        own = self._matrices[rows, cols]
+        mesh = own.shape[:2]
+        key = (rows.start, cols.start)
+        if key not in self._joined:
+            self._joined[key] = Weight(own.reshape(-1, own.shape[-1]))
+        multiply = self._joined[key].product(x, narrow=narrow)
+        if mesh == (1, 1):
+            return multiply
+        inner = range(2, x.dim() - 1)  # x's dims but the mesh's and K
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            out = multiply(x).unflatten(-1, (*mesh, -1))  # [xr, xc, ..., M, wr, wc, N]
+            last = out.dim()
+            out = out.permute(0, last - 3, 1, last - 2, *inner, last - 1)
+            return out.flatten(0, 1).flatten(1, 2)  # an axis is of x or of the weight
+
+        return run
 
 
 def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
