@@ -101,6 +101,15 @@ def check_measured(
     return Verdict("raise", "; ".join(fast)) if fast else Verdict("passed")
 
 
+def check_modelled(key: str, prediction: Prediction) -> Verdict:
+    """Modelled figures of ops that ran against the recorded ones; key: "MODEL DEVICE CASE"."""
+    kept = targets.load()["predictions"].get(key)
+    if kept is None:
+        return Verdict("none", "no recorded prediction for this configuration")
+    empty = Entry(prediction.tokens_per_s_per_user, prediction.ttft_ms, {}, {})
+    return compare(key, kept, empty, targets.tolerances()["grown"])
+
+
 def op_times(ops: OpList, state: State) -> dict[str, float]:
     """Milliseconds by part of the model and op."""
     found: dict[str, float] = {}
@@ -135,11 +144,11 @@ def compare(key: str, recorded: Mapping[str, Any], now: Entry, allowed: float) -
             continue
         before, after = recorded[phase], getattr(now, phase)
         grown = {op: ms - before.get(op, 0.0) for op, ms in after.items()}
-        op = max(grown, key=lambda candidate: grown[candidate])
-        complaints.append(
-            f"{name} {100 * (ratio - 1):.1f} % slower: {op} grew from "
-            f"{before.get(op, 0.0):.3f} to {after[op]:.3f} ms"
-        )
+        line = f"{name} {100 * (ratio - 1):.1f} % slower"
+        if grown:
+            op = max(grown, key=lambda candidate: grown[candidate])
+            line += f": {op} grew from {before.get(op, 0.0):.3f} to {after[op]:.3f} ms"
+        complaints.append(line)
     return (
         Verdict("failed", f"{key}: " + "; ".join(complaints)) if complaints else Verdict("passed")
     )
