@@ -30,7 +30,8 @@ class _Watched:
     """Stands in for Constants and notes which of them are asked for."""
 
     def __init__(self, constants: Constants) -> None:
-        self._constants, self.seen = constants, set()
+        self._constants = constants
+        self.seen: set[str] = set()
 
     def __getattr__(self, name: str) -> float:
         self.seen.add(name)
@@ -55,7 +56,7 @@ class OpTable:
         )  # fmt: skip
         number = self._numbers.setdefault(key, len(self.ops))
         if number == len(self.ops):
-            watched = _Watched(state.constants)
+            watched: Any = _Watched(state.constants)
             op_time(record, replace(state, constants=watched))
             self.ops.append((record, state))
             self.needs.append(watched.seen)

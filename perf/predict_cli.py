@@ -84,7 +84,7 @@ def changed_spec(spec: DeviceSpec, values: dict[str, Any]) -> DeviceSpec:
     for name, value in values.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"{name} is {value}: use a number above 0")
-    tidy = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    tidy: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return replace(spec, **tidy)
 
 
@@ -92,7 +92,8 @@ def parse_changes(
     texts: Sequence[str], spec: DeviceSpec, constants: Constants
 ) -> tuple[DeviceSpec, Constants]:
     """Apply --set NAME=VALUE to device facts or constants."""
-    facts, values = {}, {}
+    facts: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for text in texts:
         name, found, value = text.partition("=")
         if not found:

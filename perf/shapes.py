@@ -45,14 +45,16 @@ class ShapeTensor:
     def __getitem__(self, index: Any) -> ShapeTensor:
         """Integers, slices and None."""
         parts = index if isinstance(index, tuple) else (index,)
-        left, shape = list(self.shape), []
+        left: list[int] = list(self.shape)
+        shape: list[int] = []
         for part in parts:
             if part is None:
                 shape.append(1)
             elif isinstance(part, int):
                 left.pop(0)
             else:
-                shape.append(len(range(left.pop(0))[part]))
+                every = range(left.pop(0))
+                shape.append(len(every[part.start : part.stop : part.step]))
         return ShapeTensor([*shape, *left])
 
     @classmethod

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,18 @@ class Software:
 # its defaults: hidden widths that would not spread over the grid are padded
 _MLP_CORES = MappingProxyType({"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 16})
 
-_GENERIC = {"shared_grids": True, "gathers_heads": True, "pads_heads": True,
-            "mlp_cores": _MLP_CORES}  # fmt: skip
-_LATER = {"device_sampling_users": 32, "device_sampling_on_grid": True, "fabric": True,
-          "sharded_on_grid": True}  # fmt: skip
+_GENERIC: dict[str, Any] = {
+    "shared_grids": True,
+    "gathers_heads": True,
+    "pads_heads": True,
+    "mlp_cores": _MLP_CORES,
+}
+_LATER: dict[str, Any] = {
+    "device_sampling_users": 32,
+    "device_sampling_on_grid": True,
+    "fabric": True,
+    "sharded_on_grid": True,
+}
 
 SOFTWARE: Mapping[str, Software] = MappingProxyType(
     {
