@@ -1,0 +1,100 @@
+"""The op list of every path of a two-layer model, on mock chips or on the emulator.
+
+As a process: `python -m tests.dry_run.oplist FILE BACKEND JSON`, JSON a list of CASES of one device.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import backends
+
+Line = dict[str, Any]
+
+
+def main() -> None:
+    answer, backend, text = sys.argv[1:]
+    cases = json.loads(text)
+    backends.select(backend, cases[0]["device"])
+    if backend == "emulator":
+        backends.ttnn.configure(torch_device="meta")
+    found = [{name: lines for name, lines in op_lists(**case)} for case in cases]
+    Path(answer).write_text(json.dumps(found))
+
+
+def op_lists(
+    model: str, device: str, batch: int, optimizations: str = "performance", ring: bool = False
+) -> Iterator[tuple[str, list[Line]]]:
+    """(path, ops) of prefill and decode of `batch` users."""
+    from models.kv_cache import CacheConfig
+    from runtime.loading import LoadOptions, load_engines
+    from runtime.sampling import DeviceSampling
+    from runtime.settings import Settings
+
+    options = LoadOptions(
+        model=model,
+        device=device,
+        weights="placeholder",
+        optimizations=optimizations,
+        max_batch_size=batch,
+        max_seq_len=2048,
+        cache=CacheConfig(32, 64 * batch),
+        layers=range(2),
+        max_prefill_chunk=1024,
+        enable_trace=False,
+        ring=ring,
+    )
+    pages = torch.arange(64 * batch, dtype=torch.int32).reshape(batch, 64)
+    ones = torch.ones(batch, dtype=torch.int32)
+    sampling = DeviceSampling(torch.ones(32), torch.full((32,), 4).int(), torch.ones(32), seed=3)
+    with load_engines(options, Settings(backend="dry-run", device=device)) as loaded:
+        engine = loaded.engines[0]
+
+        def prefill(lengths: list[int], starts: list[int] | None = None) -> Callable[[], Any]:
+            prompts = [[1] * length for length in lengths]
+            return lambda: engine.prefill(
+                prompts,
+                slots=list(range(len(prompts))),
+                page_table=pages,
+                start_positions=starts,
+            )
+
+        yield "prefill 128", recorded(prefill([100]))
+        yield "prefill 1024", recorded(prefill([1000]))
+        yield "prefill 1536 in chunks", recorded(prefill([1500]))
+        yield "prefill after 32 cached", recorded(prefill([100], [32]))
+        if batch > 1:
+            yield "prefill together", recorded(prefill([100] * batch))
+        yield "decode", recorded(lambda: engine.decode(ones, ones * 5, page_table=pages))
+        yield (
+            "sample",
+            recorded(lambda: engine.decode(ones, ones * 6, page_table=pages, sampling=sampling)),
+        )
+
+
+def recorded(run: Callable[[], Any]) -> list[Line]:
+    """What each op was, where in the model, and the placement of what went in and came out."""
+    from backends.op_record import record_ops
+
+    with record_ops() as records:
+        run()
+    return [
+        {
+            "op": record.name,
+            "scope": record.scope,
+            "inputs": [asdict(spec) for spec in record.inputs],
+            "outputs": [asdict(spec) for spec in record.outputs],
+        }
+        for record in records
+    ]
+
+
+if __name__ == "__main__":
+    main()
