@@ -1,6 +1,6 @@
 """The op list of every path of a two-layer model, on mock chips or on the emulator.
 
-As a process: `python -m tests.dry_run.oplist FILE BACKEND JSON`, JSON a list of CASES of one device.
+As a process: `python -m tests.dry_run.oplist FILE BACKEND CASES`, CASES a JSON list of one device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     backends.select(backend, cases[0]["device"])
     if backend == "emulator":
         backends.ttnn.configure(torch_device="meta")
-    found = [{name: lines for name, lines in op_lists(**case)} for case in cases]
+    found = [dict(op_lists(**case)) for case in cases]
     Path(answer).write_text(json.dumps(found))
 
 
