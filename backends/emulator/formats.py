@@ -105,7 +105,7 @@ def _round_exactly(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     if bool((careful & (top != 0)).any()):
         return _round_integers(wide, mantissa_bits)
     rounded = _in_units(wide, top, mantissa_bits, lose_bits=lose_bits)
-    return rounded.add_(0.0)  # no negative zeros
+    return rounded.add_(0.0).to(torch.bfloat16)  # no negative zeros
 
 
 def _round_integers(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:

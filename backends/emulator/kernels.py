@@ -76,7 +76,7 @@ _choice: dict[tuple[int, int, int, bool], str] = {}
 
 
 class Weight:
-    """One constant [N, K] bfloat16 matrix and the forms of it that kernels read."""
+    """One constant [N, K] matrix and the forms of it that kernels read."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -89,7 +89,7 @@ class Weight:
         """
         if x.is_cuda:
             return lambda x: _on_gpu(x, self.matrix, narrow)
-        narrow = narrow and x.dtype is torch.bfloat16
+        narrow = narrow and x.dtype is self.matrix.dtype is torch.bfloat16
         n, k = self.matrix.shape
         rows = x.numel() // k
         key = (rows, k, n, narrow)

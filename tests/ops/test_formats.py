@@ -16,8 +16,11 @@ BLOCKS = {name: DataType[name.upper()] for name in BLOCK_TYPES}
 @pytest.mark.parametrize("kind", numbers())
 def test_host_conversion_equals_the_wheels_bit_for_bit(kind: str, name: str) -> None:
     expected = answers()["formats"][f"{kind} as {name}"]
-    ours = to_format(numbers()[kind], BLOCKS[name]).float()
-    assert torch.equal(ours.view(torch.int32), expected.view(torch.int32))
+    values = numbers()[kind]
+    whole, few = (to_format(part, BLOCKS[name]) for part in (values, values[:, :, :8]))
+    assert whole.dtype is few.dtype is torch.bfloat16
+    assert torch.equal(whole.float().view(torch.int32), expected.view(torch.int32))
+    assert torch.equal(few.view(torch.int16), whole[:, :, :8].view(torch.int16))
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)

@@ -47,6 +47,15 @@ def test_full_fidelity_is_exact_up_to_one_rounding(weight_type: str, n150: Any) 
     torch.testing.assert_close(ttnn.to_torch(out), exact_product(x, stored), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_float32_operands_are_multiplied_as_tf32(types: tuple[str, str], n150: Any) -> None:
+    x, w = torch.randn(1, 1, 32, 64), torch.randn(1, 1, 64, 32)
+    a, b = (put(v, n150, getattr(ttnn, t)) for v, t in zip((x, w), types, strict=True))
+    out = ttnn.to_torch(ttnn.matmul(a, b, compute_kernel_config=config())).float()
+    seen = [cut(ttnn.to_torch(t).float(), bits) for t, bits in ((a, 11), (b, 10))]
+    torch.testing.assert_close(out, exact_product(*seen), rtol=2**-7, atol=1e-4)
+
+
 def cut(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Truncation to significant bits, by arithmetic."""
     exponent = torch.floor(torch.log2(x.abs().clamp(min=1e-30)))
