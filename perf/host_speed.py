@@ -39,34 +39,35 @@ class Hf:
     def __init__(self, model: Any, prompts: torch.Tensor, steps: int) -> None:
         self.model, self.prompts, self.steps = model, prompts, steps
 
+    @torch.inference_mode()
     def prefill(self) -> tuple[Any, torch.Tensor]:
         """The filled cache and every user's next token."""
         out = self.model(self.prompts, use_cache=True, logits_to_keep=1)
         return out.past_key_values, out.logits[:, -1:].argmax(-1)
 
-    def decode_dynamic(self) -> Iterator[float]:
+    def decode_dynamic(self) -> list[float]:
         """Seconds of each step on the cache that grows by concatenation."""
-        cache, token = self.prefill()
-        for _ in range(self.steps):
-            start = time.perf_counter()
-            out = self.model(token, past_key_values=cache, use_cache=True)
-            token = out.logits[:, -1:].argmax(-1)
-            yield time.perf_counter() - start
+        return self._decode(*self.prefill())
 
-    def decode_static(self) -> Iterator[float]:
+    @torch.inference_mode()
+    def decode_static(self) -> list[float]:
         """Seconds of each step on a cache of fixed size."""
         from transformers import StaticCache
 
         length = PROMPT_TOKENS + self.steps
         cache = StaticCache(config=self.model.config, max_cache_len=length)
         out = self.model(self.prompts, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
-        for step in range(self.steps):
+        return self._decode(cache, out.logits[:, -1:].argmax(-1))
+
+    @torch.inference_mode()
+    def _decode(self, cache: Any, token: torch.Tensor) -> list[float]:
+        times = []
+        for _ in range(self.steps):
             start = time.perf_counter()
-            at = torch.tensor([PROMPT_TOKENS + step])
-            out = self.model(token, past_key_values=cache, use_cache=True, cache_position=at)
+            out = self.model(token, past_key_values=cache, use_cache=True)
             token = out.logits[:, -1:].argmax(-1)
-            yield time.perf_counter() - start
+            times.append(time.perf_counter() - start)
+        return times
 
 
 class Ours:
@@ -128,7 +129,7 @@ def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) 
     rounds = 3 if batch == 1 else 1
     prefills: dict[str, list[float]] = {}
     decodes: dict[str, list[float]] = {}
-    with our_engine(batch, optimizations) as engine, torch.inference_mode():
+    with our_engine(batch, optimizations) as engine:
         ours = Ours(engine, prompts, steps)
         ours.prefill()  # chooses kernels
         for _ in range(rounds):
