@@ -1,0 +1,72 @@
+"""python -m lt: without arguments the screen, with a command the same without one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lt.commands import COMMANDS, plan
+
+
+def parser() -> argparse.ArgumentParser:
+    """All arguments."""
+    p = argparse.ArgumentParser(
+        prog="python -m lt",
+        description="Runs demos, accuracy tests and predictions; without a command, on a screen.",
+        epilog="commands: " + ", ".join(COMMANDS) + ", or 'pytest ...'",
+    )
+    p.add_argument("command", nargs="?", help="what to run, e.g. table or pareto")
+    p.add_argument("--models", default="default", help="default, names, directories or all")
+    p.add_argument("--devices", default="N150", help="N150, N300, ... or all")
+    p.add_argument("--out", type=Path, help="file of a table, folder of pareto (generated/lt)")
+    p.add_argument("--timeout", type=float, default=3600, metavar="S", help="seconds for each job")
+    p.add_argument("--search", action="store_true", help="pareto: look for per-layer settings")
+    p.add_argument("--tokens", type=int, default=96, help="search: forced tokens of a probe")
+    p.add_argument("--dry", action="store_true", help="print the command lines, run nothing")
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; errors in one line."""
+    given = parser().parse_args(arguments)
+    try:
+        if given.command is None:
+            from lt.app import LtApp
+            from lt.headless import open_queue
+
+            with open_queue(given.timeout) as queue:
+                LtApp(queue, models=given.models, devices=given.devices).run()
+            return 0
+        return _headless(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: no job is left running", file=sys.stderr)
+        return 130
+
+
+def _headless(given: argparse.Namespace) -> int:
+    from lt import headless
+    from lt.jobs import FOLDER
+
+    if given.search:
+        if given.command != "pareto":
+            raise ValueError("--search belongs to the command pareto")
+        from lt.search import run_search
+
+        out = given.out or FOLDER
+        return run_search(given.models, given.devices, out, tokens=given.tokens)
+    plans = plan(given.command, given.models, given.devices)
+    if given.dry:
+        for one in plans:
+            print(one.recorded_command, *(f"{k}={v}" for k, v in one.variables))
+        return 0
+    if given.command.startswith("pareto"):
+        return headless.run_pareto(plans, given.out or FOLDER, timeout_s=given.timeout)
+    return headless.run_table(plans, given.out or FOLDER / "table.md", timeout_s=given.timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
