@@ -36,6 +36,7 @@ class Reference:
     prompt_len: int
     tokens: list[int]
     top5: list[list[int]]  # likeliest first
+    margins: list[float]  # logits between HF's best two tokens: small where rounding may choose
     hf_bfloat16: dict[str, float]  # top1, top5: what HF itself reaches in bfloat16
     greedy: list[int]  # what HF writes alone after the prompt
     greedy_log_likelihood: float  # mean per token
@@ -72,7 +73,10 @@ def find_reference(checkpoint: Any, folder: Path = REFERENCES) -> Reference:
         )
     try:
         found = Reference(**json.loads(path.read_text(encoding="utf-8")))
-        if not 0 < found.prompt_len < len(found.tokens) or len(found.top5) != len(found.forced):
+        if not 0 < found.prompt_len < len(found.tokens) or {
+            len(found.top5),
+            len(found.margins),
+        } != {len(found.forced)}:
             raise ValueError(f"{len(found.tokens)} tokens do not fit {len(found.top5)} rows")
     except (ValueError, TypeError) as error:
         raise ValueError(

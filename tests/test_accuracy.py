@@ -1,7 +1,7 @@
 """Token accuracy of the default model by teacher forcing, and of the text it writes alone.
 
 Expected shares stand in perf/targets.json and hold within half a point; they were measured on the
-emulator. The bar for bfloat16 is what Hugging Face itself reaches in bfloat16.
+emulator.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.model.helpers import BF16, engine_of
 from tests.tiny_models import tiny_config
 
 TOLERANCE = 0.5  # points
+NEAR_TIE = 0.2  # logits; HF in bfloat16 is 0.05 (rms) from HF in float32
 SECONDS = 60  # a run of 512 tokens on two cores
 
 
@@ -57,10 +58,14 @@ def test_performance_settings_choose_as_recorded() -> None:
     assert found.top5 == pytest.approx(expected.top5, abs=TOLERANCE)
 
 
-def test_bfloat16_chooses_as_well_as_hf_does_in_bfloat16() -> None:
-    found = _forced(BF16)
-    assert found.top1 >= find_reference(_checkpoint()).hf_bfloat16["top1"] - TOLERANCE
+def test_bfloat16_differs_from_hf_only_where_rounding_may_choose() -> None:
+    expected = accuracy_target(_checkpoint().config.name, "N150", BF16)
+    found, reference = _forced(BF16), find_reference(_checkpoint())
+    assert found.top1 == pytest.approx(expected.top1, abs=TOLERANCE)
     assert found.top5 == 100
+    rows = zip(found.chosen, reference.top5, reference.margins, strict=True)
+    wrong = [margin for token, best, margin in rows if token != best[0]]
+    assert max(wrong) < NEAR_TIE
 
 
 def test_a_text_written_alone_is_sensible_and_garbage_is_not() -> None:
@@ -93,7 +98,7 @@ def _tiny() -> tuple[Any, Reference]:
     tokens = list(range(2, 26))
     reference = Reference(
         checkpoint.config.name, weights_digest(checkpoint), "numbers", 12, tokens,
-        [[0, 1, 2, 3, 4]] * 12, {}, [], 0.0,
+        [[0, 1, 2, 3, 4]] * 12, [1.0] * 12, {}, [], 0.0,
     )  # fmt: skip
     return checkpoint, reference
 

@@ -33,12 +33,14 @@ TEXT = Path(__file__).parent / "tale_of_two_cities.txt"  # Dickens, 1859: in the
 
 
 @torch.inference_mode()
-def top5_after(model: Any, tokens: list[int], split: int) -> list[list[int]]:
-    """The model's five likeliest tokens at each forced position."""
+def top5_after(model: Any, tokens: list[int], split: int) -> tuple[list[list[int]], list[float]]:
+    """The model's five likeliest tokens at each forced position, and the best two's distance."""
     ids = torch.tensor([tokens[:-1]])
     keep = len(tokens) - split
     logits = model(ids, use_cache=False, logits_to_keep=keep).logits[0].float()
-    return logits.topk(5, dim=-1).indices.tolist()
+    best = logits.topk(5, dim=-1)
+    margins = best.values[:, 0] - best.values[:, 1]
+    return best.indices.tolist(), [round(margin, 4) for margin in margins.tolist()]
 
 
 @torch.inference_mode()
@@ -56,10 +58,10 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
     """Run HF in float32 and in bfloat16 over the tokens."""
     split = len(tokens) // 2
     rounded = build_reference(checkpoint, dtype=torch.bfloat16)
-    rounded_top5 = top5_after(rounded, tokens, split)
+    rounded_top5, _ = top5_after(rounded, tokens, split)
     del rounded
     model = build_reference(checkpoint)
-    top5 = top5_after(model, tokens, split)
+    top5, margins = top5_after(model, tokens, split)
     greedy = greedy_after(model, tokens[:split], FREE_TOKENS)
     in_bfloat16 = TokenAccuracy.of([row[0] for row in rounded_top5], top5)
     return Reference(
@@ -69,6 +71,7 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
         prompt_len=split,
         tokens=tokens,
         top5=top5,
+        margins=margins,
         hf_bfloat16={"top1": in_bfloat16.top1, "top5": in_bfloat16.top5},
         greedy=greedy,
         greedy_log_likelihood=log_likelihood_and_rank(model, tokens[:split], greedy)[0],
