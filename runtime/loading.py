@@ -110,12 +110,17 @@ def precision_of(options: LoadOptions, config: ModelConfig) -> ModelPrecision:
     return ModelPrecision.parse(options.optimizations, config)
 
 
-def links_of(settings: Settings, ring: bool) -> Links:
+def links_of(settings: Settings, spec: DeviceSpec, ring: bool) -> Links:
     """Wires for collectives, with the debug switches of the environment."""
     names = settings.line_all_gather_names
     if settings.line_all_gather:
         names = frozenset({"QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM"})
-    return Links(ring=ring, line_reduce=settings.line_reduce_scatter, line_gather=names)
+    return Links(
+        num_links=(max(1, spec.links[0]), max(1, spec.links[1])),
+        ring=ring,
+        line_reduce=settings.line_reduce_scatter,
+        line_gather=names,
+    )
 
 
 @contextmanager
@@ -148,7 +153,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         cache=options.cache,
         layers=options.layers,
         pad_mlp_cores=settings.pad_mlp_cores,
-        links=links_of(settings, options.ring),
+        links=links_of(settings, spec, options.ring),
     )
     with open_mesh(
         options.device,
