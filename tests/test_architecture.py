@@ -36,7 +36,8 @@ PRODUCT = re.compile(r"\b(N150|N300|T3K|TG|P100|P150|Galaxy|LoudBox|QuietBox)\w*
 # Where a text was written is nobody's business: no folders of one machine, no private papers.
 PRIVATE = re.compile(
     r"(?<![\w.])/(?:work|root|home)/\w|/tmp/\w|\bDESIGN\.md|\bCONTRACTS\b|\b[Ii]ssues? #?\d"
-    r"|\bfact book\b|\bseed('s)? (?:README|software|rows|tables?)\b|\bshared/(?:seeds|reference|prototypes|data)"
+    r"|\bfact book\b|\bseed('s)? (?:README|software|rows|tables?)\b"
+    r"|\bshared/(?:seeds|reference|prototypes|data)"
 )
 TEXTS = {".py", ".md", ".toml", ".txt", ".ini", ".sh", ".json", ""}
 
