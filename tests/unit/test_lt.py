@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt import export, pareto, results
+from lt import export, pareto, results, search
 from lt.commands import COMMANDS, Plan, plan
 from lt.jobs import JobQueue, Status
 from lt.pareto import Point
+from models.precision import ModelPrecision
+from models.registry import load_config
 
 RECORD = {
     "device": "N150", "tokens_per_s_per_user": 12.5, "ttft_ms": 40.0, "top1": 90.0, "top5": 99.0,
@@ -238,6 +240,28 @@ def test_accuracy_and_speed_of_a_setting_are_joined(queue: JobQueue) -> None:
     assert (point.speed, point.top1, point.provenance) == (11.0, 90.0, "measured")
     (point,) = pareto.points_of(jobs[:2])
     assert (point.speed, point.provenance) == (10.0, "modelled"), "never the emulator's own speed"
+
+
+# --- search
+
+
+def test_moves_become_a_decoder_file_that_says_the_same(tmp_path: Path) -> None:
+    config = load_config("default")
+    base = ModelPrecision.parse(search.BASE, config)
+    moves = [search.Move("ff2", range(6, 12)), search.Move("wo", range(3))]
+    mixture = search.apply(base, moves)
+    path = search.save_decoder_file(tmp_path, mixture, config, "N150")
+    assert ModelPrecision.from_decoder_config(path, config).layers == mixture.layers
+    changed = [i for i, layer in enumerate(mixture.layers) if layer != base.layers[i]]
+    assert changed == [0, 1, 2, *range(6, 12)]
+    other = search.save_decoder_file(tmp_path, search.apply(base, moves[:1]), config, "N150")
+    assert other != path
+
+
+def test_candidates_take_enough_moves_to_be_as_fast() -> None:
+    moves = [search.Move("ff2", range(1), saved_us=2.0, harm=0.1)] * 10
+    assert search.cuts(moves, 7.0) == [1, 3, 4, 6, 8]
+    assert search.cuts(moves, 99.0) == [3, 7, 10]
 
 
 # --- the screen
