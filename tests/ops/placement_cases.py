@@ -8,95 +8,66 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-BANKS = 12  # of an N150
-
-
-class Maker:
-    """Empty tensors on one device, and memory configs, in few words."""
-
-    def __init__(self, ttnn: Any, device: Any) -> None:
-        self.t, self.device = ttnn, device
-
-    def __call__(self, *shape: int, dtype: str = "bfloat16", rows: bool = False, memory: Any = None) -> Any:  # fmt: skip  # noqa: E501
-        t = self.t
-        layout = t.ROW_MAJOR_LAYOUT if rows else t.TILE_LAYOUT
-        memory = memory or t.DRAM_MEMORY_CONFIG
-        return t.empty(list(shape), getattr(t, dtype), layout, self.device, memory)
-
-    def shards(self, height: int, width: int, columns: int, rows: int, kind: str = "WIDTH") -> Any:
-        """Shards of height x width elements on a rectangle of cores."""
-        t = self.t
-        return t.create_sharded_memory_config(
-            (height, width),
-            t.CoreGrid(x=columns, y=rows),
-            getattr(t.ShardStrategy, kind),
-            t.ShardOrientation.ROW_MAJOR,
-            use_height_and_width_as_shard_shape=True,
-        )
-
-    def banks(self, k: int, n: int) -> Any:
-        """A weight's columns dealt out to the DRAM banks."""
-        t = self.t
-        grid = t.CoreRangeSet({t.CoreRange(t.CoreCoord(0, 0), t.CoreCoord(BANKS - 1, 0))})
-        columns = -(-n // (32 * BANKS)) * 32
-        spec = t.ShardSpec(grid, [k, columns], t.ShardOrientation.ROW_MAJOR)
-        return t.MemoryConfig(t.TensorMemoryLayout.WIDTH_SHARDED, t.BufferType.DRAM, spec)
-
+from tests.ops.maker import Maker
 
 Case = Callable[[Any, Maker], Any]
 
 
-def _matmuls() -> Iterator[tuple[str, Case]]:
-    def stream(t: Any, block: int, columns: int) -> Any:
-        return t.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
-            in0_block_w=block, per_core_M=1, per_core_N=columns, fused_activation=None
-        )
+def _stream(t: Any, block: int, columns: int) -> Any:
+    return t.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
+        in0_block_w=block, per_core_M=1, per_core_N=columns, fused_activation=None
+    )
 
-    def grid(t: Any, columns: int, rows: int, m: int, n: int, *, fuse: bool = True, block: int = 2) -> Any:  # fmt: skip  # noqa: E501
-        return t.MatmulMultiCoreReuseMultiCastProgramConfig(
-            compute_with_storage_grid_size=(columns, rows),
-            in0_block_w=block,
-            out_subblock_h=1,
-            out_subblock_w=1,
-            per_core_M=m,
-            per_core_N=n,
-            transpose_mcast=False,
-            fused_activation=None,
-            fuse_batch=fuse,
-        )
 
-    def line(t: Any, columns: int, rows: int, n: int) -> Any:
-        return t.MatmulMultiCoreReuseMultiCast1DProgramConfig(
-            compute_with_storage_grid_size=(columns, rows),
-            in0_block_w=1,
-            out_subblock_h=1,
-            out_subblock_w=1,
-            per_core_M=1,
-            per_core_N=n,
-            fuse_batch=True,
-            fused_activation=None,
-            mcast_in0=True,
-        )
+def _grid(t: Any, columns: int, rows: int, m: int, n: int, *, fuse: bool = True, block: int = 2) -> Any:  # fmt: skip  # noqa: E501
+    return t.MatmulMultiCoreReuseMultiCastProgramConfig(
+        compute_with_storage_grid_size=(columns, rows),
+        in0_block_w=block,
+        out_subblock_h=1,
+        out_subblock_w=1,
+        per_core_M=m,
+        per_core_N=n,
+        transpose_mcast=False,
+        fused_activation=None,
+        fuse_batch=fuse,
+    )
 
-    def streamed(n: int, columns: int, dtype: str = "bfloat16", users: int = 32) -> Case:
-        return lambda t, make: t.linear(
-            make(1, 1, users, 576, memory=make.shards(32, 32, 6, 3)),
-            make(1, 1, 576, n, dtype="bfloat8_b", memory=make.banks(576, n)),
-            program_config=stream(t, 1, columns),
-            memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
-            dtype=getattr(t, dtype),
-        )
 
-    yield "DRAM-sharded", streamed(960, 2)
-    yield "DRAM-sharded, wider blocks", streamed(960, 4, "bfloat8_b")
-    yield "DRAM-sharded, one core", streamed(960, 30)
-    yield "DRAM-sharded, 8 users", streamed(960, 3, users=8)
+def _line(t: Any, columns: int, rows: int, n: int) -> Any:
+    return t.MatmulMultiCoreReuseMultiCast1DProgramConfig(
+        compute_with_storage_grid_size=(columns, rows),
+        in0_block_w=1,
+        out_subblock_h=1,
+        out_subblock_w=1,
+        per_core_M=1,
+        per_core_N=n,
+        fuse_batch=True,
+        fused_activation=None,
+        mcast_in0=True,
+    )
+
+
+def _streamed(n: int, columns: int, dtype: str = "bfloat16", users: int = 32) -> Case:
+    return lambda t, make: t.linear(
+        make(1, 1, users, 576, memory=make.shards(32, 32, 6, 3)),
+        make(1, 1, 576, n, dtype="bfloat8_b", memory=make.banks(576, n)),
+        program_config=_stream(t, 1, columns),
+        memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
+        dtype=getattr(t, dtype),
+    )
+
+
+def _streamed_matmuls() -> Iterator[tuple[str, Case]]:
+    yield "DRAM-sharded", _streamed(960, 2)
+    yield "DRAM-sharded, wider blocks", _streamed(960, 4, "bfloat8_b")
+    yield "DRAM-sharded, one core", _streamed(960, 30)
+    yield "DRAM-sharded, 8 users", _streamed(960, 3, users=8)
     yield (
         "DRAM-sharded without DRAM shards",
         lambda t, make: t.linear(
             make(1, 1, 32, 576, memory=make.shards(32, 32, 6, 3)),
             make(1, 1, 576, 960),
-            program_config=stream(t, 1, 2),
+            program_config=_stream(t, 1, 2),
             memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
         ),
     )
@@ -105,7 +76,7 @@ def _matmuls() -> Iterator[tuple[str, Case]]:
         lambda t, make: t.linear(
             make(1, 1, 32, 576),
             make(1, 1, 576, 960, memory=make.banks(576, 960)),
-            program_config=stream(t, 1, 2),
+            program_config=_stream(t, 1, 2),
             memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
         ),
     )
@@ -114,52 +85,56 @@ def _matmuls() -> Iterator[tuple[str, Case]]:
         lambda t, make: t.linear(
             make(1, 1, 32, 576, memory=make.shards(32, 32, 6, 3)),
             make(1, 1, 576, 960, memory=make.banks(576, 960)),
-            program_config=stream(t, 1, 2),
+            program_config=_stream(t, 1, 2),
         ),
     )
 
-    def in_grid(config: Callable[[Any], Any], memory: str = "DRAM_MEMORY_CONFIG", batch: int = 1) -> Case:  # fmt: skip  # noqa: E501
-        return lambda t, make: t.linear(
-            make(1, batch, 256, 576),
-            make(1, 1, 576, 960, dtype="bfloat8_b"),
-            program_config=config(t),
-            memory_config=getattr(t, memory),
-            dtype=t.bfloat8_b,
-        )
 
-    yield "2D", in_grid(lambda t: grid(t, 8, 8, 1, 4))
-    yield "2D to blocks", in_grid(lambda t: grid(t, 8, 8, 1, 4), "L1_BLOCK_SHARDED_MEMORY_CONFIG")
-    yield "2D per batch", in_grid(lambda t: grid(t, 8, 8, 1, 4, fuse=False), batch=2)
-    yield "2D with too few rows", in_grid(lambda t: grid(t, 8, 4, 1, 4))
-    yield "2D with too few columns", in_grid(lambda t: grid(t, 8, 8, 1, 2))
-    yield "2D with blocks that do not divide K", in_grid(lambda t: grid(t, 8, 8, 1, 4, block=5))
-    yield "2D beyond the device", in_grid(lambda t: grid(t, 9, 8, 1, 4))
+def _in_grid(config: Callable[[Any], Any], memory: str = "DRAM_MEMORY_CONFIG", batch: int = 1) -> Case:  # fmt: skip  # noqa: E501
+    return lambda t, make: t.linear(
+        make(1, batch, 256, 576),
+        make(1, 1, 576, 960, dtype="bfloat8_b"),
+        program_config=config(t),
+        memory_config=getattr(t, memory),
+        dtype=t.bfloat8_b,
+    )
 
-    def in_line(n: int) -> Case:
-        return lambda t, make: t.linear(
-            make(1, 1, 32, 576, memory=make.shards(32, 32, 6, 3)),
-            make(1, 1, 576, 960),
-            program_config=line(t, 6, 5, n),
-            memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
-        )
 
-    yield "1D", in_line(1)
-    yield "1D, two tiles per core", in_line(2)
+def _in_line(n: int) -> Case:
+    return lambda t, make: t.linear(
+        make(1, 1, 32, 576, memory=make.shards(32, 32, 6, 3)),
+        make(1, 1, 576, 960),
+        program_config=_line(t, 6, 5, n),
+        memory_config=t.L1_WIDTH_SHARDED_MEMORY_CONFIG,
+    )
 
-    def plain(x: tuple[int, ...], w: tuple[int, ...], memory: str = "DRAM_MEMORY_CONFIG", **options: Any) -> Case:  # fmt: skip  # noqa: E501
-        return lambda t, make: t.matmul(
-            make(*x, **options), make(*w), memory_config=getattr(t, memory)
-        )
 
-    yield "matmul", plain((1, 1, 100, 64), (1, 1, 64, 96))
-    yield "matmul to L1", plain((1, 1, 8, 32), (1, 1, 32, 960), "L1_MEMORY_CONFIG")
-    yield "matmul to shards", plain((1, 1, 32, 64), (1, 1, 64, 960), "L1_WIDTH_SHARDED_MEMORY_CONFIG")  # fmt: skip  # noqa: E501
-    yield "matmul of batches", plain((2, 3, 32, 64), (2, 3, 64, 96))
-    yield "matmul of one by a batch", plain((1, 1, 32, 64), (2, 3, 64, 96))
-    yield "matmul of unequal batches", plain((2, 3, 32, 64), (3, 2, 64, 96))
-    yield "matmul of unequal widths", plain((1, 1, 32, 64), (1, 1, 96, 64))
-    yield "matmul of rows", plain((1, 1, 32, 64), (1, 1, 64, 96), rows=True)
-    yield "matmul of integers", plain((1, 1, 32, 64), (1, 1, 64, 96), dtype="int32")
+def _grid_matmuls() -> Iterator[tuple[str, Case]]:
+    yield "2D", _in_grid(lambda t: _grid(t, 8, 8, 1, 4))
+    yield "2D to blocks", _in_grid(lambda t: _grid(t, 8, 8, 1, 4), "L1_BLOCK_SHARDED_MEMORY_CONFIG")
+    yield "2D per batch", _in_grid(lambda t: _grid(t, 8, 8, 1, 4, fuse=False), batch=2)
+    yield "2D with too few rows", _in_grid(lambda t: _grid(t, 8, 4, 1, 4))
+    yield "2D with too few columns", _in_grid(lambda t: _grid(t, 8, 8, 1, 2))
+    yield "2D with blocks that do not divide K", _in_grid(lambda t: _grid(t, 8, 8, 1, 4, block=5))
+    yield "2D beyond the device", _in_grid(lambda t: _grid(t, 9, 8, 1, 4))
+    yield "1D", _in_line(1)
+    yield "1D, two tiles per core", _in_line(2)
+
+
+def _plain(x: tuple[int, ...], w: tuple[int, ...], memory: str = "DRAM_MEMORY_CONFIG", **options: Any) -> Case:  # fmt: skip  # noqa: E501
+    return lambda t, make: t.matmul(make(*x, **options), make(*w), memory_config=getattr(t, memory))
+
+
+def _plain_matmuls() -> Iterator[tuple[str, Case]]:
+    yield "matmul", _plain((1, 1, 100, 64), (1, 1, 64, 96))
+    yield "matmul to L1", _plain((1, 1, 8, 32), (1, 1, 32, 960), "L1_MEMORY_CONFIG")
+    yield "matmul to shards", _plain((1, 1, 32, 64), (1, 1, 64, 960), "L1_WIDTH_SHARDED_MEMORY_CONFIG")  # fmt: skip  # noqa: E501
+    yield "matmul of batches", _plain((2, 3, 32, 64), (2, 3, 64, 96))
+    yield "matmul of one by a batch", _plain((1, 1, 32, 64), (2, 3, 64, 96))
+    yield "matmul of unequal batches", _plain((2, 3, 32, 64), (3, 2, 64, 96))
+    yield "matmul of unequal widths", _plain((1, 1, 32, 64), (1, 1, 96, 64))
+    yield "matmul of rows", _plain((1, 1, 32, 64), (1, 1, 64, 96), rows=True)
+    yield "matmul of integers", _plain((1, 1, 32, 64), (1, 1, 64, 96), dtype="int32")
 
 
 def _elementwise() -> Iterator[tuple[str, Case]]:
@@ -251,6 +226,12 @@ def _moves() -> Iterator[tuple[str, Case]]:
         "to_memory_config beyond the grid",
         lambda t, make: t.to_memory_config(make(1, 1, 32, 576), make.shards(32, 64, 9, 1)),
     )
+
+
+def _layouts() -> Iterator[tuple[str, Case]]:
+    def shards(make: Maker) -> Any:
+        return make.shards(32, 32, 6, 3)
+
     yield "s2i", lambda t, make: t.sharded_to_interleaved(make(1, 1, 32, 576, memory=shards(make)))
     yield "s2i of interleaved", lambda t, make: t.sharded_to_interleaved(make(32, 64))
     yield "i2s", lambda t, make: t.interleaved_to_sharded(make(1, 1, 32, 576), shards(make))
@@ -324,7 +305,16 @@ def _shapes() -> Iterator[tuple[str, Case]]:
 
 def cases() -> dict[str, Case]:
     """All calls by name."""
-    return dict([*_matmuls(), *_elementwise(), *_moves(), *_shapes()])
+    parts = (
+        _streamed_matmuls,
+        _grid_matmuls,
+        _plain_matmuls,
+        _elementwise,
+        _moves,
+        _layouts,
+        _shapes,
+    )
+    return {name: case for part in parts for name, case in part()}
 
 
 def describe(tensor: Any) -> str:
