@@ -1,65 +1,73 @@
-"""Scaled dot-product attention: causal, of a chunk over its cached prefix, and of one query.
+"""Scaled dot-product attention of prompts: within themselves, and of a chunk over its pages.
 
-Scores, softmax and the weighted sum are computed in float32 on the operands' stored values; the
-multiplier's fidelity and the kernel's running softmax are not emulated.
+Scores, softmax and the weighted sum are computed in float32. Math fidelity cuts the bits of
+queries, keys and values; that of the softmax weights and the kernel's running sums are not
+emulated. Shapes: N prompts, H query and K key heads, S queries, T keys, W head width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.ops.paging import chips
+from backends.emulator.fidelity import cut
+from backends.emulator.launch import Out, launch, op
+from backends.emulator.ops import attention_specs as specs
+from backends.emulator.ops.paging import flat_blocks, writable
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.types import Layout, MemoryConfig
 
-QUERY_BLOCK = 1024  # rows whose masked scores are held at once
+_MASK_ELEMENTS = 1 << 22  # of the masks (on a GPU also the scores of a head) held at once
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, start: int, window: int | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    start: int = 0,
+    window: int | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
-    """Queries [..., H, S, W] at positions start.. over keys [..., K, T, W] at positions 0..."""
-    # chips may hold different caches where they hold the same queries: users lie on columns
-    chips_shape = torch.broadcast_shapes(q.shape[:2], k.shape[:2])
-    q, k, v = (x.expand(*chips_shape, *x.shape[2:]) for x in (q, k, v))
-    mesh = q.shape[:-3]
-    q, k, v = (x.reshape(-1, *x.shape[-3:]).float() for x in (q, k, v))
-    group = q.shape[1] // k.shape[1]
-    if group > 1:
-        k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    """Queries [N, H, S, W] at positions start.. over keys [N, K, T, W] at positions 0..."""
     length, total = q.shape[2], k.shape[2]
-    if start == 0 and length == total and (window is None or window >= length):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        return out.reshape(*mesh, *out.shape[1:])
-    keys = torch.arange(total, device=q.device)
+    whole = start == 0 and (not causal or length == total)
+    if whole and window is None and not (q.is_cuda and length > 1024):
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, scale=scale, enable_gqa=True
+        )
+    rows = max(32, _MASK_ELEMENTS // total)
     parts = []
-    for first in range(0, length, QUERY_BLOCK):
-        rows = q[:, :, first : first + QUERY_BLOCK]
-        at = torch.arange(start + first, start + first + rows.shape[2], device=q.device)[:, None]
-        seen = keys <= at
-        if window is not None:
+    for first in range(0, length, rows):
+        last = min(length, first + rows)
+        low = 0 if window is None or not causal else max(0, start + first - window + 1)
+        high = min(total, start + last) if causal else total
+        at = torch.arange(start + first, start + last, device=q.device)[:, None]
+        keys = torch.arange(low, high, device=q.device)
+        seen = keys <= at if causal else torch.ones_like(at + keys, dtype=torch.bool)
+        if window is not None and causal:
             seen &= keys > at - window
-        last = min(total, start + first + rows.shape[2])
+        elif window is not None:  # half of it on either side
+            seen &= (keys - at).abs() <= window // 2
         parts.append(
             F.scaled_dot_product_attention(
-                rows, k[:, :, :last], v[:, :, :last], attn_mask=seen[:, :last], scale=scale
-            )
+                q[:, :, first:last],
+                k[:, :, low:high],
+                v[:, :, low:high],
+                attn_mask=seen,
+                scale=scale,
+                enable_gqa=True,
+            )  # fmt: skip
         )
-    out = torch.cat(parts, dim=2)
-    return out.reshape(*mesh, *out.shape[1:])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def _scale(scale: float | None, q: Tensor) -> float:
-    return q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def _out(q: Tensor, memory_config: MemoryConfig | None) -> Out:
-    return Out(tuple(q.shape), q.dtype, Layout.TILE, memory_config or DRAM_MEMORY_CONFIG)
+def _flat(x: torch.Tensor, mesh: tuple[int, ...], bits: int | None) -> torch.Tensor:
+    """[r, c, N, ...] of every chip as [r c N, ...] in float32, cut to significant bits."""
+    return cut(x, bits).float().expand(*mesh, *x.shape[2:]).flatten(0, 2)
 
 
 @op("transformer.scaled_dot_product_attention")
@@ -75,43 +83,33 @@ def scaled_dot_product_attention(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    """[N, H, S, W] over [N, K, S, W], causal."""
-    q, k = input_tensor_q, input_tensor_k
-    require(is_causal, "only causal attention is emulated")
-    require(
-        q.shape[2] == k.shape[2],
-        f"Causal SDPA requires Q and K to have the same sequence length. Got Q: {q.shape[2]}, "
-        f"K: {k.shape[2]}",
-    )
-    _check_chunks(program_config)
-    users, heads, length, width = q.shape
+    """[N, H, S, W] over [N, K, T, W]."""
+    q, k, v = input_tensor_q, input_tensor_k, input_tensor_v
+    specs.check_whole(q, k, v, is_causal=is_causal)
+    specs.check_program(q, program_config)
+    q_bits, kv_bits = specs.significant_bits(q, k, compute_kernel_config)
+    factor, window = specs.scale_of(scale, q), sliding_window_size or None
+
+    def compute(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        mesh = tuple(max(a.shape[i], b.shape[i], c.shape[i]) for i in (0, 1))
+        queries, keys, values = _flat(a, mesh, q_bits), *(_flat(x, mesh, kv_bits) for x in (b, c))
+        out = _attend(queries, keys, values, scale=factor, window=window, causal=is_causal)
+        return out.unflatten(0, (*mesh, -1))
+
+    users, heads, length, width = q.dims
+    pairs = length * k.dims[2]
     return launch(
         "transformer.scaled_dot_product_attention",
-        [q, k, input_tensor_v],
-        [_out(q, memory_config)],
-        lambda a, b, c: _attend(a, b, c, _scale(scale, q), 0, sliding_window_size),
-        flops=2 * users * heads * length * length * width,  # half of the square is masked
+        [q, k, v],
+        [Out(q.dims, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
+        compute,
+        flops=4 * users * heads * width * (pairs // 2 if is_causal else pairs),
         attributes={
-            "sliding_window_size": sliding_window_size,
+            "is_causal": is_causal,
+            "sliding_window_size": window,
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,
         },
-    )
-
-
-def _check_chunks(config: Any, start: int | None = None) -> None:
-    if config is None:
-        return
-    size = config.q_chunk_size
-    require(
-        size > 0 and size % 32 == 0,
-        f"q_chunk_size must be a positive multiple of TILE_SIZE. Got q_chunk_size: {size}, "
-        "TILE_SIZE: 32",
-    )
-    require(
-        start is None or start % size == 0,
-        f"chunk_start_idx must be a multiple of q_chunk_size. Got chunk_start_idx: {start}, "
-        f"q_chunk_size: {size}",
     )
 
 
@@ -130,60 +128,54 @@ def chunked_scaled_dot_product_attention(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    """A chunk [1, H, S, W] over all pages of its user up to the chunk's end."""
-    q, table = input_tensor_q, page_table_tensor
-    require(table.dtype is DataType.INT32, "Page table must be int32")
-    require(
-        table.shape[0] == q.shape[0],
-        "Page table batch size must match input batch size. "
-        f"Got Page table: {table.shape[0]}, Input: {q.shape[0]}",
-    )
-    _check_chunks(program_config, chunk_start_idx)
-    size, length = input_tensor_k.shape[2], q.shape[2]
-    held = table.shape[1] * size
-    require(
-        chunk_start_idx is None or held >= length + chunk_start_idx,
-        "K's sequence length must be >= Q's sequence length + chunk_start_idx. "
-        f"Got K: {held}, Q: {length}, chunk_start_idx: {chunk_start_idx}",
-    )
-    inputs = [q, input_tensor_k, input_tensor_v, table]
-    if chunk_start_idx_tensor is not None:
-        inputs.append(chunk_start_idx_tensor)
+    """Chunks [N, H, S, W] over all pages of their users up to the chunk's end."""
+    q, k, v, table = input_tensor_q, input_tensor_k, input_tensor_v, page_table_tensor
+    specs.check_float32(scale)
+    specs.check_operands(q, k, v)
+    specs.check_start_tensor(chunk_start_idx_tensor, chunk_start_idx)
+    specs.check_program(q, program_config)
+    specs.check_chunked(q, k, table, chunk_start_idx, program_config)
+    q_bits, kv_bits = specs.significant_bits(q, k, compute_kernel_config)
+    factor, window = specs.scale_of(scale, q), sliding_window_size or None
+    length, (blocks, _, size, _) = q.dims[2], k.dims
 
     def compute(
-        x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pages: torch.Tensor, *at: torch.Tensor
+        a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, pages: torch.Tensor, *at: torch.Tensor
     ) -> torch.Tensor:
         start = int(at[0].reshape(-1)[0]) if at else chunk_start_idx
-        count = -(-(start + length) // size)
-        _, _, (own,) = next(chips(pages))
-        wanted = own[0, :count].long().clamp(min=0)
-        keys, values = (c[:, :, wanted].movedim(2, 3).flatten(3, 4)[:, :, None] for c in (k, v))
-        total = start + length
-        return _attend(
-            x, keys[..., :total, :], values[..., :total, :], _scale(scale, q), start,
-            sliding_window_size,
-        )  # fmt: skip
+        assert start is not None
+        b, c = (writable(cache, a, pages) for cache in (b, c))
+        mesh = tuple(b.shape[:2])
+        users = torch.arange(pages.shape[2], device=pages.device).expand(*pages.shape[:3])
+        own = flat_blocks(
+            pages, users, mesh=mesh, blocks=blocks, count=-(-(start + length) // size)
+        )
+        found = [_pages(cache, own, start + length, kv_bits) for cache in (b, c)]
+        out = _attend(_flat(a, mesh, q_bits), *found, scale=factor, start=start, window=window)
+        return out.unflatten(0, (*mesh, -1))
 
-    users, heads, _, width = q.shape
-    start = chunk_start_idx if chunk_start_idx is not None else held - length
-    kv_bytes = _cache_bytes(input_tensor_k, start + length)
+    users, heads, _, width = q.dims
+    start = table.dims[1] * size - length if chunk_start_idx is None else chunk_start_idx
     return launch(
         "transformer.chunked_scaled_dot_product_attention",
-        inputs,
-        [_out(q, memory_config)],
+        [q, k, v, table, *([chunk_start_idx_tensor] if chunk_start_idx_tensor else [])],
+        [Out(q.dims, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
         compute,
         flops=4 * users * heads * length * (start + length // 2) * width,
-        dram_bytes=2 * q.buffer_bytes() + kv_bytes,
+        dram_bytes=2 * q.buffer_bytes() + users * specs.cache_bytes(k, start + length),
         attributes={
             "chunk_start_idx": chunk_start_idx,
-            "sliding_window_size": sliding_window_size,
+            "block_size": size,
+            "sliding_window_size": window,
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,
         },
     )
 
 
-def _cache_bytes(cache: Tensor, positions: int) -> int:
-    """Bytes of keys and values of one user at so many positions."""
-    tiles = math.ceil(positions / 32) * cache.shape[1] * math.ceil(cache.shape[3] / 32)
-    return 2 * tiles * cache.dtype.tile_bytes
+def _pages(cache: torch.Tensor, own: torch.Tensor, total: int, bits: int | None) -> torch.Tensor:
+    """Keys or values [r c N, K, T, W] of pages [r, c, N, P] in float32; no page reads as page 0."""
+    heads, size, width = cache.shape[3:]
+    found = cache.flatten(0, 2).index_select(0, own.clamp(min=0).flatten())
+    pages = cut(found, bits).view(-1, own.shape[3], heads, size, width).transpose(1, 2)
+    return pages.float().reshape(pages.shape[0], heads, -1, width)[:, :, :total]

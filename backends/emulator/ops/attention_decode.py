@@ -1,4 +1,9 @@
-"""Attention of one query per user over its cache, paged or dense."""
+"""Attention of one query per user over its cache, paged or dense, for all chips at once.
+
+Memory bound: pages are read where they lie, in groups of users that fit the processor's caches,
+into buffers that are used again and again (fresh ones would cost page faults). Shapes: U users of
+all chips, H query and K key heads, G = H / K, T keys, W head width.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,15 @@ from typing import Any
 
 import torch
 
+from backends.emulator.fidelity import cut
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.ops.attention import _cache_bytes
-from backends.emulator.ops.paging import StepIndex, part, step_index
+from backends.emulator.ops import attention_specs as specs
+from backends.emulator.ops.paging import Reach, reach, writable
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
-    DRAM_MEMORY_CONFIG,
-    DataType,
-    Layout,
-    MemoryConfig,
-)
+from backends.emulator.types import Layout, MemoryConfig
+
+_GROUP = 1 << 20  # elements of keys read at once
+_buffers: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
 
 @op("transformer.paged_scaled_dot_product_attention_decode")
@@ -34,25 +38,18 @@ def paged_scaled_dot_product_attention_decode(
     compute_kernel_config: Any = None,
 ) -> Tensor:
     """[1, B, H, W] over pages [blocks, K, size, W]; idle users (position -1) get zeros."""
+    require(is_causal, "only causal decode is emulated")
     require(
         cur_pos_tensor is not None, "Must have cur_pos tensor for paged attention in causal mode"
     )
-    require(
-        page_table_tensor.dtype is DataType.INT32, "SDPA currently only supports INT32 datatype"
-    )
-    require(
-        page_table_tensor.shape[0] == input_tensor_q.shape[1],
-        f"page_table must have batch size equal to Q, got {page_table_tensor.shape[0]} and "
-        f"{input_tensor_q.shape[1]}",
-    )
+    assert cur_pos_tensor is not None
     return _decode(
         "transformer.paged_scaled_dot_product_attention_decode",
         [input_tensor_q, input_tensor_k, input_tensor_v, cur_pos_tensor, page_table_tensor],
-        scale,
-        sliding_window_size,
+        specs.scale_of(scale, input_tensor_q),
+        sliding_window_size or None,
         memory_config,
-        program_config,
-        compute_kernel_config,
+        {"program_config": program_config, "compute_kernel_config": compute_kernel_config},
     )
 
 
@@ -71,97 +68,121 @@ def scaled_dot_product_attention_decode(
     compute_kernel_config: Any = None,
 ) -> Tensor:
     """[1, B, H, W] over a dense cache [B, K, T, W]."""
-    require(cur_pos_tensor is not None, "only decode with a cur_pos tensor is emulated")
+    require(
+        is_causal and cur_pos_tensor is not None,
+        "only causal decode with a cur_pos tensor is emulated",
+    )
+    assert cur_pos_tensor is not None
     return _decode(
         "transformer.scaled_dot_product_attention_decode",
         [input_tensor_q, input_tensor_k, input_tensor_v, cur_pos_tensor],
-        scale,
-        sliding_window_size,
+        specs.scale_of(scale, input_tensor_q),
+        sliding_window_size or None,
         memory_config,
-        program_config,
-        compute_kernel_config,
+        {"program_config": program_config, "compute_kernel_config": compute_kernel_config},
     )
 
 
 def _decode(
     name: str,
     inputs: list[Tensor],
-    scale: float | None,
+    scale: float,
     window: int | None,
     memory_config: MemoryConfig | None,
-    program_config: Any,
-    compute_kernel_config: Any,
+    configs: dict[str, Any],
 ) -> Tensor:
-    q, cache, _, positions = inputs[:4]
-    require(positions.dtype is DataType.INT32, f"Expect cur_pos to be INT32, got {positions.dtype}")
-    memory = memory_config or DRAM_MEMORY_CONFIG
-    require(not memory.is_sharded(), "Sharded output not supported for GQA")
-    _, users, heads, width = q.shape
-    factor = width**-0.5 if scale is None else scale
+    q, cache, _, positions, *tables = inputs
+    table = tables[0] if tables else None
+    memory = specs.interleaved(memory_config)
+    specs.check_decode(q, cache, positions, table, memory)
+    specs.check_decode_program(q, configs["program_config"])
+    q_bits, kv_bits = specs.significant_bits(q, cache, configs["compute_kernel_config"])
+    _, users, heads, width = q.dims
+    blocks, kv_heads, size, _ = cache.dims
 
     def compute(
-        x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: torch.Tensor, *tables: torch.Tensor
+        x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor
     ) -> torch.Tensor:
-        parts = step_index(cache.shape[2], at, *tables)
-        if len(parts) == 1:
-            return _attend(x, k, v, parts[0], factor, window)
-        mesh = [max(x.shape[i], k.shape[i]) for i in (0, 1)]
-        out = torch.empty(*mesh, *x.shape[2:], device=x.device)
-        for index in parts:
-            operands = [part(t, index.rows, index.cols) for t in (x, k, v)]
-            out[index.rows, index.cols] = _attend(*operands, index, factor, window)
-        return out
+        k, v = writable(k, x, *where), writable(v, x, *where)
+        mesh = tuple(k.shape[:2])
+        seen = reach(*where, mesh=mesh, blocks=blocks, heads=kv_heads, size=size, window=window)
+        queries = cut(x, q_bits).float().mul_(scale) if q_bits else x.float() * scale
+        queries = queries.expand(*mesh, *x.shape[2:]).reshape(-1, heads // kv_heads, width)
+        return _attend(queries, k, v, seen, kv_bits).view(*mesh, 1, users, heads, width)
 
-    context = inputs[4].shape[1] * cache.shape[2] if len(inputs) > 4 else cache.shape[2]
+    context = table.dims[1] * size if table is not None else size
     return launch(
         name,
         inputs,
-        [Out(tuple(q.shape), q.dtype, Layout.TILE, memory)],
+        [Out(q.dims, q.dtype, Layout.TILE, memory)],
         compute,
         # positions are data: the record counts a full context, and says how long that is
         flops=4 * users * heads * context * width,
-        dram_bytes=users * _cache_bytes(cache, context),
+        dram_bytes=users * specs.cache_bytes(cache, context),
         attributes={
             "users": users,
             "context": context,
-            "kv_heads": cache.shape[1],
-            "block_size": cache.shape[2] if len(inputs) > 4 else None,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": width,
+            "block_size": size if table is not None else None,
+            "page_blocks": table.dims[1] if table is not None else None,
             "sliding_window_size": window,
-            "program_config": program_config,
-            "compute_kernel_config": compute_kernel_config,
+            **configs,
         },
     )
 
 
-def _gather(cache: torch.Tensor, index: StepIndex) -> torch.Tensor:
-    """Keys or values [r, c, B, K, T, W] of all users in float32, T up to the furthest position."""
-    if index.table is None:
-        return cache[:, :, :, :, : index.furthest].float()
-    rows, cols, _, heads, size, width = cache.shape
-    flat = cache.view(rows, cols, -1, heads * size * width)
-    users = len(index.positions)
-    pages = flat.index_select(2, index.pages).view(rows, cols, users, -1, heads, size, width)
-    # one pass brings the pages of a head together and widens them
-    out = torch.empty(
-        (rows, cols, users, heads, pages.shape[3], size, width), device=cache.device
-    ).copy_(pages.transpose(3, 4))
-    return out.flatten(4, 5)
+def _buffer(count: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Room for `count` elements, the same again at the next call."""
+    if count > _GROUP:
+        return torch.empty(count, dtype=dtype, device=like.device)
+    key = (dtype, like.device)
+    if key not in _buffers:
+        _buffers[key] = torch.empty(_GROUP, dtype=dtype, device=like.device)
+    return _buffers[key][:count]
+
+
+def _read(cache: torch.Tensor, seen: Reach, users: slice, bits: int | None) -> torch.Tensor:
+    """Keys or values [n K, T, W] of some users in float32."""
+    size, width = cache.shape[4:]
+    if seen.rows is None:
+        found = cache.flatten(0, 2)[users, :, : seen.length]
+    else:
+        rows = seen.rows[users].view(-1)
+        flat = cache.view(-1, size * width)
+        room = _buffer(len(rows) * size * width, cache, cache.dtype)
+        found = torch.index_select(flat, 0, rows, out=room.view(-1, size * width))
+    if bits is not None:
+        found = cut(found, bits)
+    if found.dtype is not torch.float32:
+        found = _buffer(found.numel(), cache, torch.float32).view(found.shape).copy_(found)
+    return found.reshape(-1, seen.length, width)
 
 
 def _attend(
-    x: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    index: StepIndex,
-    scale: float,
-    window: int | None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Reach, bits: int | None
 ) -> torch.Tensor:
-    """x [r, c, 1, B, H, W] over caches [r, c, blocks, K, size, W] -> [r, c, 1, B, H, W]."""
-    keys, values = _gather(k, index), _gather(v, index)
-    heads, total = keys.shape[3], keys.shape[4]
-    q = x[:, :, 0].unflatten(3, (heads, -1)).float() * scale  # [r, c, B, K, G, W]
-    scores = (q @ keys.mT).add_(index.mask(total, window))  # [r, c, B, K, G, T]
-    weights = torch.softmax(scores, dim=-1)
-    if index.idle:
-        weights = torch.nan_to_num(weights, nan=0.0)
-    return (weights @ values).flatten(3, 4).unsqueeze(2)
+    """Queries [U K, G, W], scaled, over caches [r, c, blocks, K, size, W] -> [U K, G, W]."""
+    heads = k.shape[3]
+    users = q.shape[0] // heads
+    step = max(1, _GROUP // (heads * seen.length * q.shape[2]))
+    groups = [slice(first, first + step) for first in range(0, users, step)]
+
+    def product(x: torch.Tensor, cache: torch.Tensor, *, turned: bool) -> torch.Tensor:
+        if len(groups) == 1:
+            found = _read(cache, seen, groups[0], bits)
+            return torch.bmm(x, found.mT if turned else found)
+        out = x.new_empty(*x.shape[:2], seen.length if turned else q.shape[2])
+        for group in groups:
+            own = slice(group.start * heads, group.stop * heads)
+            found = _read(cache, seen, group, bits)
+            torch.bmm(x[own], found.mT if turned else found, out=out[own])
+        return out
+
+    scores = product(q, k, turned=True)
+    scores.view(users, -1, seen.length).add_(seen.hidden)
+    out = product(torch.softmax(scores, dim=-1), v, turned=False)
+    if seen.idle is not None:
+        out.view(users, heads, -1).masked_fill_(seen.idle, 0)
+    return out

@@ -1,6 +1,7 @@
 """Writing keys and values into caches, in place: pages behind a page table, or dense rows.
 
-A page-table entry of -1 is skipped, as the kernel skips it; so is a user at position -1.
+A user at position -1 is skipped as the kernel skips it, and so is a page-table entry of -1.
+Shapes: [r, c] mesh, B users, K key heads, W head width, S positions, P pages of `size` positions.
 """
 
 from __future__ import annotations
@@ -8,15 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from backends.emulator.launch import finish, launch, op, require
-from backends.emulator.ops.paging import chips, part, step_index
+from backends.emulator.launch import finish, launch, op
+from backends.emulator.ops.cache_specs import check_dense_fill, check_fill, check_update
+from backends.emulator.ops.paging import flat_blocks, writable, written_rows
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType
-
-
-def _check_table(page_table: Tensor) -> None:
-    require(page_table.dtype is DataType.INT32, "Expect page table to have datatype INT32")
+from backends.emulator.types import TILE
 
 
 @op("experimental.paged_update_cache")
@@ -32,42 +31,39 @@ def paged_update_cache(
     compute_kernel_config: Any = None,
 ) -> Tensor:
     """One position [1, B, K, W] of every user, rounded to the cache's format."""
-    require(input_tensor.is_sharded(), "Expect input_tensor to be sharded")
-    require(
-        input_tensor.dtype in (DataType.FLOAT32, DataType.BFLOAT16),
-        "Data type of input tensor for paged_update_cache must be FLOAT32 or BFLOAT16",
-    )
-    require(update_idxs_tensor is not None, "Paged cache requires update_idxs tensor")
-    require(
-        update_idxs_tensor.dtype is DataType.INT32,
-        "Expected update_idxs to have datatype INT32",
-    )
-    dtype = cache_tensor.dtype
-    inputs = [cache_tensor, input_tensor, update_idxs_tensor]
+    x = input_tensor
+    check_update(cache_tensor, x, update_idxs_tensor, page_table)
+    assert update_idxs_tensor is not None
+    inputs = [cache_tensor, x, update_idxs_tensor]
     if page_table is not None:
-        _check_table(page_table)
         inputs.append(page_table)
-    size, heads = cache_tensor.shape[2], cache_tensor.shape[1]
+    blocks, heads, size, width = cache_tensor.dims
+    dtype = cache_tensor.dtype
 
-    def compute(cache: torch.Tensor, x: torch.Tensor, *where: torch.Tensor) -> None:
-        x = finish(x[:, :, 0, :, :heads], dtype)  # [r, c, B, K, W]
-        for index in step_index(size, *where):
-            target = cache[index.rows, index.cols].flatten(2, 4)  # a view: caches are contiguous
-            new = part(x, index.rows, index.cols)
-            if index.users is not None:
-                new = new[:, :, index.users]
-            new = new.flatten(2, 3).expand(*target.shape[:2], -1, -1)
-            target.index_copy_(2, index.cache_rows(heads), new)
+    def compute(old: torch.Tensor, data: torch.Tensor, *where: torch.Tensor) -> torch.Tensor | None:
+        cache = writable(old, *where)
+        mesh = tuple(cache.shape[:2])
+        rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
+        new = data[:, :, 0, :, :heads]  # [r, c, B, K, W]
+        if data.shape[:2] != mesh:
+            new = new.expand(*mesh, *new.shape[2:])
+        new = finish(new.reshape(-1, heads, width), dtype)
+        if kept is not None:
+            new = new.index_select(0, kept)
+        cache.view(-1, width).index_copy_(0, rows, new.reshape(-1, width))
+        return None if cache is old else cache
 
-    written = cache_tensor.shape[1] * cache_tensor.shape[3] * input_tensor.shape[1]
+    written = heads * -(-width // TILE) * x.dims[1]  # tiles, one of each head
     return launch(
         "experimental.paged_update_cache",
         inputs,
         [],
         compute,
         into=cache_tensor,
-        dram_bytes=written * dtype.tile_bytes // 32,  # whole tiles are read and written back
-        attributes={"users": input_tensor.shape[1]},
+        exact=True,
+        # whole tiles are read and written back
+        dram_bytes=2 * written * dtype.tile_bytes,
+        attributes={"users": x.dims[1], "block_size": size if page_table is not None else None},
     )
 
 
@@ -82,41 +78,30 @@ def paged_fill_cache(
     compute_kernel_config: Any = None,
 ) -> Tensor:
     """Whole prompts [N, K, S, W], page by page."""
-    require(
-        input_tensor.dtype is cache_tensor.dtype,
-        f"Input tensor dtype ({input_tensor.dtype}) must match cache tensor dtype "
-        f"({cache_tensor.dtype}) for paged_fill_cache",
-    )
-    _check_table(page_table)
-    size = cache_tensor.shape[2]
-    users, _, length, _ = input_tensor.shape
-    require(
-        length <= size * page_table.shape[1],
-        f"Input seq_len ({length}) must fit in max_num_blocks_per_seq ({page_table.shape[1]}) * "
-        f"block_size ({size})",
-    )
-    require(
-        batch_idx_tensor is not None or batch_idx < page_table.shape[0],
-        "Batch idx must be within the page_table batch size",
-    )
-    require(
-        batch_idx_tensor is not None or users == 1,
-        f"input batch must be 1 without batch_idx_tensor, got {users}",
-    )
-    inputs = [cache_tensor, input_tensor, page_table]
+    x = input_tensor
+    check_fill(cache_tensor, x, page_table, batch_idx_tensor, batch_idx)
+    blocks, _, size, _ = cache_tensor.dims
+    length = x.dims[2]
+    rows = -(-length // TILE) * TILE  # whole tiles are written
+    inputs = [cache_tensor, x, page_table]
     if batch_idx_tensor is not None:
         inputs.append(batch_idx_tensor)
 
-    def compute(cache: torch.Tensor, x: torch.Tensor, *tables: torch.Tensor) -> None:
-        blocks_needed = -(-length // size)
-        x = torch.nn.functional.pad(x, (0, 0, 0, blocks_needed * size - length))
-        pages = x.unflatten(4, (blocks_needed, size)).transpose(3, 4)  # [r, c, N, blocks, K, s, W]
-        for rows, cols, own in chips(*tables):
-            wanted = own[1].reshape(-1).long() if len(own) > 1 else torch.tensor([batch_idx])
-            table = own[0][wanted, :blocks_needed].long()  # [N, blocks]
-            kept = table >= 0
-            target = cache[rows, cols]
-            target[:, :, table[kept]] = part(pages, rows, cols)[:, :, kept]
+    def compute(
+        old: torch.Tensor, data: torch.Tensor, table: torch.Tensor, *places: torch.Tensor
+    ) -> torch.Tensor | None:
+        cache = writable(old, table, *places)
+        mesh = tuple(cache.shape[:2])
+        data = F.pad(data, (0, 0, 0, rows - length)).expand(*mesh, *data.shape[2:4], rows, -1)
+        own = places[0] if places else table.new_full((1, 1, 1), batch_idx)
+        whole, rest = divmod(rows, size)
+        pages = flat_blocks(table, own, mesh=mesh, blocks=blocks, count=whole + bool(rest))
+        target = cache.view(-1, *cache.shape[3:])  # [blocks of all chips, K, size, W]
+        full = data[..., : whole * size, :].unflatten(4, (whole, size))
+        _write(target, pages[..., :whole], full.transpose(3, 4).flatten(0, 3))
+        if rest:
+            _write(target[:, :, :rest], pages[..., whole], data[..., -rest:, :].flatten(0, 2))
+        return None if cache is old else cache
 
     return launch(
         "experimental.paged_fill_cache",
@@ -124,29 +109,39 @@ def paged_fill_cache(
         [],
         compute,
         into=cache_tensor,
-        dram_bytes=2 * input_tensor.buffer_bytes(),
+        exact=True,
+        dram_bytes=2 * x.buffer_bytes(),
+        attributes={"block_size": size},
     )
+
+
+def _write(target: torch.Tensor, pages: torch.Tensor, new: torch.Tensor) -> None:
+    """`new` [n, K, rows, W] into the pages, those below zero left out."""
+    pages = pages.reshape(-1)
+    kept = pages >= 0
+    if not bool(kept.all()):
+        pages, new = pages[kept], new[kept]
+    target.index_copy_(0, pages, new)
 
 
 @op("fill_cache")
 def fill_cache(cache_tensor: Tensor, input_tensor: Tensor, batch_idx: int) -> Tensor:
     """One whole prompt [1, K, S, W] into a dense cache's row."""
-    length = input_tensor.shape[2]
-    require(
-        length <= cache_tensor.shape[2],
-        f"a prompt of {length} does not fit a cache of {cache_tensor.shape[2]} positions",
-    )
-    require(batch_idx < cache_tensor.shape[0], "Batch idx must be within the cache's batch")
-    dtype = cache_tensor.dtype
+    cache, x = cache_tensor, input_tensor
+    check_dense_fill(cache, x, batch_idx)
+    length = x.dims[2]
 
-    def compute(cache: torch.Tensor, x: torch.Tensor) -> None:
-        cache[:, :, batch_idx, :, :length] = finish(x[:, :, 0], dtype)
+    def compute(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor | None:
+        made = writable(old, data)
+        made[:, :, batch_idx, :, :length] = data[:, :, 0]
+        return None if made is old else made
 
     return launch(
         "fill_cache",
-        [cache_tensor, input_tensor],
+        [cache, x],
         [],
         compute,
-        into=cache_tensor,
-        dram_bytes=2 * input_tensor.buffer_bytes(),
+        into=cache,
+        exact=True,
+        dram_bytes=2 * x.buffer_bytes(),
     )

@@ -1,46 +1,63 @@
-"""Traffic between chips: a gather or sum over a mesh axis is a torch op over a mesh dim."""
+"""Traffic between chips: a gather or sum over a mesh axis is a torch op over a mesh dim.
+
+Chips that share values are stored once, but count: a gather repeats them, a sum adds them up. Sums
+are made in float32 and rounded once; on silicon every hop rounds.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-from backends.emulator.launch import Out, fatal, launch, memory_or_default, op
+from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, unchanged
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import MemoryConfig, Topology
+from backends.emulator.types import TILE, Layout, MemoryConfig, Topology
+
+Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
 
 
-def _axis(name: str, x: Tensor, cluster_axis: int | None) -> tuple[int, int]:
-    """Mesh axis and the number of chips along it."""
+def _line(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
+    """The axes a collective runs over and the number of chips in one group."""
     device = x.device()
     if device is None:
         fatal(f"{name}: Operands to {name} need to be on device!")
-    rows, cols = tuple(device.shape)
-    if cluster_axis is None:
-        if rows > 1 and cols > 1:
-            fatal(f"{name} on a {rows}x{cols} mesh needs a cluster_axis")
-        cluster_axis = 0 if rows > 1 else 1
-    chips = (rows, cols)[cluster_axis]
-    if chips == 1:
-        fatal(f"{name} collective will only work for num_devices > 1, got 1")
-    return cluster_axis, chips
+    shape = tuple(device.shape)
+    axes = (0, 1) if cluster_axis is None else (cluster_axis % 2,)
+    line = tuple((axis, shape[axis]) for axis in axes if shape[axis] > 1)
+    alone = not line and name != "mesh_partition"  # one chip may keep what it holds
+    require(not alone, f"{name} collective will only work for num_devices > 1, got 1")
+    return line, math.prod(chips for _, chips in line)
 
 
-def _check_links(x: Tensor, axis: int, num_links: int | None) -> None:
-    have = x.device().spec.links[axis]
-    if num_links is not None and num_links > have > 0:
-        fatal(
-            f"Requested link index {num_links - 1} is out of bounds. {have} ethernet channels "
-            f"available along mesh axis {axis}"
-        )
+def _check_links(x: Tensor, line: Line, num_links: int | None) -> None:
+    for axis, _ in line:
+        have = x.device().spec.links[axis]  # type: ignore[union-attr]
+        if num_links is not None and num_links > have > 0:
+            fatal(
+                f"Requested link index {have} is out of bounds. {have} ethernet channels available "
+                f"along mesh axis {axis}, {num_links} asked for"
+            )
 
 
-def _sum(x: torch.Tensor, axis: int, chips: int) -> torch.Tensor:
-    """Sum over a mesh axis in float32; a replicated operand is added to itself."""
-    if x.shape[axis] == 1:
-        return x.float() * chips
-    return x.float().sum(axis, keepdim=True)
+def _sum(x: torch.Tensor, line: Line) -> torch.Tensor:
+    """Sum over mesh axes in float32."""
+    for axis, chips in line:
+        shared = x.shape[axis] == 1
+        x = x.float() * chips if shared else x.sum(axis, keepdim=True, dtype=torch.float32)
+    return x
+
+
+def _own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
+    """Every chip's own slice along a tensor dim, chips counted row by row."""
+    for axis, chips in line:
+        parts = x.unflatten(dim + 2, (chips, -1))
+        if x.shape[axis] == 1:
+            x = parts.movedim(dim + 2, axis).squeeze(axis + 1)
+        else:
+            x = torch.diagonal(parts, 0, axis, dim + 2).movedim(-1, axis)
+    return x
 
 
 @op("all_gather")
@@ -54,30 +71,26 @@ def all_gather(
     topology: Topology | None = None,
 ) -> Tensor:
     """Every chip gets the parts of all chips of its line, side by side along `dim`."""
-    axis, chips = _axis("all_gather", input_tensor, cluster_axis)
-    shape = list(input_tensor.shape)
-    dim %= len(shape)
-    shape[dim] *= chips
+    x = input_tensor
+    line, chips = _line("all_gather", x, cluster_axis)
+    require(len(line) < 2, "1D fabric on a 2D mesh_device requires cluster_axis to be set")
+    ((axis, _),) = line
+    dim %= len(x.dims)
+    shape = (*x.dims[:dim], x.dims[dim] * chips, *x.dims[dim + 1 :])
 
-    def compute(x: torch.Tensor) -> torch.Tensor:
-        if x.shape[axis] == 1:
-            return torch.cat([x] * chips, dim + 2)
-        return x.movedim(axis, dim + 1).flatten(dim + 1, dim + 2).unsqueeze(axis)
+    def compute(data: torch.Tensor) -> torch.Tensor:
+        if data.shape[axis] == 1:
+            return torch.cat([data] * chips, dim + 2)
+        return data.movedim(axis, dim + 1).flatten(dim + 1, dim + 2).unsqueeze(axis)
 
     return launch(
         "all_gather",
-        [input_tensor],
-        [
-            Out(
-                tuple(shape),
-                input_tensor.dtype,
-                input_tensor.layout,
-                memory_or_default(memory_config, input_tensor),
-            )
-        ],
+        [x],
+        [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
         compute,
-        link_bytes=_gathered(input_tensor.buffer_bytes(), chips, topology),
-        attributes=_attributes(axis, chips, num_links, topology, dim),
+        exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
+        link_bytes=_gathered(x.buffer_bytes(), chips, topology),
+        attributes=_attributes(line, chips, num_links, topology, dim),
     )
 
 
@@ -92,32 +105,23 @@ def reduce_scatter(
     topology: Topology | None = None,
 ) -> Tensor:
     """Sum over a line; every chip keeps its slice of the sum along `dim`."""
-    axis, chips = _axis("reduce_scatter", input_tensor, cluster_axis)
-    _check_links(input_tensor, axis, num_links)
-    shape = list(input_tensor.shape)
-    dim %= len(shape)
-    if shape[dim] % chips:
-        fatal(f"reduce_scatter: dim {dim} of {shape[dim]} does not divide over {chips} devices")
-    shape[dim] //= chips
-
-    def compute(x: torch.Tensor) -> torch.Tensor:
-        total = _sum(x, axis, chips).squeeze(axis)
-        return total.unflatten(dim + 1, (chips, -1)).movedim(dim + 1, axis)
-
+    x = input_tensor
+    line, chips = _line("reduce_scatter", x, cluster_axis)
+    _check_links(x, line, num_links)
+    dim %= len(x.dims)
+    require(
+        x.dims[dim] % chips == 0,
+        f"Number of tiles at dimension {dim} must be divisible by ring_size: {x.dims[dim]} over "
+        f"{chips} chips",
+    )
+    shape = (*x.dims[:dim], x.dims[dim] // chips, *x.dims[dim + 1 :])
     return launch(
         "reduce_scatter",
-        [input_tensor],
-        [
-            Out(
-                tuple(shape),
-                input_tensor.dtype,
-                input_tensor.layout,
-                memory_or_default(memory_config, input_tensor),
-            )
-        ],
-        compute,
-        link_bytes=_gathered(input_tensor.buffer_bytes() // chips, chips, topology),
-        attributes=_attributes(axis, chips, num_links, topology, dim),
+        [x],
+        [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
+        lambda data: _own_part(_sum(data, line), line, dim),
+        link_bytes=_gathered(x.buffer_bytes() // chips, chips, topology),
+        attributes=_attributes(line, chips, num_links, topology, dim),
     )
 
 
@@ -131,23 +135,16 @@ def all_reduce(
     topology: Topology | None = None,
 ) -> Tensor:
     """Sum over a line, whole on every chip."""
-    axis, chips = _axis("all_reduce", input_tensor, cluster_axis)
-    _check_links(input_tensor, axis, num_links)
-    share = input_tensor.buffer_bytes() // chips
+    x = input_tensor
+    line, chips = _line("all_reduce", x, cluster_axis)
+    _check_links(x, line, num_links)
     return launch(
         "all_reduce",
-        [input_tensor],
-        [
-            Out(
-                tuple(input_tensor.shape),
-                input_tensor.dtype,
-                input_tensor.layout,
-                memory_or_default(memory_config, input_tensor),
-            )
-        ],
-        lambda x: _sum(x, axis, chips),
-        link_bytes=2 * _gathered(share, chips, topology),
-        attributes=_attributes(axis, chips, num_links, topology, None),
+        [x],
+        [Out(x.dims, x.dtype, x.layout, memory_or_default(memory_config, x))],
+        lambda data: _sum(data, line),
+        link_bytes=2 * _gathered(x.buffer_bytes() // chips, chips, topology),
+        attributes=_attributes(line, chips, num_links, topology, None),
     )
 
 
@@ -159,30 +156,27 @@ def mesh_partition(
     *,
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
-    """Every chip keeps its own slice of what all hold."""
-    axis, chips = _axis("mesh_partition", input_tensor, cluster_axis)
-    shape = list(input_tensor.shape)
-    shape[dim] //= chips
-
-    def compute(x: torch.Tensor) -> torch.Tensor:
-        parts = x.unflatten(dim + 2, (chips, -1))
-        if x.shape[axis] == 1:
-            return parts.squeeze(axis).movedim(dim + 1, axis)
-        index = torch.arange(chips)
-        return torch.stack([parts.select(axis, i).select(dim + 1, i) for i in index], axis)
-
+    """Every chip keeps its own slice of what it holds; one chip has nothing to part."""
+    x = input_tensor
+    line, chips = _line("mesh_partition", x, cluster_axis)
+    if chips == 1:
+        return unchanged("mesh_partition", x)
+    dim %= len(x.dims)
+    require(
+        x.dims[dim] % chips == 0,
+        f"input shape {x.shape} must be divisible by cluster axis size {chips}",
+    )
+    shape = (*x.dims[:dim], x.dims[dim] // chips, *x.dims[dim + 1 :])
+    require(
+        x.layout is Layout.ROW_MAJOR or dim != len(x.dims) - 2 or shape[dim] % TILE == 0,
+        "Can only slice tilized tensor with height begin index aligned to tiles",
+    )
     return launch(
         "mesh_partition",
-        [input_tensor],
-        [
-            Out(
-                tuple(shape),
-                input_tensor.dtype,
-                input_tensor.layout,
-                memory_or_default(memory_config, input_tensor),
-            )
-        ],
-        compute,
+        [x],
+        [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
+        lambda data: _own_part(data, line, dim),
+        attributes={"cluster_axis": cluster_axis, "dim": dim},
     )
 
 
@@ -193,10 +187,10 @@ def _gathered(part_bytes: int, chips: int, topology: Topology | None) -> int:
 
 
 def _attributes(
-    axis: int, chips: int, num_links: int | None, topology: Topology | None, dim: int | None
+    line: Line, chips: int, num_links: int | None, topology: Topology | None, dim: int | None
 ) -> dict[str, Any]:
     return {
-        "cluster_axis": axis,
+        "cluster_axis": line[0][0] if len(line) == 1 else None,
         "num_devices": chips,
         "num_links": num_links,
         "topology": topology,

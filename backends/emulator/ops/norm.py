@@ -1,4 +1,4 @@
-"""Root-mean-square norms: whole, and split into statistics and application for wide streams."""
+"""Root-mean-square norms in float32: whole rows, and rows whose columns other chips share."""
 
 from __future__ import annotations
 
@@ -6,51 +6,38 @@ from typing import Any
 
 import torch
 
-from backends.emulator.configs import LayerNormShardedMultiCoreProgramConfig
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
-    TILE,
-    CoreCoord,
-    CoreRange,
-    CoreRangeSet,
-    DataType,
-    Layout,
-    MemoryConfig,
-    ShardSpec,
+from backends.emulator.ops.norm_specs import (
+    check_input,
+    check_shards,
+    check_stats,
+    check_weight,
+    output_memory,
+    stats_memory,
 )
+from backends.emulator.tensor import Tensor
+from backends.emulator.types import TILE, DataType, MemoryConfig
 
 
-def _check_weight(x: Tensor, weight: Tensor | None) -> None:
-    if weight is None or weight.layout is Layout.TILE:
-        return
-    count = 1
-    for size in weight.shape:
-        count *= size
-    require(
-        weight.shape[-1] == TILE and count == x.padded_shape[-1],
-        "Gamma's last padded dim needs to equal tile width and gamma's volume needs to align with "
-        f"last padded dim of input, got {list(weight.shape)} for {list(x.padded_shape)}",
-    )
+class Weight:
+    """The scale of every column, or none; worked out again only for another tensor."""
 
+    def __init__(self, x: Tensor, weight: Tensor | None) -> None:
+        self.operands = [] if weight is None else [weight]
+        self.width, self.rank = x.dims[-1], len(x.dims)
+        self.source: torch.Tensor | None = None
+        self.row = torch.empty(0)
 
-def _check_blocks(x: Tensor, config: Any) -> None:
-    if isinstance(config, LayerNormShardedMultiCoreProgramConfig):
-        require(x.is_sharded(), "a sharded norm needs a sharded input")
-        cores = x.memory_config().shard_spec.num_cores()
-        tiles = -(-x.padded_shape[-1] // TILE // cores)
-        require(
-            config.block_w == tiles,
-            f"block_w ({config.block_w}) must equal to K (in tiles) / num_cores ({tiles})",
-        )
-
-
-def _scaled(x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    out = x.float() * scale
-    if weight is None:
-        return out
-    flat = weight.reshape(*weight.shape[:2], *(1,) * (x.dim() - 3), -1)
-    return out.mul_(flat)
+    def scale(self, out: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """`out` times the weight, in place; the weight is [..., D / 32, 32] or [..., rows, D]."""
+        if not weights:
+            return out
+        (data,) = weights
+        if data is not self.source:
+            row = data.float().flatten(2)[..., : self.width]
+            self.row = row.view(*row.shape[:2], *(1,) * (self.rank - 1), self.width)
+            self.source = data
+        return out.mul_(self.row)
 
 
 @op("rms_norm")
@@ -65,27 +52,25 @@ def rms_norm(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    plain = bias is None and residual_input_tensor is None
-    require(plain, "rms_norm: bias and residual are not emulated")
-    _check_weight(input_tensor, weight)
-    _check_blocks(input_tensor, program_config)
+    """Rows divided by their root mean square, times the weight."""
+    x = input_tensor
+    require(bias is None and residual_input_tensor is None, "bias and residual are not emulated")
+    check_input(x)
+    check_weight(x, weight)
+    check_shards(x, program_config)
+    by = Weight(x, weight)
+    share = 1 / x.dims[-1]
 
-    def compute(x: torch.Tensor, *w: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-        return _scaled(wide, scale, w[0] if w else None)
+    def compute(data: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        wide = data.to(torch.float32, copy=True)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = length.square_().mul_(share).add_(epsilon).rsqrt_()
+        return by.scale(wide.mul_(inverse), weights)
 
     return launch(
         "rms_norm",
-        [input_tensor] if weight is None else [input_tensor, weight],
-        [
-            Out(
-                tuple(input_tensor.shape),
-                input_tensor.dtype,
-                input_tensor.layout,
-                memory_config or input_tensor.memory_config(),
-            )
-        ],
+        [x, *by.operands],
+        [Out(x.dims, x.dtype, x.layout, output_memory(x, memory_config))],
         compute,
         attributes={
             "epsilon": epsilon,
@@ -106,22 +91,19 @@ def rms_norm_pre_all_gather(
     memory_config: MemoryConfig | None = None,
 ) -> Tensor:
     """Sums of squares, one tile wide: the value is in the tile's first column."""
-    _check_blocks(input_tensor, program_config)
-    shape = (*input_tensor.shape[:-1], TILE)
-    memory = memory_config or input_tensor.memory_config()
-    if input_tensor.is_sharded():
-        first = CoreRangeSet([CoreRange(CoreCoord(0, 0), CoreCoord(0, 0))])
-        shard = ShardSpec(first, (input_tensor.memory_config().shard_spec.shape[0], TILE))
-        memory = MemoryConfig(memory.memory_layout, memory.buffer_type, shard)
+    x = input_tensor
+    require(residual_input_tensor is None, "a residual is not emulated")
+    check_stats(x, compute_kernel_config, program_config)
 
-    def compute(x: torch.Tensor) -> torch.Tensor:
-        sums = x.float().square().sum(-1, keepdim=True)
+    def compute(data: torch.Tensor) -> torch.Tensor:
+        wide = data.float()
+        sums = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         return torch.nn.functional.pad(sums, (0, TILE - 1))
 
     return launch(
         "rms_norm_pre_all_gather",
-        [input_tensor],
-        [Out(shape, dtype, input_tensor.layout, memory)],
+        [x],
+        [Out((*x.dims[:-1], TILE), dtype, x.layout, stats_memory(x, memory_config))],
         compute,
         attributes={
             "program_config": program_config,
@@ -143,27 +125,23 @@ def rms_norm_post_all_gather(
     program_config: Any = None,
     dtype: DataType | None = None,
 ) -> Tensor:
-    """Apply the norm with every chip's sums of squares side by side in `stats`."""
-    _check_weight(input_tensor, weight)
-    _check_blocks(input_tensor, program_config)
-    chips = stats.shape[-1] // TILE
-    width = input_tensor.shape[-1] * chips
+    """The norm by every chip's sums of squares, side by side in `stats`."""
+    x = input_tensor
+    require(bias is None, "a bias is not emulated")
+    check_input(x)
+    check_weight(x, weight)
+    check_shards(x, program_config, stats)
+    by = Weight(x, weight)
+    share = TILE / (x.dims[-1] * stats.padded_shape[-1])
 
-    def compute(x: torch.Tensor, sums: torch.Tensor, *w: torch.Tensor) -> torch.Tensor:
-        total = sums[..., ::TILE].float().sum(-1, keepdim=True)
-        return _scaled(x, (total / width + epsilon).rsqrt_(), w[0] if w else None)
+    def compute(data: torch.Tensor, sums: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
+        return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
 
     return launch(
         "rms_norm_post_all_gather",
-        [input_tensor, stats] if weight is None else [input_tensor, stats, weight],
-        [
-            Out(
-                tuple(input_tensor.shape),
-                dtype or input_tensor.dtype,
-                input_tensor.layout,
-                memory_config or input_tensor.memory_config(),
-            )
-        ],
+        [x, stats, *by.operands],
+        [Out(x.dims, dtype or x.dtype, x.layout, output_memory(x, memory_config))],
         compute,
         attributes={
             "epsilon": epsilon,

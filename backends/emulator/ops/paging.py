@@ -1,114 +1,127 @@
-"""Where a decode step reads and writes its cache: worked out once, used by every layer.
+"""Where users' positions lie in a cache, for all chips at once.
 
-Positions and page tables are tensors that change between steps, in place or by replacement, while
-all layers of a step see the same ones. An index therefore remembers the exact tensors (and their
-versions) it was made from.
+Each chip of a mesh may have its own positions and pages (columns of a 2D mesh hold different
+users), or share them: integers [r, c, ...] with mesh dims of 1 or the mesh's size. A cache
+[r, c, blocks, K, size, W] is addressed flat, so one torch call serves every chip. Dense caches are
+those whose block is the user and whose block size is the whole length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from backends.emulator.remember import remember_last
 
-def chips(*tensors: torch.Tensor) -> Iterator[tuple[slice, slice, list[torch.Tensor]]]:
-    """Parts of the mesh whose integers (positions, pages) agree, and those integers.
+Mesh = tuple[int, ...]
 
-    Chips of a line share them; on a 2D mesh each column has its own users.
+
+def writable(cache: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """The cache itself if it is laid out plainly with room for every chip; else a copy that is."""
+    rows, cols, *rest = cache.shape
+    for other in others:
+        shape = other.shape
+        rows, cols = max(rows, shape[0]), max(cols, shape[1])
+    if (rows, cols) != cache.shape[:2]:
+        cache = cache.expand(rows, cols, *rest)
+    return cache.contiguous()
+
+
+def _first_blocks(mesh: Mesh, blocks: int, device: torch.device) -> torch.Tensor:
+    """Flat number [r, c, 1] of each chip's first block."""
+    rows, cols = mesh
+    return torch.arange(0, rows * cols * blocks, blocks, device=device).view(rows, cols, 1)
+
+
+def _entries(table: torch.Tensor, at: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """Page-table entries [r, c, B, n] of a table [r, c, B, P] at places [r, c, B, n]."""
+    table = table.expand(*mesh, *table.shape[2:])
+    return table.gather(3, at.expand(*mesh, *at.shape[2:])).long()
+
+
+def _positions(where: torch.Tensor, mesh: Mesh) -> torch.Tensor:
+    """[r, c, B] of positions in any shape per chip."""
+    where = where.flatten(2).long()
+    return where.expand(*mesh, -1)
+
+
+@remember_last
+def written_rows(
+    *where: torch.Tensor, mesh: Mesh, blocks: int, heads: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Flat rows (of a cache seen as [-1, W]) that take one new position of each active user.
+
+    `where` is positions, and a page table where there is one. Also returned: which of all users
+    (r, c, B flattened) are written; None if all are.
     """
-    rows = max(tensor.shape[0] for tensor in tensors)
-    cols = max(tensor.shape[1] for tensor in tensors)
-    for r in range(rows):
-        for c in range(cols):
-            own = [t[min(r, t.shape[0] - 1), min(c, t.shape[1] - 1)] for t in tensors]
-            yield (
-                slice(None) if rows == 1 else slice(r, r + 1),
-                slice(None) if cols == 1 else slice(c, c + 1),
-                own,
-            )
+    positions = _positions(where[0], mesh)
+    active = positions >= 0
+    place = positions.clamp(min=0)
+    if len(where) > 1:
+        own = _entries(where[1], (place // size)[..., None], mesh).squeeze(-1)
+        active &= own >= 0
+        place = place % size
+    else:
+        own = torch.arange(positions.shape[2], device=positions.device).expand_as(positions)
+    first = (own + _first_blocks(mesh, blocks, positions.device)) * heads
+    head = torch.arange(heads, device=positions.device)
+    rows = (first[..., None] + head) * size + place[..., None]  # [r, c, B, K]
+    if bool(active.all()):
+        return rows.reshape(-1), None
+    return rows[active].reshape(-1), active.reshape(-1).nonzero().squeeze(-1)
 
 
-def part(x: torch.Tensor, rows: slice, cols: slice) -> torch.Tensor:
-    """The chips' part of mesh-batched data, replicated data being everybody's."""
-    x = x if x.shape[0] == 1 else x[rows]
-    return x if x.shape[1] == 1 else x[:, cols]
+def flat_blocks(
+    table: torch.Tensor, users: torch.Tensor, *, mesh: Mesh, blocks: int, count: int
+) -> torch.Tensor:
+    """Flat numbers [r, c, n, count] of the first pages of users [r, c, n]; below zero: no page."""
+    table = table[..., :count].expand(*mesh, -1, -1)
+    rows = users.flatten(2).long().expand(*mesh, -1)[..., None].expand(*mesh, -1, table.shape[3])
+    pages = table.gather(2, rows).long()
+    first = _first_blocks(mesh, blocks, table.device)[..., None]
+    return torch.where(pages < 0, -1, pages + first)
 
 
-@dataclass
-class StepIndex:
-    """One part of the mesh in one step; `size` is a page's positions (a row's, when dense)."""
+@dataclass(frozen=True)
+class Reach:
+    """What the users of one decode step see of a cache; U = users of all chips, r c B flattened."""
 
-    rows: slice
-    cols: slice
-    positions: torch.Tensor  # int64 [B], -1 when idle
-    table: torch.Tensor | None  # int64 [B, pages]
-    size: int
-    users: torch.Tensor | None = None  # the users that write; None: all of them
-    blocks: torch.Tensor = field(init=False)
-    offsets: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        users = (self.positions >= 0).nonzero().squeeze(-1)
-        at = self.positions[users]
-        if self.table is None:
-            self.blocks, self.offsets = users, at
-        else:
-            self.blocks = self.table[users, at // self.size]
-            self.offsets = at % self.size
-            kept = self.blocks >= 0
-            users, self.blocks, self.offsets = users[kept], self.blocks[kept], self.offsets[kept]
-        self.idle = bool((self.positions < 0).any())
-        self.furthest = max(int(self.positions.max()) + 1, 1)
-        self.users = users if len(users) < len(self.positions) else None
-        self._kept: dict[tuple[str, int | None], torch.Tensor] = {}
-
-    def cache_rows(self, heads: int) -> torch.Tensor:
-        """Rows of the cache seen as [blocks * heads * size, W], for every user and head."""
-        key = ("rows", heads)
-        if key not in self._kept:
-            heads_at = torch.arange(heads, device=self.blocks.device)
-            rows = (self.blocks[:, None] * heads + heads_at) * self.size + self.offsets[:, None]
-            self._kept[key] = rows.reshape(-1)
-        return self._kept[key]
-
-    @property
-    def pages(self) -> torch.Tensor:
-        """Pages of every user up to the furthest position, [B * pages]."""
-        assert self.table is not None
-        key = ("pages", None)
-        if key not in self._kept:
-            count = -(-self.furthest // self.size)
-            self._kept[key] = self.table[:, :count].clamp(min=0).reshape(-1)
-        return self._kept[key]
-
-    def mask(self, total: int, window: int | None) -> torch.Tensor:
-        """0 where a user's query sees a position, -inf elsewhere, [B, 1, 1, total]."""
-        key = (f"mask {total}", window)
-        if key not in self._kept:
-            places = torch.arange(total, device=self.positions.device)
-            seen = places <= self.positions[:, None]
-            if window is not None:
-                seen &= places > self.positions[:, None] - window
-            mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self._kept[key] = mask[:, None, None]
-        return self._kept[key]
+    rows: torch.Tensor | None  # [U, K, pages] flat (block, head) pairs; None: the cache is dense
+    length: int  # positions looked at, from the first
+    hidden: torch.Tensor  # [U, 1, length] added to scores: 0 where a user looks, else -inf
+    idle: torch.Tensor | None  # [U, 1, 1] users that look nowhere; None if there are none
 
 
-_last: dict[str, object] = {}
-
-
-def step_index(size: int, positions: torch.Tensor, *tables: torch.Tensor) -> list[StepIndex]:
-    """The parts of the mesh for these positions and page tables [r, c, ...]."""
-    sources = (positions, *tables)
-    made_from = (size, *((id(t), t._version) for t in sources))
-    if _last.get("made_from") == made_from:
-        return _last["parts"]  # type: ignore[return-value]
-    parts = [
-        StepIndex(rows, cols, own[0].reshape(-1).long(), own[1].long() if tables else None, size)
-        for rows, cols, own in chips(*sources)
-    ]
-    # holding the sources keeps their ids from being reused
-    _last.update(made_from=made_from, parts=parts, sources=sources)
-    return parts
+@remember_last
+def reach(
+    *where: torch.Tensor,
+    mesh: Mesh,
+    blocks: int,
+    heads: int,
+    size: int,
+    window: int | None,
+) -> Reach:
+    """What users at positions (and with pages) `where` see; -1 is an idle user."""
+    positions = _positions(where[0], mesh)
+    length = max(int(positions.max()) + 1, 1)
+    rows = None
+    if len(where) > 1:
+        pages = -(-length // size)
+        length = pages * size
+        own = where[1][..., :pages].long().clamp(min=0).expand(*mesh, -1, -1)  # [r, c, B, P]
+        first = (own + _first_blocks(mesh, blocks, own.device)[..., None]) * heads
+        head = torch.arange(heads, device=own.device)[:, None]
+        rows = (first[..., None, :] + head).flatten(0, 2)
+    keys = torch.arange(length, device=positions.device)
+    at = positions.reshape(-1, 1, 1)
+    unseen = keys > at
+    if window is not None:
+        unseen |= keys <= at - window
+    idle = at < 0
+    if bool(idle.any()):
+        unseen &= ~idle  # an empty row of scores would give NaN; the result is cleared instead
+    else:
+        idle = None
+    hidden = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, -torch.inf)
+    return Reach(rows, length, hidden, idle)

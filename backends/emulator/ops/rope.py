@@ -1,0 +1,127 @@
+"""Rotary position embedding: x cos + (x trans) sin, the transformation on every 32 columns alike.
+
+The usual transformation maps neighbours (a, b) to (-b, a); with one angle per pair that is a
+product of complex numbers, which is what is computed then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.remember import remember_last
+from backends.emulator.tensor import Tensor
+from backends.emulator.types import TILE, DataType, Layout, MemoryConfig, TensorMemoryLayout
+
+_NAMES = ("input", "cos", "sin", "transformation matrix")
+
+
+def _check(operands: list[Tensor], memory: MemoryConfig, *, decode: bool) -> None:
+    x, cos, sin, turn = operands
+    for name, tensor in zip(_NAMES, operands, strict=True):
+        require(tensor.layout is Layout.TILE, f"{name} tensor to rotary embedding must be tilized")
+    require(x.dims[-1] <= 256, "Head dim must be less than 256")
+    require(
+        all(tensor.dtype is DataType.BFLOAT16 for tensor in operands),
+        "All input tensors must have dtype = bfloat16",
+    )
+    layouts = [tensor.memory_config().memory_layout for tensor in operands]
+    require(
+        layouts[0] is memory.memory_layout,
+        "Input tensor and output tensor must have same memory layout",
+    )
+    if decode:
+        names = ("Sharded inputs", "cos tensor", "sin tensor", "transformation matrix")
+        for name, layout in zip(names, layouts, strict=True):
+            require(
+                layout is TensorMemoryLayout.HEIGHT_SHARDED,
+                f"{name} for RoPE must be HEIGHT_SHARDED.",
+            )
+        require(
+            cos.dims[1] == sin.dims[1] == x.dims[1],
+            "Cos and Sin must have the same batch size as the input",
+        )
+    else:
+        require(
+            cos.dims[0] == 1 and cos.dims[-1] == x.dims[-1] and cos.dims[1] in (1, x.dims[1]),
+            f"Cos dims must match input dims: cos.shape = {cos.shape}, head_dim = {x.dims[-1]}",
+        )
+        require(
+            cos.dims[2] >= x.dims[2],  # silicon would read past the end of the table
+            f"Cos and Sin hold {cos.dims[2]} positions, the input has {x.dims[2]}",
+        )
+        require(
+            turn.dims[-2] == TILE, "Transformation matrix must have 3rd dim equal to TILE_HEIGHT"
+        )
+    require(turn.dims[-1] == TILE, "Transformation matrix must have 4th dim equal to TILE_WIDTH")
+
+
+@remember_last
+def _neighbours(turn: torch.Tensor) -> bool:
+    """Whether the transformation is the usual one, on every chip and core."""
+    wanted = torch.zeros(TILE, TILE, dtype=turn.dtype, device=turn.device)
+    even = torch.arange(0, TILE, 2, device=turn.device)
+    wanted[even, even + 1], wanted[even + 1, even] = 1, -1
+    return bool((turn.unflatten(-2, (-1, TILE)) == wanted).all())
+
+
+@remember_last
+def _as_complex(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
+    """cos + i sin of every pair of columns; None where the columns of a pair differ."""
+    parts = []
+    for table in (cos, sin):
+        first, second = table.unflatten(-1, (-1, 2)).unbind(-1)
+        if not torch.equal(first, second):
+            return None
+        parts.append(first.float())
+    return torch.complex(*parts)
+
+
+@op("experimental.rotary_embedding_llama")
+def rotary_embedding_llama(
+    input_tensor: Tensor,
+    cos_cache: Tensor,
+    sin_cache: Tensor,
+    trans_mat: Tensor,
+    *,
+    is_decode_mode: bool = False,
+    memory_config: MemoryConfig | None = None,
+    compute_kernel_config: Any = None,
+) -> Tensor:
+    """[N, H, S, W] by tables [1, 1 or H, S or more, W]; decode: [1, B, H, W] by [1, B, 1, W]."""
+    operands = [input_tensor, cos_cache, sin_cache, trans_mat]
+    memory = memory_config or input_tensor.memory_config()
+    _check(operands, memory, decode=is_decode_mode)
+    # a decode table's rows beyond the first are padding
+    rows = 1 if is_decode_mode else input_tensor.dims[2]
+
+    def compute(
+        x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
+    ) -> torch.Tensor:
+        wide = x.float()
+        angle = _as_complex(cos, sin) if _neighbours(turn) else None
+        if angle is not None:
+            pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+            return torch.view_as_real(pairs * angle[..., :rows, :]).flatten(-2)
+        return _by_matrix(wide, cos[..., :rows, :], sin[..., :rows, :], turn)
+
+    return launch(
+        "experimental.rotary_embedding_llama",
+        operands,
+        [Out(input_tensor.dims, input_tensor.dtype, Layout.TILE, memory)],
+        compute,
+        attributes={"is_decode_mode": is_decode_mode},
+    )
+
+
+def _by_matrix(
+    wide: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
+) -> torch.Tensor:
+    """Any transformation: the first core's, as in prefill there is only one."""
+    width = wide.shape[-1]
+    padded = torch.nn.functional.pad(wide, (0, -width % TILE))
+    matrix = turn[:, :, :1, :1, :TILE, :].float().unsqueeze(2)
+    turned = padded.unflatten(-1, (-1, TILE)) @ matrix
+    return (wide * cos).addcmul_(turned.flatten(-2)[..., :width], sin.float())
