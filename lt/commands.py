@@ -15,10 +15,10 @@ from pathlib import Path
 from backends.device_specs import SPECS
 from models.precision import compared_settings
 from models.registry import DEFAULT_MODEL, load_config, model_names
-from runtime.teacher_forcing import REFERENCES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATIONS = ROOT / "tests" / "configurations"
+REFERENCES = ROOT / "tests" / "references"  # of runtime/teacher_forcing.py, which loads torch
 DEMO = ("-m", "pytest", "-q", "demo/simple_text_demo.py")
 FORCED_TOKENS = 512
 

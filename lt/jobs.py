@@ -23,7 +23,7 @@ from lt import results
 from lt.commands import ROOT, Plan
 from lt.results import Result
 
-FOLDER = Path("generated/lt")
+FOLDER = ROOT / "generated" / "lt"
 GRACE_S = 5.0  # between asking a process group to end and killing it
 POLL_S = 0.1
 

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lt.commands import Plan
-from perf.record import RECORDS
+from lt.commands import ROOT, Plan
+from perf.record import RECORDS as RECORDED
 
+RECORDS = ROOT / RECORDED  # jobs run in ROOT, wherever lt was started
 # The last of these that a log holds says what its job is doing.
 PHASES = (
     ("loading layers", "Loading weights"),
