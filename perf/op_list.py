@@ -113,10 +113,7 @@ def _record_layer(
     job: Job, config: Any, precision: Any, shape: tuple[int, int], index: int, max_seq_len: int
 ) -> RunOps:
     """Op lists of a model that has only the layer `index`."""
-    import torch
-
     from backends.emulator.device import MeshDevice
-    from backends.op_record import record_ops
     from models.collectives import Links
     from models.footprint import check_fits, footprint, max_prefill_chunk
     from models.kv_cache import CacheConfig
@@ -124,7 +121,6 @@ def _record_layer(
     from models.transformer import ModelOptions, Transformer
     from perf.shapes import ShapeCheckpoint
     from runtime.engine import Engine
-    from runtime.sampling import GREEDY, device_sampling
 
     users, pages = job.batch_size, _round_up(max_seq_len, BLOCK) // BLOCK
     used = _round_up(min(job.prefill_len + job.generated, max_seq_len), BLOCK) // BLOCK
@@ -156,6 +152,19 @@ def _record_layer(
         enable_trace=False,
         batched_prefill=job.batched_prefill,
     )
+    found = _record_passes(engine, job, users, pages)
+    engine.close()
+    return replace(found, mesh_shape=shape)
+
+
+def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
+    """Op lists of one prefill and one decode step of an engine."""
+    import torch
+
+    from backends.op_record import record_ops
+    from runtime.sampling import GREEDY, device_sampling
+
+    max_seq_len = engine.max_seq_len
     table = torch.zeros(users, pages, dtype=torch.int32)
     together = users if job.batched_prefill else 1  # else all users run the same ops in turn
     with record_ops() as prefill:
@@ -170,13 +179,12 @@ def _record_layer(
             page_table=table,
             sampling=sampling,
         )
-    engine.close()
-    rows = model.batch if sampling is None else 0
+    rows = engine.model.batch if sampling is None else 0
     return RunOps(
         decode=OpList.of_records(decode, rows * out.shape[-1] if out.dim() > 1 else 0),
-        prefill=OpList.of_records(prefill, config.vocab_size * together),
+        prefill=OpList.of_records(prefill, engine.vocab_size * together),
         prefill_users=together,
-        mesh_shape=shape,
+        mesh_shape=(1, 1),
     )
 
 

@@ -101,7 +101,8 @@ def test_a_job_ends_with_the_children_it_left(queue: JobQueue) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_no_process(number: int, tmp_path: Path) -> None:
     code = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from pathlib import Path
 from lt.commands import Plan
 from lt.headless import open_queue

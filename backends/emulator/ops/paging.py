@@ -122,6 +122,6 @@ def reach(
     if bool(idle.any()):
         unseen &= ~idle  # an empty row of scores would give NaN; the result is cleared instead
     else:
-        idle = None
+        idle = None  # type: ignore[assignment]
     hidden = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, -torch.inf)
     return Reach(rows, length, hidden, idle)
