@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from models.sharding import Sharding
+from models.sharding import TILE, Sharding
 
 CANDIDATES = 32
 MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; they are halved first
@@ -35,10 +35,12 @@ class Sampler:
         self.axis = sharding.mesh_axes["vocab"]
         self.ways = sharding.ways("vocab")
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
-        parts = -(-local // MOST_COLUMNS)
-        while local % (parts * CANDIDATES):
-            parts += 1
-        self.bounds = [(i * local // parts, (i + 1) * local // parts) for i in range(parts)]
+        parts = 1  # the draw takes a power of two of candidate tiles
+        while parts * MOST_COLUMNS < local:
+            parts *= 2
+        tiles = local // TILE
+        bounds = [tiles * i // parts * TILE for i in range(parts + 1)]
+        self.bounds = list(zip(bounds[:-1], bounds[1:], strict=True))
         starts = [chip * local + first for chip in range(self.ways) for first, _ in self.bounds]
         offsets = torch.tensor(starts, dtype=torch.int32).repeat_interleave(CANDIDATES)
         dims: list[int | None] = [None, None]
