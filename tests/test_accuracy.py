@@ -50,18 +50,18 @@ def _forced(optimizations: str) -> TokenAccuracy:
     return found
 
 
-def test_performance_settings_choose_as_recorded() -> None:
-    expected = accuracy_target(_checkpoint().config.name, "N150", "performance")
-    found = _forced("performance")
+@pytest.mark.full  # the order of sums, which the fastest kernel decides, moves a few near-ties
+@pytest.mark.parametrize("optimizations", ["performance", BF16], ids=["performance", "bf16"])
+def test_settings_choose_as_recorded(optimizations: str) -> None:
+    expected = accuracy_target(_checkpoint().config.name, "N150", optimizations)
+    found = _forced(optimizations)
     assert found.num_tokens == 512
     assert found.top1 == pytest.approx(expected.top1, abs=TOLERANCE)
     assert found.top5 == pytest.approx(expected.top5, abs=TOLERANCE)
 
 
 def test_bfloat16_differs_from_hf_only_where_rounding_may_choose() -> None:
-    expected = accuracy_target(_checkpoint().config.name, "N150", BF16)
     found, reference = _forced(BF16), find_reference(_checkpoint())
-    assert found.top1 == pytest.approx(expected.top1, abs=TOLERANCE)
     assert found.top5 == 100
     rows = zip(found.chosen, reference.top5, reference.margins, strict=True)
     wrong = [margin for token, best, margin in rows if token != best[0]]
