@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.launch import Out, launch, memory_or_default, op, require
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.types import DataType, Layout, MemoryConfig
 
 
 @op("embedding")
@@ -49,7 +49,7 @@ def embedding(
         shape,
         dtype or table.dtype,
         layout or Layout.ROW_MAJOR,
-        memory_config or DRAM_MEMORY_CONFIG,
+        memory_or_default(memory_config, ids),
     )
     read = count * table.dims[-1] * 2  # bytes
     return launch("embedding", [ids, table], [out], compute, dram_bytes=2 * read)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.launch import Out, launch, memory_or_default, op, require
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import (
-    DRAM_MEMORY_CONFIG,
     TILE,
     DataType,
     Layout,
@@ -48,7 +47,7 @@ def nlp_create_qkv_heads(
     shapes = [(users, count, length, head) for count in counts]
     if transpose_k_heads:
         shapes[1] = (users, kv_heads, head, length)
-    memory = memory_config or DRAM_MEMORY_CONFIG
+    memory = memory_or_default(memory_config, input)
 
     def compute(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         parts = x.squeeze(3).split([count * head for count in counts], dim=-1)
@@ -73,7 +72,7 @@ def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None
     """[N, H, S, W] to [N, 1, S, H W]."""
     _check_whole(input_tensor)
     users, heads, length, head = input_tensor.dims
-    memory = memory_config or input_tensor.memory_config()
+    memory = memory_or_default(memory_config, input_tensor)
     return launch(
         "experimental.nlp_concat_heads",
         [input_tensor],

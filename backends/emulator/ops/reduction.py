@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.launch import Out, launch, memory_or_default, op, require
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.types import DataType, Layout, MemoryConfig
 
 _MOST_SHORT = 65_536  # columns that a 16-bit index can count
 
@@ -38,7 +38,7 @@ def argmax(
         wide = data.float() if data.dtype is torch.bfloat16 else data  # seven times as fast
         return wide.argmax(dim + 2, keepdim=keepdim)
 
-    out = Out(shape, DataType.UINT32, Layout.ROW_MAJOR, memory_config or DRAM_MEMORY_CONFIG)
+    out = Out(shape, DataType.UINT32, Layout.ROW_MAJOR, memory_or_default(memory_config, x))
     return launch("argmax", [x], [out], compute, attributes={"dim": dim})
 
 
@@ -67,7 +67,7 @@ def topk(
         k <= width, f"K cannot be larger than the dimension size! K={k}, dimension size={width}"
     )
     shape = (*x.dims[:-1], k)
-    memory = memory_config or x.memory_config()
+    memory = memory_or_default(memory_config, x)
     short = width <= _MOST_SHORT and x.dtype is not DataType.FLOAT32
     return launch(
         "topk",

@@ -1,0 +1,105 @@
+"""Collectives on 2D meshes and lines: goldens, chips that share values, roundings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from backends.mesh import open_mesh
+from backends.op_record import record_ops
+from tests.ops.emulated import ROUNDED, get, put, ttnn
+from tests.ops.golden_cases import operand
+from tests.ops.model_golden_cases import ALONG, MESH, operands
+from tests.ops.wheel_model_ops import answers
+
+CHIPS = operands()["chips"]  # [rows, columns, 1, 1, 32, 64]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Any]:
+    with open_mesh("T3K_2x4") as device:
+        assert tuple(device.shape) == MESH
+        yield device
+
+
+def apart(mesh: Any) -> Any:
+    """A tensor with values of its own on every chip."""
+    whole = torch.cat([torch.cat(list(row), dim=1) for row in CHIPS], dim=0)
+    return put(mesh, whole, dims=(0, 1))
+
+
+def together(out: Any, axis: int | None, name: str) -> torch.Tensor:
+    """Chips' parts as the golden functions put them together."""
+    rows, cols = MESH
+    dims: list[int | None] = [0, 1]
+    for one in (0, 1) if axis is None else (axis,):
+        dims[one] = {"reduce_scatter": 3, "all_reduce": None, "all_gather": dims[one]}[name]
+    parts = [[get(out, (r, c)) for c in range(cols)] for r in range(rows)]
+    lines = [row[0] if dims[1] is None else torch.cat(row, dims[1]) for row in parts]
+    return lines[0] if dims[0] is None else torch.cat(lines, dims[0])
+
+
+@pytest.mark.parametrize("axis", ALONG)
+@pytest.mark.parametrize("name", ["all_gather", "reduce_scatter", "all_reduce"])
+def test_values_equal_the_wheels_golden_functions(mesh: Any, name: str, axis: int | None) -> None:
+    if name == "all_gather" and axis is None:
+        with pytest.raises(RuntimeError, match="requires cluster_axis"):
+            ttnn.all_gather(apart(mesh), 3)
+        return
+    given = {} if name == "all_reduce" else {"dim": 3}
+    out = getattr(ttnn, name)(apart(mesh), cluster_axis=axis, **given)
+    wanted = answers()["goldens"][f"{name} along {axis}"]
+    torch.testing.assert_close(together(out, axis, name), wanted, **ROUNDED)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_chips_that_share_values_count_each(mesh: Any, axis: int) -> None:
+    values = operand(1, 1, 32, 64, seed=1)
+    x, count = put(mesh, values), MESH[axis]
+    gathered = get(ttnn.all_gather(x, 2, cluster_axis=axis))
+    assert torch.equal(gathered, torch.cat([values] * count, dim=2))
+    summed = ttnn.all_reduce(x, cluster_axis=axis)
+    assert torch.equal(get(summed), values * count)
+    for chip in range(count):
+        at = (chip, 0) if axis == 0 else (0, chip)
+        own = get(ttnn.reduce_scatter(x, 3, cluster_axis=axis), at)
+        assert torch.equal(own, (values * count).chunk(count, dim=3)[chip])
+
+
+@pytest.mark.parametrize("axis", ALONG)
+def test_a_part_is_the_chips_own_slice(mesh: Any, axis: int | None) -> None:
+    shared = put(mesh, operand(1, 1, 32, 256, seed=2))
+    both = ttnn.mesh_partition(shared, 3, axis)
+    own = ttnn.mesh_partition(apart(mesh), 3, axis)
+    for r in range(MESH[0]):
+        for c in range(MESH[1]):
+            index = {None: r * MESH[1] + c, 0: r, 1: c}[axis]
+            count = {None: 8, 0: 2, 1: 4}[axis]
+            assert torch.equal(get(both, (r, c)), get(shared).chunk(count, 3)[index])
+            assert torch.equal(get(own, (r, c)), CHIPS[r, c].chunk(count, 3)[index])
+
+
+def test_gathering_parts_gives_the_whole(mesh: Any) -> None:
+    x = put(mesh, operand(1, 1, 32, 256, seed=3))
+    parts = ttnn.mesh_partition(x, -1, 1)
+    assert torch.equal(get(ttnn.all_gather(parts, -1, cluster_axis=1)), get(x))
+
+
+def test_sums_are_rounded_once(mesh: Any) -> None:
+    """1 + 3 * 2^-8 survives in float32, each partial sum in bfloat16 would lose it."""
+    values = torch.full((1, 1, 32, 128), 2.0**-8)
+    values[..., :32] = 1
+    out = ttnn.all_reduce(put(mesh, values, dims=(None, 3)), cluster_axis=1)
+    assert get(out).unique().tolist() == [1 + 2**-6]  # 1.01171875, to bfloat16's nearest
+
+
+def test_results_keep_the_format_and_bytes_on_links_are_counted() -> None:
+    with open_mesh("T3K") as line, record_ops() as records:
+        x = put(line, operand(1, 1, 32, 512, seed=4), ttnn.bfloat8_b, dims=(None, 3))
+        assert ttnn.all_gather(x, 3).dtype is ttnn.bfloat8_b
+        ttnn.all_gather(x, 3, topology=ttnn.Topology.Ring)
+    part = 2 * 1088  # two bfloat8_b tiles
+    assert [r.cost.link_bytes for r in records if r.cost] == [7 * part, 4 * part]
