@@ -36,6 +36,12 @@ class ShapeTensor:
     def __mul__(self, other: object) -> ShapeTensor:
         return self
 
+    def new_zeros(self, shape: Sequence[int], **options: object) -> ShapeTensor:
+        return ShapeTensor(shape)
+
+    def __setitem__(self, index: object, values: object) -> None:
+        """Numbers are not kept."""
+
     def reshape(self, *shape: int) -> ShapeTensor:
         """As torch's, one size may be -1."""
         known = math.prod(n for n in shape if n != -1)
