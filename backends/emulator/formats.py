@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from backends.emulator import native
 from backends.emulator.types import DataType
 
 _Rounding = Callable[[torch.Tensor, int], torch.Tensor]
@@ -53,6 +54,8 @@ def _by_row(x: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> tor
         padded = F.pad(x.reshape(*x.shape[:-1], width), (0, -width % BLOCK))
         return _by_row(padded, mantissa_bits, round_blocks)[..., :width].reshape(x.shape)
     blocks = x.contiguous().view(-1, BLOCK)
+    if round_blocks is _round and native.can_run(blocks):
+        return native.round_blocks(blocks, mantissa_bits).view(x.shape)
     if blocks.numel() <= _PIECE or x.is_cuda:
         return round_blocks(blocks, mantissa_bits).view(x.shape)
     return _by_piece(blocks, mantissa_bits, round_blocks).view(x.shape)

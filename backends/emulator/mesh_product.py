@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from backends.emulator.fidelity import cut
-from backends.emulator.kernels import Product, Weight
+from backends.emulator.kernels import Product, Weight, is_fixed
 from backends.emulator.tensor import Tensor
 
 
@@ -22,7 +22,7 @@ def constant_product(
     if forms.get("source") is not data:  # first use, or new values
         forms.clear()
         forms["source"] = data
-    key = (x.shape, x.dtype, transposed, bits, narrow)
+    key = (x.shape, x.dtype, transposed, bits, narrow, is_fixed())
     run = forms.get(key)
     if run is None:
         weight = forms.get((transposed, bits))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from backends.emulator import native
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.ops.norm_specs import (
     check_input,
@@ -28,16 +29,25 @@ class Weight:
         self.source: torch.Tensor | None = None
         self.row = torch.empty(0)
 
+    def shared(self, weights: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+        """The one row that scales all chips' columns; None: there is none."""
+        if not weights:
+            return None
+        self._read(weights[0])
+        return self.row.view(-1) if self.row.numel() == self.width else self.row
+
     def scale(self, out: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """`out` times the weight, in place; the weight is [..., D / 32, 32] or [..., rows, D]."""
         if not weights:
             return out
-        (data,) = weights
+        self._read(weights[0])
+        return out.mul_(self.row)
+
+    def _read(self, data: torch.Tensor) -> None:
         if data is not self.source:
             row = data.float().flatten(2)[..., : self.width]
             self.row = row.view(*row.shape[:2], *(1,) * (self.rank - 1), self.width)
             self.source = data
-        return out.mul_(self.row)
 
 
 @op("rms_norm")
@@ -60,8 +70,12 @@ def rms_norm(
     check_shards(x, program_config)
     by = Weight(x, weight)
     share = 1 / x.dims[-1]
+    is_plain = x.dtype is DataType.BFLOAT16 and x.dims[-1] % native.LANES == 0
 
     def compute(data: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        row = by.shared(weights)
+        if is_plain and (row is None or row.dim() == 1) and native.can_run(data):
+            return native.rms_norm(data, row, epsilon)
         wide = data.to(torch.float32, copy=True)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = length.square_().mul_(share).add_(epsilon).rsqrt_()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from backends.emulator import native
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.remember import remember_last
 from backends.emulator.tensor import Tensor
@@ -100,6 +101,10 @@ def rotary_embedding_llama(
     def compute(
         x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
     ) -> torch.Tensor:
+        if _neighbours(turn) and native.can_run(cos, sin):
+            turned = native.rotate(x.contiguous(), cos, sin, rows)
+            if turned is not None:
+                return turned
         wide = x.float()
         angle = _as_complex(cos, sin) if _neighbours(turn) else None
         if angle is not None:

@@ -1,0 +1,147 @@
+"""The C loops of native.c, compiled at their first use and kept beside Python's own bytecode.
+
+Without a C compiler `library()` is None and the torch code of the callers does the same, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_SOURCE = Path(__file__).with_name("native.c")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_COMPILE_S = 60
+LANES = 16  # the loops take widths that are a multiple of this
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None where there is no compiler, or it fails."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    key = "\0".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor()))
+    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    for folder in (_SOURCE.parent / "__pycache__", None):
+        try:
+            if folder is None:  # a read-only installation: for this process alone
+                with tempfile.TemporaryDirectory() as own:
+                    return _build(compiler, Path(own) / name)
+            folder.mkdir(exist_ok=True)
+            return _build(compiler, folder / name)
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return None
+
+
+def _build(compiler: str, path: Path) -> ctypes.CDLL:
+    """Compile unless done before; complete or not there, also for two processes at once."""
+    if not path.exists():
+        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(handle)
+        try:
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", unfinished, "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
+            os.replace(unfinished, path)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    return ctypes.CDLL(str(path))
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _call(name: str, *arguments: torch.Tensor | int | float | None) -> None:
+    converted = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, torch.Tensor)
+        else ctypes.c_void_p(None)
+        if value is None
+        else ctypes.c_float(value)
+        if isinstance(value, float)
+        else ctypes.c_int64(value)
+        for value in arguments
+    ]
+    getattr(library(), name)(*converted)
+
+
+def can_run(*operands: torch.Tensor) -> bool:
+    """Whether these tensors, in the types that the function takes, can be handed to C."""
+    return library() is not None and all(
+        tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in operands
+    )
+
+
+def round_blocks(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Blocks [N, 16] of bfloat16 or float32 rounded to so many bits, bfloat16."""
+    out = torch.empty(blocks.shape, dtype=torch.bfloat16)
+    name = "round_bfloat16" if blocks.dtype is torch.bfloat16 else "round_float32"
+    _call(name, blocks, out, blocks.shape[0], mantissa_bits)
+    return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> torch.Tensor:
+    """Rows [..., D] of bfloat16, D a multiple of 16, normalised; `weight` is float32 [D]."""
+    width = x.shape[-1]
+    out, room = torch.empty_like(x), torch.empty(width)
+    _call("rms_norm", x, weight, out, room, x.numel() // width, width, float(epsilon))
+    return out
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, table_rows: int
+) -> torch.Tensor | None:
+    """Neighbouring columns of x [..., M, W] turned by tables [..., T, W], all bfloat16.
+
+    Of the tables the first `table_rows` count: one for all of x's rows, or one for each. None
+    where tables are shared in a way that the loops do not know: one for all matrices, or for each.
+    """
+    *_, rows, width = x.shape
+    is_shared = cos.numel() == cos.shape[-2] * width
+    if not is_shared and cos.shape[:-2] != x.shape[:-2]:
+        return None
+    out = torch.empty_like(x)
+    per_matrix = 0 if is_shared else cos.shape[-2]
+    per_row = int(table_rows == rows > 1)
+    _call("rotate", x, cos, sin, out, x.numel() // (rows * width), rows, width, per_matrix, per_row)
+    return out
+
+
+def attend(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    pages: torch.Tensor,
+    hidden: torch.Tensor,
+    seen_bits: int,
+) -> torch.Tensor:
+    """Decode attention of scaled queries [U K, G, W], float32, over pages [U, K, P].
+
+    `keys` and `values` are caches [..., size, W] of bfloat16 of which `seen_bits` significant bits
+    count, `hidden` [U, 1, P size] says by -inf where a user does not look. Result as q.
+    """
+    _, group, width = q.shape
+    users, heads, count = pages.shape
+    size = keys.shape[-2]
+    out, scores, row = torch.empty_like(q), q.new_empty(group, count * size), q.new_empty(width)
+    mask = 0xFFFF & ~((1 << (8 - seen_bits)) - 1)
+    _call(
+        "attend", q, keys, values, pages, hidden, out, scores, row,
+        users, heads, group, width, count, size, mask,
+    )  # fmt: skip
+    return out
