@@ -17,7 +17,7 @@ from models.checkpoints.names import Source, to_pair_order
 from models.config import ModelConfig
 
 # Mapped files count as resident while mapped. They are let go after this many bytes were read.
-MAPPED_BYTES_LIMIT = 512 * 2**20
+MAPPED_BYTES_LIMIT = 128 * 2**20
 
 
 class FileCheckpoint:

@@ -5,22 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from backends import ttnn
-from models.weights import WeightLoader, pad_to
+from models.weights import WeightLoader
 
 
 class Embedding:
     """The table lies row-major in DRAM, each chip holding its share of the width."""
 
     def __init__(self, weights: WeightLoader) -> None:
-        sizes = weights.sharding
-
-        def table() -> Any:
-            rows = weights.checkpoint.get("embed.weight")
-            return pad_to(rows, rows.shape[0], sizes.dim)[None, None]
-
         self.table = weights.place(
             "embed",
-            table,
+            weights.table("embed.weight"),
             (None, "residual"),
             dtype=ttnn.bfloat16,
             layout=ttnn.ROW_MAJOR_LAYOUT,
