@@ -7,10 +7,11 @@ The pre-tokenizer of a GGUF is only named in it; what the names mean is llama.cp
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from runtime.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ LLAMA3_SPECIAL = (
     *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
 )
 LLAMA3_STOP = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-# Meta's directories bring no template; this is the format of their model card
+# Meta's directories bring no template; this is the format that their model card gives
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}"
     "<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
@@ -190,14 +191,26 @@ def read_gguf(path: Path, eos_ids: Iterable[int]) -> Tokenizer:
 
 
 def read_meta(directory: Path, eos_ids: Iterable[int]) -> Tokenizer:
-    """From Meta's tokenizer.model; a directory named ...-Instruct is taken for a chat model."""
+    """From Meta's tokenizer.model, which is the same file for base and instruct models.
+
+    Nothing else in a Meta directory tells them apart, and a name proves nothing. So a model that
+    knows Llama 3's header tokens is talked to in Llama 3's published format, or by a
+    chat_template.jinja beside it; `--instruct 0` continues plain text, as base models need it.
+    """
     codec = MetaCodec(directory / "tokenizer.model")
-    instruct = "instruct" in re.split(r"[^a-z0-9]+", directory.resolve().name.lower())
+    rows = _json(directory / "params.json").get("vocab_size", codec.encoding.n_vocab)
+    knows_headers = rows > codec.special["<|eot_id|>"]  # the last token of the format
+    template = _template(directory, {"chat_template": LLAMA3_TEMPLATE if knows_headers else None})
+    if template == LLAMA3_TEMPLATE:
+        logger.info(
+            f"{directory.name}: Meta's files do not tell base from instruct; prompts are wrapped "
+            "in Llama 3's chat format. For a base model use --instruct 0"
+        )
     return Tokenizer(
         codec,
         eos_ids={codec.special[name] for name in LLAMA3_STOP} | set(eos_ids),
         special_ids=codec.names,
-        chat_template=LLAMA3_TEMPLATE if instruct else None,
+        chat_template=template,
         template_names={"bos_token": "<|begin_of_text|>"},
     )
 

@@ -233,7 +233,7 @@ def write_safetensors(checkpoint: Checkpoint, directory: Path, *, shards: int = 
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         return
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = {name: tensors[name] for name in names[shard::shards]}

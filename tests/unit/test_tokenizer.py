@@ -112,12 +112,8 @@ def test_a_gguf_file_reads_as_transformers_reads_it(gguf_file: Path) -> None:
 
 
 def test_metas_vocabulary_gets_llama_3s_special_tokens(tmp_path: Path) -> None:
-    directory = tmp_path / "Llama3.1-8B-Instruct"
-    directory.mkdir()
-    pieces = [bytes([i]) for i in range(256)] + [b"th", b"the"]
-    lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate(pieces)]
-    (directory / "tokenizer.model").write_text("\n".join(lines))
-    tokenizer = load_tokenizer(directory)
+    write_tiktoken(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     begin, header, end_header, eot = 258, 264, 265, 267
     assert tokenizer.encode("the") == [begin, 257]
     chat = tokenizer.encode("the", instruct=True)
@@ -125,9 +121,27 @@ def test_metas_vocabulary_gets_llama_3s_special_tokens(tmp_path: Path) -> None:
     assert [i for i in chat if i > 257] == [begin, *[header, end_header, eot, header, end_header]]
     assert tokenizer.decode(chat) == "user\n\ntheassistant\n\n"
     assert eot in tokenizer.eos_ids
-    base = tmp_path / "Llama3.1-8B"
-    directory.rename(base)
-    assert not load_tokenizer(base).is_instruct
+
+
+def write_tiktoken(directory: Path) -> None:
+    """A tokenizer.model in Meta's format, 258 tokens."""
+    directory.mkdir(exist_ok=True)
+    pieces = [bytes([i]) for i in range(256)] + [b"th", b"the"]
+    lines = [f"{base64.b64encode(piece).decode()} {i}" for i, piece in enumerate(pieces)]
+    (directory / "tokenizer.model").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("name", ["Llama3.1-8B", "Llama3.1-8B-Instruct"])
+@pytest.mark.parametrize(("rows", "instruct"), [(258 + 256, True), (258, False)])
+def test_not_a_name_but_the_vocabulary_makes_a_meta_model_one_to_talk_to(
+    tmp_path: Path, name: str, rows: int, instruct: bool
+) -> None:
+    directory = tmp_path / name
+    write_tiktoken(directory)
+    (directory / "params.json").write_text(json.dumps({"vocab_size": rows}))
+    assert load_tokenizer(directory).is_instruct == instruct
+    (directory / "chat_template.jinja").write_text("<u>{{ messages[0].content }}")
+    assert load_tokenizer(directory).render("hi") == "<u>hi"
 
 
 @pytest.mark.parametrize("instruct", [True, False])
