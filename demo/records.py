@@ -21,8 +21,8 @@ from perf.record import (
 )
 
 if TYPE_CHECKING:
+    from demo.modelled import Modelled
     from perf.gate import Verdict
-    from perf.predict import Prediction
     from perf.targets import Target
     from runtime.teacher_forcing import TokenAccuracy
 
@@ -65,10 +65,12 @@ def figures_of(target: Target | None) -> dict[str, float] | None:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def judge(session: Session, target: Target | None, metrics: Metrics) -> Verdict | None:
-    """Hold figures measured on hardware against the published ones; others are not judged here."""
+def judge(
+    session: Session, target: Target | None, metrics: Metrics, modelled: Modelled | None
+) -> Verdict | None:
+    """Measured figures are held against published ones, modelled ones against recorded ones."""
     if provenance_of(session) != "measured":
-        return None
+        return modelled.verdict if modelled else None
     from perf.gate import check_measured
 
     return check_measured(
@@ -80,7 +82,7 @@ def save_record(
     session: Session,
     case: Case,
     metrics: Metrics,
-    prediction: Prediction | None,
+    modelled: Modelled | None,
     answers: Sequence[Sequence[int]],
     *,
     prefill_len: int,
@@ -88,9 +90,9 @@ def save_record(
 ) -> None:
     """Append the run's record, modelled figures where there are any; fail a missed gate."""
     settings = session.settings
-    figures = metrics if prediction is None else prediction
+    figures = modelled.prediction if modelled else metrics
     target = published_target(session, case, prefill_len)
-    verdict = judge(session, target, metrics)
+    verdict = judge(session, target, metrics, modelled)
     record = BenchmarkRecord(
         model=session.model.config.name,
         backend=settings.backend,
@@ -101,7 +103,7 @@ def save_record(
         prefill_len=prefill_len,
         generated_tokens=max(map(len, answers)),
         optimizations=optimizations_of(case),
-        provenance=provenance_of(session) if prediction is None else "modelled",
+        provenance="modelled" if modelled else provenance_of(session),
         ttft_ms=figures.ttft_ms,
         tokens_per_s_per_user=figures.tokens_per_s_per_user,
         tokens_per_s=figures.tokens_per_s,

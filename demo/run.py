@@ -85,19 +85,19 @@ def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: boo
         return
     length = prefill_length(job)
     metrics = measure(profiler, users=job.case.users, prefill_tokens=length)
-    prediction = modelled(session, ops, prefill_len=length)
+    found = modelled(session, ops, prefill_len=length)
     check_answers(job, session, answers)
     report.print_summary(
         title_of(job, session),
         metrics,
-        prediction,
+        found.prediction if found else None,
         [*prompt_rows(job), *timing_rows(loading, profiler)],
         measured_on=provenance_of(session),
         device=session.device,
         whole_ttft=not ttft_per_user,
     )
     tokens = answers[0].tokens
-    save_record(session, job.case, metrics, prediction, tokens, prefill_len=length)
+    save_record(session, job.case, metrics, found, tokens, prefill_len=length)
 
 
 def prefill_length(job: Job) -> int:

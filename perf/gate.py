@@ -26,7 +26,7 @@ from perf.op_cost import State, op_time
 from perf.op_list import Job, OpList, RunOps
 from perf.op_list_cache import run_ops
 from perf.op_text import text_of_run
-from perf.predict import Prediction, job_for, predict_ops, unfolded
+from perf.predict import job_for, predict_ops, unfolded
 from perf.software import OWN
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
@@ -101,13 +101,15 @@ def check_measured(
     return Verdict("raise", "; ".join(fast)) if fast else Verdict("passed")
 
 
-def check_modelled(key: str, prediction: Prediction) -> Verdict:
-    """Modelled figures of ops that ran against the recorded ones; key: "MODEL DEVICE CASE"."""
+def check_modelled(run: RunOps, job: Job) -> Verdict:
+    """Ops that ran against the prediction recorded for their configuration, at its context."""
+    shape = (job.batch_size, job.prefill_len)
+    case = next((name for name, recorded in CASES.items() if recorded == shape), "")
+    key = f"{job.model} {job.spec.name} {case}"
     kept = targets.load()["predictions"].get(key)
-    if kept is None:
+    if kept is None or (job.optimizations, job.data_parallel) != ("performance", 1):
         return Verdict("none", "no recorded prediction for this configuration")
-    empty = Entry(prediction.tokens_per_s_per_user, prediction.ttft_ms, {}, {})
-    return compare(key, kept, empty, targets.tolerances()["grown"])
+    return compare(key, kept, entry_of(run, job), targets.tolerances()["grown"])
 
 
 def op_times(ops: OpList, state: State) -> dict[str, float]:
@@ -120,13 +122,16 @@ def op_times(ops: OpList, state: State) -> dict[str, float]:
     return found
 
 
-def entry_of(run: RunOps, job: Job, prediction: Prediction) -> Entry:
-    """What is recorded of a prediction."""
+def entry_of(run: RunOps, job: Job) -> Entry:
+    """What is recorded of the op lists of a job."""
+    found = predict_ops(
+        run, job.spec, users=job.batch_size, prefill_len=job.prefill_len, context=job.context
+    )
     grid = min(run.mesh_shape) > 1
     state = State(job.spec, load_constants(), OWN, job.context, job.batch_size, grid)
     return Entry(
-        prediction.tokens_per_s_per_user,
-        prediction.ttft_ms,
+        found.tokens_per_s_per_user,
+        found.ttft_ms,
         op_times(run.decode, state),
         op_times(run.prefill, state),
     )
@@ -174,10 +179,7 @@ def predictions(
             run = run_ops(job)
         except ValueError:  # does not fit, or has too few heads
             continue
-        prediction = predict_ops(
-            run, job.spec, users=job.batch_size, prefill_len=job.prefill_len, context=job.context
-        )
-        yield key, entry_of(run, job, prediction)
+        yield key, entry_of(run, job)
 
 
 def golden_texts() -> Iterator[tuple[Path, str]]:
@@ -200,13 +202,17 @@ def golden_diffs() -> list[str]:
 
 
 def check(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> list[Verdict]:
-    """Failures among all supported configurations."""
+    """Failures among all supported configurations, those that came or went included."""
     kept, allowed = targets.load()["predictions"], targets.tolerances()["grown"]
-    verdicts = [
-        compare(key, kept[key], entry, allowed)
-        for key, entry in predictions(devices, models)
-        if key in kept
-    ]
+    found = dict(predictions(devices, models))
+    verdicts = []
+    for key, _ in jobs(devices, models):
+        if key in kept and key in found:
+            verdicts.append(compare(key, kept[key], found[key], allowed))
+        elif key in kept:
+            verdicts.append(Verdict("failed", f"{key}: ran when it was recorded, is refused now"))
+        elif key in found:
+            verdicts.append(Verdict("failed", f"{key}: runs, but was never recorded"))
     return [verdict for verdict in verdicts if verdict.failed]
 
 

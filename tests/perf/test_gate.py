@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -12,39 +13,65 @@ from backends.device_specs import SPECS
 from perf import gate, targets
 from perf.calibrate import Data, half, judge
 from perf.constants import as_json, load_constants
-from perf.op_list import CountedOp
+from perf.op_list import CountedOp, RunOps
 from perf.op_list_cache import run_ops
 from perf.op_rows import collective
-from perf.predict import job_for, predict_ops
+from perf.predict import job_for
 from perf.published_rows import FIGURES
 from perf.software import OWN
 
 MODEL, DEVICE = "Llama-3.1-8B", "N300"
 
 
-def entry(planted: bool = False) -> gate.Entry:
+def with_a_gather(run: RunOps) -> RunOps:
+    """The run with one more all-gather in every layer."""
+    op = collective("all_gather", (1, 1, 32, 4096), "bf16", chips=2)
+    extra = CountedOp(replace(op, scope="layers.0.attention"), 32)
+    return replace(run, decode=replace(run.decode, ops=(*run.decode.ops, extra)))
+
+
+def test_a_planted_all_gather_fails_every_gate_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = job_for(MODEL, SPECS[DEVICE], software=OWN)
     run = run_ops(job)
-    if planted:
-        op = collective("all_gather", (1, 1, 32, 4096), "bf16", chips=2)
-        extra = CountedOp(replace(op, scope="layers.0.attention"), 32)
-        run = replace(run, decode=replace(run.decode, ops=(*run.decode.ops, extra)))
-    found = predict_ops(run, job.spec, users=1, prefill_len=128, context=job.context)
-    return gate.entry_of(run, job, found)
-
-
-def test_a_planted_all_gather_fails_the_gate_and_is_named() -> None:
-    recorded = entry().as_json()
-    assert gate.compare("key", recorded, entry(), 0.03).status == "passed"
-    verdict = gate.compare("key", recorded, entry(planted=True), 0.03)
+    assert gate.check_modelled(run, job).status == "passed"
+    verdict = gate.check_modelled(with_a_gather(run), job)
     assert verdict.failed
-    assert "attention all_gather" in verdict.message
+    assert f"{MODEL} {DEVICE} batch-1: tokens/s/user" in verdict.message
+    assert "attention all_gather grew from" in verdict.message
+    # the command that CI runs: predictions and op lists as text both tell
+    monkeypatch.setattr(gate, "run_ops", lambda job: with_a_gather(run_ops(job)))
+    monkeypatch.setattr(gate, "GOLDEN_RUNS", ((MODEL, DEVICE),))
+    monkeypatch.setattr(gate, "check", partial(gate.check, (DEVICE,), (MODEL,)))
+    assert gate.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "attention all_gather grew from" in printed
+    assert "\n+ 32 layers.*.attention all_gather" in printed
+
+
+def test_other_configurations_are_not_held_against_a_record() -> None:
+    job = job_for(MODEL, SPECS[DEVICE], software=OWN)
+    run = with_a_gather(run_ops(job))
+    for other in (
+        replace(job, optimizations="accuracy"), replace(job, prefill_len=1024),
+        replace(job, data_parallel=2), replace(job, model="nobody"),
+    ):  # fmt: skip
+        assert gate.check_modelled(run, other).status == "none"
 
 
 def test_supported_configurations_are_as_fast_as_recorded() -> None:
     failures = gate.check(devices=("N300", "P150"), models=(MODEL, "Llama-3.2-1B"))
     assert not [verdict.message for verdict in failures]
     assert f"{MODEL} {DEVICE} batch-32" in targets.load()["predictions"]
+
+
+def test_a_configuration_that_no_longer_runs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "predictions", lambda devices, models: iter(()))
+    messages = [verdict.message for verdict in gate.check((DEVICE,), (MODEL,))]
+    assert [message.split(": ")[0] for message in messages] == [
+        f"{MODEL} {DEVICE} batch-1", f"{MODEL} {DEVICE} batch-32",
+    ]  # fmt: skip
 
 
 def test_measured_figures_fail_when_slow_and_ask_for_more_when_fast() -> None:

@@ -11,10 +11,12 @@ import torch
 from backends import silicon
 from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
 from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
+from demo.modelled import Modelled
 from demo.pcc_check import pcc
 from demo.records import figures_of, judge, published_target
 from demo.report import needles_found, users_with_garbage
 from demo.session import device_of
+from perf.gate import Verdict
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.prompts import Prompt
@@ -138,7 +140,9 @@ def test_the_galaxy_demo_has_figures_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("speed", "status"), [(84.5, "passed"), (60.0, "failed"), (120.0, "raise")]
 )
-def test_only_measured_figures_are_held_against_published_ones(speed: float, status: str) -> None:
+def test_measured_figures_are_held_against_published_ones_and_modelled_against_recorded(
+    speed: float, status: str
+) -> None:
     session = session_of("Llama-3.2-1B", "N150")
     target = published_target(session, SIMPLE_CASES[0], 128)
     profiler = Profiler()
@@ -147,8 +151,10 @@ def test_only_measured_figures_are_held_against_published_ones(speed: float, sta
         profiler.add("inference_decode", 1 / speed)
     metrics = measure(profiler, users=1, prefill_tokens=128)
     session.settings = Settings(backend="silicon")
-    verdict = judge(session, target, metrics)
+    modelled = Modelled(SimpleNamespace(), Verdict("failed", "an op too many"))  # type: ignore[arg-type]
+    verdict = judge(session, target, metrics, modelled)
     assert verdict is not None
     assert verdict.status == status
     session.settings = Settings(backend="emulator")
-    assert judge(session, target, metrics) is None
+    assert judge(session, target, metrics, None) is None
+    assert judge(session, target, metrics, modelled) is modelled.verdict
