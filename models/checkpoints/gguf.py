@@ -19,7 +19,7 @@ class GgufCheckpoint(FileCheckpoint):
         self, path: str | Path, *, num_layers: int | None = None, check_finite: bool = True
     ) -> None:
         path = Path(path)
-        self._file: GgufFile | None = GgufFile(path)
+        self._file = GgufFile(path)
         config = ModelConfig.from_gguf(path)
         sources = find_sources(
             config,
@@ -30,15 +30,10 @@ class GgufCheckpoint(FileCheckpoint):
         )
         config = config.with_layers(num_layers) if num_layers else config
         super().__init__(config, sources, [path], check_finite=check_finite)
-        self.path = path
 
     def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
-        if self._file is None:
-            self._file = GgufFile(self.path)
         return self._file.read(stored, rows)
 
     def close(self) -> None:
         """Unmap the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()

@@ -44,11 +44,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
+        self._map = self._mapped()
         self._at = 0
         try:
             self._read_header()
@@ -62,8 +58,15 @@ class GgufFile:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file."""
+        """Unmap the file; `read` maps it again, and the header stays known."""
         self._map.close()
+
+    def _mapped(self) -> mmap.mmap:
+        try:
+            with self.path.open("rb") as stream:
+                return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {self.path}: {error}") from error
 
     def field(self, key: str, default: Any = ...) -> Any:
         """One metadata value; without a default, its absence is an error."""
@@ -86,6 +89,8 @@ class GgufFile:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """One tensor, or some of its rows: float types as stored, quantised ones as float32."""
         entry = self.tensors[name]
+        if self._map.closed:
+            self._map = self._mapped()
         start, stop = rows or (0, entry.shape[0])
         row_bytes = entry.num_bytes // entry.shape[0]
         row_elements = math.prod(entry.shape[1:])
