@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backends.device_specs import SPECS
 from demo.cases import Case
 from demo.session import Session
-from runtime.sampling import GREEDY
+from runtime.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from demo.flow import OpLists
@@ -85,4 +85,6 @@ def verdict_on(session: Session, run: RunOps, *, prefill_len: int) -> Verdict | 
 def _as_recorded(case: Case) -> bool:
     """Predictions are recorded for whole models that choose the likeliest token from pages."""
     whole = case.num_layers is None and case.decoder_config_file is None
-    return whole and case.sampling_params == GREEDY and case.paged_attention
+    how = case.sampling_params
+    likeliest = isinstance(how, SamplingParams) and how.greedy and not how.penalised
+    return whole and likeliest and case.paged_attention
