@@ -39,11 +39,11 @@ def cache_directory(
 
 
 def cache_fingerprint(checkpoint: Checkpoint, mesh_shape: tuple[int, int], padding: object) -> str:
-    """Name of one cache: mesh, checkpoint, and the code and padding that arranged the weights.
+    """Name of one cache: mesh, padding, checkpoint, and the code that arranged the weights.
 
     The precision is not part of it: keys name the dtype, so presets share what they have in common.
     """
-    return f"{_prefix(checkpoint, mesh_shape)}{_code_digest(padding)}"
+    return f"{_prefix(checkpoint, mesh_shape, padding)}{_code_digest()}"
 
 
 def open_weight_cache(
@@ -59,19 +59,20 @@ def open_weight_cache(
     directory = cache_directory(location, device, tt_cache_path=tt_cache_path)
     fingerprint = cache_fingerprint(checkpoint, mesh_shape, padding)
     cache = WeightCache(directory, fingerprint)
-    remove_outdated(directory, fingerprint, _prefix(checkpoint, mesh_shape))
+    remove_outdated(directory, fingerprint, _prefix(checkpoint, mesh_shape, padding))
     return cache
 
 
-def _prefix(checkpoint: Checkpoint, mesh_shape: tuple[int, int]) -> str:
+def _prefix(checkpoint: Checkpoint, mesh_shape: tuple[int, int], padding: object) -> str:
     assert ttnn is not None  # the first use selects the backend; each has files of its own
     rows, columns = mesh_shape
-    return f"{rows}x{columns}-{selected()}-{checkpoint.fingerprint[:16]}-"
+    padded = "" if padding is None else f"-padded{padding}"
+    return f"{rows}x{columns}{padded}-{selected()}-{checkpoint.fingerprint[:16]}-"
 
 
-def _code_digest(padding: object) -> str:
+def _code_digest() -> str:
     version = getattr(ttnn, "__version__", "")
-    digest = hashlib.sha256(f"{selected()}/{version}/{torch.__version__}/{padding}".encode())
+    digest = hashlib.sha256(f"{selected()}/{version}/{torch.__version__}".encode())
     for pattern in _CODE:
         for file in sorted(ROOT.glob(pattern)):
             digest.update(file.read_bytes())

@@ -37,7 +37,7 @@ class Report:
     cache: str
     weights: int  # placed, found in the cache or not
     converted: int  # of these, not found
-    checkpoint_gb: float  # read
+    checkpoint_gb: float  # read, as dequantised
     cache_gb: float  # written
     seconds: float
     processor_seconds: float
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--device", default="N150")
     parser.add_argument("--optimizations", default="performance", help="preset or grammar string")
     parser.add_argument("--cache", type=Path, help="where, as TT_CACHE_PATH")
+    parser.add_argument("--pad_mlp_cores", type=int, help="as PAD_MLP_CORES of the runs to come")
     parser.add_argument("--layers", type=int, help="only the first so many")
     parser.add_argument("--report", action="store_true", help="print figures as JSON")
     arguments = parser.parse_args()
@@ -196,6 +197,7 @@ def main() -> None:
             optimizations=arguments.optimizations,
             cache_path=arguments.cache,
             num_layers=arguments.layers,
+            pad_mlp_cores=arguments.pad_mlp_cores,
         )
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")

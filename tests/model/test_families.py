@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 
 from models.checkpoints.reference import build_reference
-from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt, run_forced
-from tests.tiny_models import TINY, TinyCheckpoint, tiny_config
+from runtime.loading import LoadOptions, load_engines
+from runtime.settings import Settings
+from tests.model.helpers import (
+    BF16,
+    engine_of,
+    hf_logits,
+    pcc,
+    random_pages,
+    random_prompt,
+    run_forced,
+)
+from tests.tiny_models import TINY, TinyCheckpoint, tiny_config, write_hf
 
 PROMPT, STEPS = 290, 32  # longer than phi3's original context and mistral's window
 
@@ -30,6 +41,24 @@ def test_prefill_and_decode_agree_with_hf(family: str, device: str, chunk: int) 
         got = run_forced(engine, tokens[:PROMPT], tokens[PROMPT:], random_pages(engine))
     worst = min(pcc(a, b) for a, b in zip(got, expected, strict=True))
     assert worst >= 0.999
+
+
+def test_mlp_padding_and_prefill_chunks_follow_the_settings_and_change_no_answer(
+    tmp_path: Path,
+) -> None:
+    checkpoint, tokens, expected = _expected("qwen2")
+    directory = write_hf(checkpoint, tmp_path / "model")
+    options = LoadOptions(model=str(directory), optimizations=BF16)
+    found = []
+    for environ in ({}, {"PAD_MLP_CORES": "16", "MAX_PREFILL_CHUNK_SIZE": "4"}):
+        with load_engines(options, Settings.from_env(environ)) as loaded:
+            (engine,) = loaded.engines
+            found.append((engine.model.sharding.hidden, engine.max_prefill_chunk))
+            forced = tokens[PROMPT : PROMPT + 4]
+            got = run_forced(engine, tokens[:PROMPT], forced, random_pages(engine))
+        assert min(pcc(a, b) for a, b in zip(got, expected, strict=False)) >= 0.999
+    assert found == [(640, 131072), (1024, 4096)]
+    assert len(list((directory / "N150").glob("1x1*"))) == 2  # neither displaced the other's cache
 
 
 def test_families_run_on_a_galaxy_too() -> None:

@@ -259,15 +259,18 @@ def test_caches_of_older_code_are_removed_unless_in_use(
     checkpoint = RandomCheckpoint(tiny_config("llama"))
     where = Location(tmp_path, str(tmp_path), is_path=True)
 
-    def opened(code: str) -> WeightCache:
-        monkeypatch.setattr("models.checkpoints.cache_place._code_digest", lambda _: code)
-        return open_weight_cache(checkpoint, where, "N150", (1, 1))
+    def opened(code: str, padding: int | None = None) -> WeightCache:
+        monkeypatch.setattr("models.checkpoints.cache_place._code_digest", lambda: code)
+        return open_weight_cache(checkpoint, where, "N150", (1, 1), padding=padding)
 
+    padded = opened("older", 16)
+    padded.close()
     first, second = opened("first"), opened("second")
     assert first.directory.exists()  # still open
     first.close()
     third = opened("third")
     assert not first.directory.exists()
     assert second.directory.exists()
+    assert padded.directory.exists()  # no older code, but another arrangement
     second.close()
     third.close()
