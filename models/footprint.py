@@ -15,7 +15,8 @@ from pathlib import Path
 from backends.device_specs import DeviceSpec
 from models.kv_cache import CacheConfig
 from models.plans.matmul import TILE_BYTES
-from models.precision import ModelPrecision, Precision, TensorGroup
+from models.plans.norm import DISTRIBUTED_FROM_DIM
+from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
 from models.registry import canonical_name
 from models.sharding import TILE, Sharding
 
@@ -73,10 +74,52 @@ def footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
         tables=2 * max_seq_len * sharding.head_dim * 2,
-        # residual, its sum and the normed stream; projections before and after rotation; gated
-        # product and its halves
-        prefill_per_token=max(6 * sharding.dim + 8 * qkv, 6 * sharding.dim + 4 * hidden),
+        prefill_per_token=math.ceil(
+            max(
+                prefill_bytes_per_token(sharding, precision.layer(index))
+                for index in layers or range(config.num_layers)
+            )
+        ),
     )
+
+
+def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:
+    """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
+
+    Follows the calls of models/layers, where the dry run saw the peaks; collectives on a line
+    hold two copies of their input while they run (a ring one, which is not counted on).
+    """
+    wide, inner = 2.0, TILE_BYTES[Precision.BFP8] / TILE**2  # bytes: bfloat16, and what is chosen
+    chosen = layer.tensor(TensorGroup.ACTIVATION)
+    if chosen is not Precision.MIXED:
+        inner = TILE_BYTES[chosen] / TILE**2
+    on_line = not sharding.is_2d and sharding.num_chips > 1
+    stream = wide * sharding.local_residual
+    normed = wide * sharding.local_dim
+    norm = normed
+    if on_line:  # gathered before the norm, or its shards after it
+        norm += stream if sharding.dim > DISTRIBUTED_FROM_DIM else normed
+    heads = wide * sharding.local_qkv_width
+    queries = inner * sharding.local_q_width
+    gate = inner * sharding.local_hidden
+    out = inner * sharding.local_dim
+    out_sum = out if sharding.num_chips == 1 else 3 * out + out / sharding.ways("heads")
+    columns = sharding.cols if sharding.is_2d else 1
+    attention = stream + max(
+        norm,
+        normed + heads,
+        # summed over the columns first; then split into heads, and these turned
+        3 * heads + heads / columns if sharding.is_2d else 2 * heads,
+        2 * queries + out_sum,
+    )
+    mlp = 2 * stream + max(
+        norm,
+        normed + 2 * gate,
+        4 * gate + gate / columns if sharding.is_2d else 3 * gate,
+        gate / columns + out_sum,
+    )
+    rotation = 2 * wide * sharding.head_dim
+    return rotation + max(attention, mlp)
 
 
 def dram_bytes(spec: DeviceSpec) -> int:
@@ -104,13 +147,11 @@ def _published_chunks() -> dict[str, dict[str, int]]:
 
 
 def max_prefill_chunk(sharding: Sharding, spec: DeviceSpec, needs: Footprint) -> int:
-    """Tokens to prefill at once: the published size of a known model, else what DRAM leaves."""
+    """Tokens to prefill at once: the published size of a known model, or less if DRAM is full."""
     name = canonical_name(sharding.config.name) or sharding.config.name
     known = _published_chunks().get(name, {}).get(spec.name)
-    if known:
-        return known * 1024
     free = dram_bytes(spec) - needs.weights - needs.cache - needs.tables
-    chunk = LONGEST_CHUNK
-    while chunk > SHORTEST_CHUNK and chunk * needs.prefill_per_token > 0.8 * free:
+    chunk = known * 1024 if known else LONGEST_CHUNK
+    while chunk > SHORTEST_CHUNK and chunk * needs.prefill_per_token > free:
         chunk //= 2
     return chunk

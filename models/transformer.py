@@ -72,7 +72,9 @@ class Transformer:
             for i in indices
         ]
         self.targets = targets
-        self.caches = [self._cache(target) for target in targets]
+        self.caches = [
+            self._cache(index, target) for index, target in zip(indices, targets, strict=True)
+        ]
         self.rope = RotaryEmbedding(
             mesh, config, options.max_seq_len, targets[0].users, spec.compute_grid
         )
@@ -90,7 +92,11 @@ class Transformer:
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
         self.sampler = Sampler(mesh, self.sharding, self.batch)
 
-    def _cache(self, target: Target) -> PagedKVCache:
+    def _cache(self, index: int, target: Target) -> PagedKVCache:
+        with scope(f"layers.{index}"):  # a full DRAM is reported with the layer that met it
+            return self._new_cache(target)
+
+    def _new_cache(self, target: Target) -> PagedKVCache:
         sizes, cache = self.sharding, self.options.cache
         dtype = attention_weights(target).cache_dtype
         if cache.block_size is not None:

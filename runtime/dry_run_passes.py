@@ -23,7 +23,7 @@ from models.footprint import check_fits, dram_bytes, footprint, max_prefill_chun
 from models.kv_cache import CacheConfig
 from models.registry import load_config
 from models.sharding import MAX_USERS, Sharding
-from runtime.chunking import BUCKET, plan_chunks
+from runtime.chunking import BUCKET, bucket_length, plan_chunks
 from runtime.engine import Engine
 from runtime.loading import LoadOptions, check_options, group_shape, load_engines, precision_of
 from runtime.sampling import DeviceSampling
@@ -150,6 +150,7 @@ def _check_batch(
     )
     check_options(load, config)
     load = plan_cache(options, config, load)
+    needs = Budget(load, config).needs(load.cache.num_blocks, load.max_seq_len)
     watch().memory.clear()
     with load_engines(load, Settings(backend="dry-run", device=options.device)) as loaded:
         engine = loaded.engines[0]
@@ -172,6 +173,12 @@ def _check_batch(
             run["dram"] = dram = _dram_report(engine, loaded_bytes, passes.dram())
             run["programs"] = engine.model.mesh.num_program_cache_entries()
             run["fits"] = _what_fits(engine, dram)
+            longest = min(engine.max_prefill_chunk, bucket_length(engine.max_seq_len - 1))
+            run["estimate"] = {
+                "weights": needs.weights + needs.tables,
+                "cache": needs.cache,
+                "rest": needs.prefill_per_token * longest,
+            }
 
 
 def _dram_report(engine: Engine, loaded_bytes: int, mark: Any) -> dict[str, int]:
@@ -291,12 +298,14 @@ class Passes:
             "ops": len(records),
             "ops_per_layer": _ops_of_first_layer(records) // passes,
             "programs": mesh.num_program_cache_entries() - programs,
-            "dram_peak": self.dram().peak_bytes,
             "seconds": round(time.perf_counter() - began, 3),
         }
         with _one_layer_of_each_kind(self.model), core_usage(ttnn) as usage:
             again()
-        self.run["phases"].append(phase | {"l1_peak": usage.total, "l1_tensors": usage.tensors})
+        dram = self.dram()
+        dram.reach(dram.now_per_bank + usage.dram_growth)
+        phase |= {"l1_peak": usage.total, "l1_tensors": usage.tensors}
+        self.run["phases"].append(phase | {"dram_peak": dram.peak_bytes})
 
 
 def _sampling() -> DeviceSampling:

@@ -22,7 +22,7 @@ from typing import Any
 
 from loguru import logger
 
-from backends.dry_run import descriptors, overlay, toolchain
+from backends.dry_run import descriptors, kernel_cache, overlay, toolchain
 
 WHEEL_VERSION = "0.81.1"
 PYTHON_VERSIONS = ((3, 10), (3, 12))  # the wheel is built for these
@@ -95,6 +95,8 @@ def import_wheel(device: str, cache: Path | None = None) -> Any:
             "ttnn was imported before the dry run could prepare it: select the backend first"
         )
     directory = (cache or default_cache()).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    kernel_cache.enter(directory)
     os.environ.update(prepare(device, directory))
     os.environ["TMPDIR"] = _scratch(directory)
     logger.disable("ttnn")  # notes about its own settings

@@ -25,6 +25,10 @@ class HighWater:
     def now_bytes(self) -> int:
         return self.now_per_bank * self.banks
 
+    def reach(self, per_bank: int) -> None:
+        """Raise the mark."""
+        self.peak_per_bank = max(self.peak_per_bank, per_bank)
+
 
 class MemoryWatch:
     """Follows what is allocated on each open mesh."""
@@ -50,7 +54,7 @@ class MemoryWatch:
             if mark is None:
                 mark = marks[name] = HighWater(view.num_banks, view.total_bytes_per_bank)
             mark.now_per_bank = view.total_bytes_allocated_per_bank
-            mark.peak_per_bank = max(mark.peak_per_bank, mark.now_per_bank)
+            mark.reach(mark.now_per_bank)
         return marks
 
     def clear(self) -> None:
@@ -60,10 +64,15 @@ class MemoryWatch:
 
 @dataclass
 class CoreUsage:
-    """Peak bytes of one worker core's L1: tensors alone, and with the programs' own buffers."""
+    """Peak bytes of one worker core's L1: tensors alone, and with the programs' own buffers.
+
+    `dram_growth` is the peak of one DRAM bank beside what it held before, with the buffers that
+    ops (collectives above all) allocate and free before they return.
+    """
 
     tensors: int = 0
     total: int = 0
+    dram_growth: int = 0
 
 
 @contextmanager
@@ -78,3 +87,16 @@ def core_usage(ttnn: Any) -> Iterator[CoreUsage]:
         captured = graph.end_graph_capture()
     found = graph.extract_resource_usage_per_core(captured)
     usage.tensors, usage.total = found.peak_l1, found.peak_total
+    usage.dram_growth = _dram_growth(captured)
+
+
+def _dram_growth(captured: list[dict[str, Any]]) -> int:
+    """Highest sum of what the captured calls allocated and did not free yet, bytes per bank."""
+    signs = {"buffer_allocate": 1, "buffer_deallocate": -1}
+    now = peak = 0
+    for node in captured:
+        sign, facts = signs.get(node["node_type"], 0), node["params"]
+        if sign and facts["type"] == "DRAM":
+            now += sign * int(facts["max_size_per_bank"])
+            peak = max(peak, now)
+    return peak

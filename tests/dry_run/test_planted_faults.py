@@ -25,7 +25,7 @@ FAULTS = {
         "layers.1.attention",
         "All input tensors must have dtype = bfloat16",
     ),
-    "DRAM full": ("ttnn.zeros", "", "Out of Memory: Not enough space to allocate"),
+    "DRAM full": ("ttnn.zeros", "layers.1", "Out of Memory: Not enough space to allocate"),
 }
 
 
