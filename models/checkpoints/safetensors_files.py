@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from models.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_HEADER_LIMIT = 100_000_000  # bytes, as the library has it
 
 
 class SafetensorsCheckpoint(FileCheckpoint):
@@ -74,6 +76,7 @@ def _read_headers(directory: Path) -> tuple[dict[str, list[int]], dict[str, Path
     shapes: dict[str, list[int]] = {}
     shard_of: dict[str, Path] = {}
     for file in files:
+        _refuse_duplicates(file)
         shard = _open_shard(file)
         for name in shard.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
             if name in shard_of:
@@ -84,17 +87,31 @@ def _read_headers(directory: Path) -> tuple[dict[str, list[int]], dict[str, Path
     return shapes, shard_of
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that stands in it twice is a ValueError."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{key} is listed twice")
+        content[key] = value
+    return content
+
+
+def _refuse_duplicates(path: Path) -> None:
+    """The library would keep one of two entries; whatever else is wrong is left to it."""
+    try:
+        with path.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            text = stream.read(min(size, _HEADER_LIMIT))
+        json.loads(text, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, struct.error, OSError):
+        return
+    except ValueError as error:
+        raise ValueError(f"the header of {path} is not valid: {error}") from error
+
+
 def _read_index(directory: Path) -> dict[str, str] | None:
     """Tensor -> file name, or None for a single-file model."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in content:
-                raise ValueError(f"{key} is listed twice")
-            content[key] = value
-        return content
-
     path = directory / INDEX
     if not path.exists():
         if (directory / SINGLE).exists():
@@ -103,7 +120,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
         found = f"found {', '.join(sorted(file.name for file in names)) or 'no weights'}"
         raise ValueError(f"{directory} needs {SINGLE}, or shards and {INDEX}: {found}")
     try:
-        weight_map = json.loads(path.read_text(), object_pairs_hook=unique)["weight_map"]
+        weight_map = json.loads(path.read_text(), object_pairs_hook=_unique)["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is not a valid index: {error}") from error
     outside = [

@@ -61,6 +61,16 @@ def _list_twice(directory: Path) -> None:
     (directory / INDEX).write_text(text.replace('"weight_map": {', line))
 
 
+def _name_twice(directory: Path) -> None:
+    """A second entry for a tensor in a safetensors header, at the very same place."""
+    file = directory / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header, name = data[8:end].decode().rstrip(), "model.norm.weight"
+    header = f'{header[:-1]},"{name}":{json.dumps(json.loads(header)[name])}}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + data[end:])
+
+
 def _swap(weight_map: dict[str, str]) -> None:
     for name, file in weight_map.items():
         weight_map[name] = SECOND if file == FIRST else FIRST
@@ -89,6 +99,7 @@ HF_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing index": ("sharded", lambda d: (d / INDEX).unlink(), f"found {FIRST}, {SECOND}"),
     "broken index": ("sharded", lambda d: cut(d / INDEX, 0.5), "not a valid index"),
     "duplicate key in the index": ("sharded", _list_twice, "model.norm.weight is listed twice"),
+    "duplicate key in a file": ("single", _name_twice, "model.norm.weight is listed twice"),
     "wrong index": ("sharded", lambda d: edit_index(d, _swap), "but it is in"),
     "index names an absent tensor": (
         "sharded",
