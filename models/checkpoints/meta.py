@@ -100,13 +100,24 @@ class MetaFiles:
             self._pieces[name] = Pieces(tuple(files), dim)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """One whole tensor, or some of its rows."""
+        """One whole tensor, or some of its rows; of shards only what holds them is read."""
         pieces = self._pieces[name]
+        parts = [self._content(file)[name] for file in pieces.files]
         if pieces.dim is None:
-            tensor = self._content(pieces.files[0])[name]
-        else:
-            tensor = torch.cat([self._content(file)[name] for file in pieces.files], pieces.dim)
-        return tensor if rows is None else tensor[rows[0] : rows[1]]
+            return parts[0] if rows is None else parts[0][rows[0] : rows[1]]
+        if rows is None:
+            return torch.cat(parts, pieces.dim)
+        start, stop = rows
+        if pieces.dim != 0:
+            return torch.cat([part[start:stop] for part in parts], pieces.dim)
+        height = len(parts[0])  # of each shard: they have one shape
+        firsts = [rank * height for rank in range(len(parts))]
+        return torch.cat(
+            [
+                part[max(start - first, 0) : max(stop - first, 0)]
+                for part, first in zip(parts, firsts, strict=True)
+            ]
+        )
 
     def dtype(self, name: str) -> torch.dtype:
         """How a tensor is stored."""

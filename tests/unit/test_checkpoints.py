@@ -103,6 +103,16 @@ def test_meta_files_give_exactly_the_weights_of_hf_files(tmp_path: Path, shards:
     assert_equal_weights(meta, hf)
 
 
+@pytest.mark.parametrize("rows", [(0, 5), (250, 260), (100, 700), (768, 768)])
+def test_rows_of_sharded_meta_files_are_read_alone(tmp_path: Path, rows: tuple[int, int]) -> None:
+    checkpoint = TinyCheckpoint(tiny_config("llama", num_layers=1))
+    opened = open_checkpoint(write_meta(checkpoint, tmp_path, shards=3))
+    # cut by rows, cut by columns
+    for name in ("lm_head.weight", "layers.0.mlp.w3.weight", "layers.0.mlp.w2.weight"):
+        expected = checkpoint.get(name)[slice(*rows)]
+        assert torch.equal(get_rows(opened, name, *rows), expected)
+
+
 def test_a_meta_checkpoint_without_output_weight_is_tied(tmp_path: Path) -> None:
     config = dataclasses.replace(tiny_config("llama", num_layers=1), tie_word_embeddings=True)
     opened = open_checkpoint(write_meta(TinyCheckpoint(config), tmp_path))
