@@ -141,7 +141,8 @@ def check_fits(needs: Footprint, spec: DeviceSpec, what: str) -> None:
 
 
 @cache
-def _published_chunks() -> dict[str, dict[str, int]]:
+def published_chunks() -> dict[str, dict[str, int]]:
+    """Thousands of tokens to prefill at once, by model and device."""
     text = (Path(__file__).parent / "prefill_chunks.json").read_text(encoding="utf-8")
     return json.loads(text)["thousands_of_tokens"]
 
@@ -149,7 +150,7 @@ def _published_chunks() -> dict[str, dict[str, int]]:
 def max_prefill_chunk(sharding: Sharding, spec: DeviceSpec, needs: Footprint) -> int:
     """Tokens to prefill at once: the published size of a known model, or less if DRAM is full."""
     name = canonical_name(sharding.config.name) or sharding.config.name
-    known = _published_chunks().get(name, {}).get(spec.name)
+    known = published_chunks().get(name, {}).get(spec.name)
     free = dram_bytes(spec) - needs.weights - needs.cache - needs.tables
     chunk = known * 1024 if known else LONGEST_CHUNK
     while chunk > SHORTEST_CHUNK and chunk * needs.prefill_per_token > free:

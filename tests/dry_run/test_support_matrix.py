@@ -1,6 +1,6 @@
 """Every supported model runs on every system it is supported on, with real plans and sizes.
 
-Few layers here; all layers behind the `full` marker (make test-full).
+Few layers here; all layers, and whole contexts, behind the `full` marker (make test-full).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from backends.device_specs import SPECS
+from models.footprint import published_chunks
+from models.registry import canonical_name, load_config
 from tests.dry_run.conftest import Checks
 
 SMALL, WORMHOLE = ("N150", "N300", "T3K"), ("N150", "N300", "T3K", "TG")
@@ -35,6 +37,16 @@ TOO_LARGE = [
     {"model": "Llama-3.1-70B", "device": "N150"},
     {"model": "Qwen2.5-72B", "device": "N300"},
     {"model": "Llama-3.1-8B", "device": "N150", "optimizations": "accuracy", "max_seq_len": 131072},
+]
+
+
+# the longest context that one user has on these; elsewhere it is the model's own, 128K at most
+SHORTER = {("Llama-3.1-8B", "N150"): 64, ("Llama-3.2-11B-Vision", "N150"): 64}
+SHORTER |= {(model, "N300"): 64 for model in ("Phi-3.5-mini", "Phi-3-mini-128k")}
+SHORTER |= {(model, "N150"): 32 for model in ("Phi-3.5-mini", "Phi-3-mini-128k")}
+# 32 key/value heads: a page for every position of 128K would take twice the DRAM there is
+TOO_LONG = [
+    {"model": "Phi-3.5-mini", "device": device, "max_seq_len": 131072} for device in SMALL[:2]
 ]
 
 
@@ -77,7 +89,46 @@ def test_all_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:
         assert run["dram"]["peak"] < run["dram"]["total"]
 
 
-@pytest.mark.parametrize("check_options", TOO_LARGE, ids=_named)
+def _whole_context(model: str, device: str, **more: Any) -> dict[str, Any]:
+    """One user with the longest context the pair is meant for."""
+    longest = SHORTER.get((model, device), 128) * 1024
+    context = min(longest, load_config(model).max_position_embeddings)
+    return _options(model, device, max_seq_len=context, batch_sizes=[1], **more)
+
+
+FEW_LAYERS = [
+    _whole_context(*pair, layers=2)
+    for pair in (("Llama-3.1-8B", "N300"), ("Llama-3.3-70B", "T3K"), ("Qwen2.5-72B", "T3K"))
+]
+ALL_LAYERS = [
+    _whole_context(*pair)
+    for pair in (*PAIRS, *(("Llama-3.2-11B-Vision", device) for device in SMALL))
+]
+
+
+@pytest.mark.parametrize(
+    "check_options",
+    [*FEW_LAYERS, *(pytest.param(case, marks=pytest.mark.full) for case in ALL_LAYERS)],
+    ids=_named,
+)
+def test_a_prompt_of_the_whole_context_passes_with_its_chunk_and_tells_its_pages(
+    checks: Checks, check_options: dict[str, Any]
+) -> None:
+    report = checks.report(check_options)
+    assert report["status"] == "pass", report.get("failure") or report.get("reason")
+    (run,) = report["runs"]
+    context, chunk = check_options["max_seq_len"], run["max_prefill_chunk"]
+    model, device = check_options["model"], check_options["device"]
+    published = published_chunks().get(canonical_name(model) or model, {}).get(device)
+    assert chunk >= (min(published * 1024, context) if published else 2048)
+    assert run["num_blocks"] * run["block_size"] >= context == run["max_seq_len"]
+    assert run["fits"]["cache_tokens"] >= context
+    longest = f"prefill {context - 1}" + (" in chunks" if chunk < context else "")
+    assert longest in [phase["name"] for phase in run["phases"]]
+    _agrees_with_its_estimate(run)
+
+
+@pytest.mark.parametrize("check_options", [*TOO_LARGE, *TOO_LONG], ids=_named)
 def test_a_model_that_cannot_fit_is_refused(checks: Checks, check_options: dict[str, Any]) -> None:
     report = checks.report(check_options)
     assert report["status"] == "refused"
@@ -92,4 +143,14 @@ def _passes(checks: Checks, options: dict[str, Any]) -> dict[str, Any]:
         chips *= side
     assert chips * report["data_parallel"] == SPECS[options["device"]].num_chips
     assert [run["batch_size"] for run in report["runs"]] == [1, 32]
+    for run in report["runs"]:
+        _agrees_with_its_estimate(run)
     return report
+
+
+def _agrees_with_its_estimate(run: dict[str, Any]) -> None:
+    """What is refused or chunked before loading follows from sizes that TT-NN then confirms."""
+    dram, estimate = run["dram"], run["estimate"]
+    assert estimate["cache"] == dram["cache"]
+    assert estimate["weights"] == pytest.approx(dram["weights"], rel=0.03)
+    assert 0.95 * dram["rest"] < estimate["rest"] < 1.2 * dram["rest"]
