@@ -128,31 +128,8 @@ class Bench:
         )
         with load_engines(options, Settings.from_env()) as loaded:
             reference = find_reference(loaded.checkpoint)
-            watched = Watched(loaded.engines[0], [row[0] for row in reference.top5])
-            (found,) = force(watched, reference, num_tokens=tokens)
-        return found, sum(watched.log_probs) / len(watched.log_probs)
-
-
-class Watched:
-    """An engine that notes how likely given tokens are at each step of slot 0."""
-
-    def __init__(self, engine: Any, expected: Sequence[int]) -> None:
-        self._engine, self._expected = engine, expected
-        self.log_probs: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def prefill(self, *args: Any, **named: Any) -> Any:
-        return self._note(self._engine.prefill(*args, **named))
-
-    def decode(self, *args: Any, **named: Any) -> Any:
-        return self._note(self._engine.decode(*args, **named))
-
-    def _note(self, logits: Any) -> Any:
-        token = self._expected[len(self.log_probs)]
-        self.log_probs.append(float(logits[0].log_softmax(dim=-1)[token]))
-        return logits
+            (found,) = force(loaded.engines[0], reference, num_tokens=tokens)
+        return found, sum(found.log_probs) / found.num_tokens
 
 
 def probe(bench: Bench, base: ModelPrecision, folder: Path, tokens: int) -> list[Move]:

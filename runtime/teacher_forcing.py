@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +39,8 @@ class Reference:
     tokens: list[int]
     top5: list[list[int]]  # likeliest first
     margins: list[float]  # logits between HF's best two tokens: small where rounding may choose
-    hf_bfloat16: dict[str, float]  # top1, top5: what HF itself reaches in bfloat16
+    log_probs: list[float]  # of HF's best token at each position, natural
+    hf_bfloat16: dict[str, float]  # top1, top5, distance: what HF itself reaches in bfloat16
     greedy: list[int]  # what HF writes alone after the prompt
     greedy_log_likelihood: float  # mean per token
     made_with: dict[str, str] = field(default_factory=dict)
@@ -112,14 +114,26 @@ class TokenAccuracy:
     top5: float
     num_tokens: int
     chosen: list[int] = field(repr=False, default_factory=list)
+    log_probs: list[float] = field(repr=False, default_factory=list)  # of HF's best tokens
 
     @classmethod
-    def of(cls, chosen: Sequence[int], top5: Sequence[Sequence[int]]) -> TokenAccuracy:
+    def of(
+        cls,
+        chosen: Sequence[int],
+        top5: Sequence[Sequence[int]],
+        log_probs: Sequence[float] = (),
+    ) -> TokenAccuracy:
         """Judge as many tokens as were chosen."""
         rows = list(zip(chosen, top5, strict=False))
         best = sum(token == row[0] for token, row in rows)
         near = sum(token in row for token, row in rows)
-        return cls(100 * best / len(rows), 100 * near / len(rows), len(rows), list(chosen))
+        shares = 100 * best / len(rows), 100 * near / len(rows)
+        return cls(*shares, len(rows), list(chosen), list(log_probs))
+
+    def distance(self, log_probs: Sequence[float]) -> float:
+        """Root mean square difference of log-probabilities from HF's, in nats."""
+        pairs = list(zip(self.log_probs, log_probs, strict=False))
+        return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(pairs))
 
 
 def force(
@@ -156,7 +170,7 @@ def _force(
         )
     pages = _pages(engine, needed, users)
     logits = engine.prefill([prompt] * users, slots=list(range(users)), page_table=pages)
-    chosen = [logits.argmax(dim=-1)]
+    chosen, likely = [logits.argmax(dim=-1)], [_log_probs(logits, reference.top5[0][0])]
     for step, token in enumerate(forced[:-1]):
         if on_token is not None:
             on_token(step + 1)
@@ -164,10 +178,17 @@ def _force(
         positions = torch.full((users,), len(prompt) + step, dtype=torch.int32)
         logits = engine.decode(tokens, positions, page_table=pages)
         chosen.append(logits[:users].argmax(dim=-1))
+        likely.append(_log_probs(logits[:users], reference.top5[step + 1][0]))
     if on_token is not None:
         on_token(len(chosen))
     engine.reset()
-    return [TokenAccuracy.of(row, reference.top5) for row in torch.stack(chosen, dim=1).tolist()]
+    rows = (torch.stack(values, dim=1).tolist() for values in (chosen, likely))
+    return [TokenAccuracy.of(row, reference.top5, log) for row, log in zip(*rows, strict=True)]
+
+
+def _log_probs(logits: torch.Tensor, token: int) -> torch.Tensor:
+    """Of one token, for each user."""
+    return logits.float().log_softmax(dim=-1)[:, token]
 
 
 def _pages(engine: Any, length: int, users: int) -> torch.Tensor | None:

@@ -33,14 +33,11 @@ TEXT = Path(__file__).parent / "tale_of_two_cities.txt"  # Dickens, 1859: in the
 
 
 @torch.inference_mode()
-def top5_after(model: Any, tokens: list[int], split: int) -> tuple[list[list[int]], list[float]]:
-    """The model's five likeliest tokens at each forced position, and the best two's distance."""
+def logits_after(model: Any, tokens: list[int], split: int) -> torch.Tensor:
+    """What the model says at each forced position, float32 [positions, vocabulary]."""
     ids = torch.tensor([tokens[:-1]])
     keep = len(tokens) - split
-    logits = model(ids, use_cache=False, logits_to_keep=keep).logits[0].float()
-    best = logits.topk(5, dim=-1)
-    margins = best.values[:, 0] - best.values[:, 1]
-    return best.indices.tolist(), [round(margin, 4) for margin in margins.tolist()]
+    return model(ids, use_cache=False, logits_to_keep=keep).logits[0].float()
 
 
 @torch.inference_mode()
@@ -58,12 +55,19 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
     """Run HF in float32 and in bfloat16 over the tokens."""
     split = len(tokens) // 2
     rounded = build_reference(checkpoint, dtype=torch.bfloat16)
-    rounded_top5, _ = top5_after(rounded, tokens, split)
+    rounded_logits = logits_after(rounded, tokens, split)
     del rounded
     model = build_reference(checkpoint)
-    top5, margins = top5_after(model, tokens, split)
+    logits = logits_after(model, tokens, split)
+    best = logits.topk(5, dim=-1)
+    top5, expected = best.indices.tolist(), best.indices[:, :1]
+    margins = (best.values[:, 0] - best.values[:, 1]).tolist()
+    log_probs, rounded_log_probs = (
+        values.log_softmax(dim=-1).gather(1, expected).squeeze(1).tolist()
+        for values in (logits, rounded_logits)
+    )
     greedy = greedy_after(model, tokens[:split], FREE_TOKENS)
-    in_bfloat16 = TokenAccuracy.of([row[0] for row in rounded_top5], top5)
+    in_bfloat16 = TokenAccuracy.of(rounded_logits.argmax(dim=-1).tolist(), top5, rounded_log_probs)
     return Reference(
         model=checkpoint.config.name,
         weights=weights_digest(checkpoint),
@@ -71,8 +75,13 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
         prompt_len=split,
         tokens=tokens,
         top5=top5,
-        margins=margins,
-        hf_bfloat16={"top1": in_bfloat16.top1, "top5": in_bfloat16.top5},
+        margins=[round(margin, 4) for margin in margins],
+        log_probs=[round(value, 5) for value in log_probs],
+        hf_bfloat16={
+            "top1": in_bfloat16.top1,
+            "top5": in_bfloat16.top5,
+            "distance": round(in_bfloat16.distance(log_probs), 5),
+        },
         greedy=greedy,
         greedy_log_likelihood=log_likelihood_and_rank(model, tokens[:split], greedy)[0],
         made_with={name: version(name) for name in ("torch", "transformers")},
