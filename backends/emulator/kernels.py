@@ -23,7 +23,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 _MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
 _ROUNDS, _PATIENCE_S = 6, 0.1  # each kernel is tried so often, or for so long
-_FEW_ROWS = 64  # up to here reading the weight, not arithmetic, takes the time
+FEW_ROWS = 64  # up to here reading the weight, not arithmetic, takes the time
 _CACHE_FLOATS = 12 << 20  # more than processors' caches hold
 
 
@@ -104,6 +104,12 @@ def arithmetic() -> str:
     return f"torch {torch.__version__.split('+')[0]}, {capability}, {units}, {onednn}, {loops}"
 
 
+def narrow_type(x: torch.Tensor, matrix: torch.Tensor) -> torch.dtype:
+    """In what a product of bfloat16 whose result is rounded to it is best computed here."""
+    is_narrow = _has_bfloat16 and x.dtype is matrix.dtype is torch.bfloat16
+    return torch.bfloat16 if is_narrow else torch.float32
+
+
 def _by_rule(rows: int, narrow: bool) -> str:
     """Fast on the processors that we know, but not measured."""
     if narrow and _has_bfloat16:
@@ -161,7 +167,7 @@ class Weight:
         A model reads other weights in between, so products of few rows find theirs in memory:
         caches are emptied before each run.
         """
-        few = x.shape[0] <= _FEW_ROWS
+        few = x.shape[0] <= FEW_ROWS
         others = torch.ones(_CACHE_FLOATS) if few else None
         forms = {
             name: kernel.make(self.matrix, x.shape[0])

@@ -62,14 +62,26 @@ static inline uint16_t narrowed(float x) {
   return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-/* Sum of products in 16 lanes: an order that any vector unit can keep. */
 static inline float dot(const float *a, const float *b, int64_t width) {
-  float lanes[16] = {0};
-  for (int64_t j = 0; j < width; j += 16)
-    for (int i = 0; i < 16; i++) lanes[i] += a[j + i] * b[j + i];
-  for (int half = 8; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < width; j++) sum += a[j] * b[j];
+  return sum;
+}
+
+/* exp(x) of numbers up to 0, right to a last bit or two, in a form that vector units take. */
+static inline float exponential(float x) {
+  x = x > -87.0f ? x : -87.0f; /* as good as nothing */
+  const float whole = rintf(x * 1.44269504f);
+  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
+  float series = 1.0f / 720;
+  series = series * rest + 1.0f / 120;
+  series = series * rest + 1.0f / 24;
+  series = series * rest + 1.0f / 6;
+  series = series * rest + 0.5f;
+  series = series * rest + 1.0f;
+  series = series * rest + 1.0f;
+  return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
 }
 
 /* Rows of bfloat16 divided by their root mean square, times `weight` (or NULL). */
@@ -104,40 +116,62 @@ void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uin
 
 /* Decode attention: scaled queries [users, heads, group, width] over keys and values in pages
    [*, size, width], of which `pages` [users, heads, count] are looked at. `hidden` [users, length]
-   is 0 or -inf, length = count * size; `seen` are the multiplier's bits of keys and values.
-   `scores` [group, length] and `row` [width] are room to work in. */
-void attend(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,
-            const float *hidden, float *out, float *scores, float *row, int64_t users,
-            int64_t heads, int64_t group, int64_t width, int64_t count, int64_t size,
-            int64_t seen) {
+   is 0 or -inf, length = count * size; `idle` [users] (or NULL) marks those that get zeros; `seen`
+   are the multiplier's bits of keys and values. `scores` [group, length] and `row` [width] are
+   room to work in. */
+static inline __attribute__((always_inline)) void
+attend_any(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,
+           const float *hidden, const uint8_t *idle, float *out, float *scores, float *row,
+            int64_t users, int64_t heads, int64_t group, int64_t width, int64_t count,
+            int64_t size, int64_t seen) {
   const int64_t length = count * size;
-  for (int64_t u = 0; u < users; u++, hidden += length)
-    for (int64_t h = 0; h < heads; h++, q += group * width, out += group * width, pages += count) {
-      memset(out, 0, (size_t)(group * width) * sizeof(float));
-      float largest[group], total[group];
-      for (int64_t g = 0; g < group; g++) largest[g] = -INFINITY, total[g] = 0;
-      for (int64_t t = 0; t < length; t++) {
-        if (hidden[t] != 0) continue;
-        const uint16_t *key = keys + (pages[t / size] * size + t % size) * width;
-        for (int64_t j = 0; j < width; j++) row[j] = widened(key[j] & (uint16_t)seen);
-        for (int64_t g = 0; g < group; g++) {
-          const float score = dot(q + g * width, row, width);
-          scores[g * length + t] = score;
-          largest[g] = score > largest[g] ? score : largest[g];
-        }
-      }
-      for (int64_t t = 0; t < length; t++) {
-        if (hidden[t] != 0) continue;
-        const uint16_t *value = values + (pages[t / size] * size + t % size) * width;
-        for (int64_t j = 0; j < width; j++) row[j] = widened(value[j] & (uint16_t)seen);
-        for (int64_t g = 0; g < group; g++) {
-          const float share = expf(scores[g * length + t] - largest[g]);
-          total[g] += share;
-          for (int64_t j = 0; j < width; j++) out[g * width + j] += share * row[j];
-        }
-      }
+  const uint16_t mask = (uint16_t)seen;
+  for (int64_t pair = 0; pair < users * heads; pair++, q += group * width, out += group * width) {
+    const float *unseen = hidden + pair / heads * length;
+    const int64_t *page = pages + pair * count;
+    const uint16_t *key = keys, *value = values;
+    memset(out, 0, (size_t)(group * width) * sizeof(float));
+    if (idle && idle[pair / heads]) continue;
+    for (int64_t t = 0; t < length; t++, key += width) {
+      if (t % size == 0) key = keys + page[t / size] * size * width;
+      const int is_seen = unseen[t] == 0;
+      if (is_seen)
+        for (int64_t j = 0; j < width; j++) row[j] = widened(key[j] & mask);
       for (int64_t g = 0; g < group; g++)
-        for (int64_t j = 0; j < width; j++)
-          out[g * width + j] = total[g] > 0 ? out[g * width + j] / total[g] : 0;
+        scores[g * length + t] = is_seen ? dot(q + g * width, row, width) : -INFINITY;
     }
+    for (int64_t g = 0; g < group; g++) {
+      float *own = scores + g * length, largest = -INFINITY, total = 0;
+      for (int64_t t = 0; t < length; t++) largest = own[t] > largest ? own[t] : largest;
+#pragma omp simd reduction(+ : total)
+      for (int64_t t = 0; t < length; t++) {
+        own[t] = exponential(own[t] - largest);
+        total += own[t];
+      }
+      for (int64_t t = 0; t < length; t++) own[t] /= total;
+    }
+    for (int64_t t = 0; t < length; t++, value += width) {
+      if (t % size == 0) value = values + page[t / size] * size * width;
+      if (unseen[t] != 0) continue;
+      for (int64_t j = 0; j < width; j++) row[j] = widened(value[j] & mask);
+      for (int64_t g = 0; g < group; g++)
+        for (int64_t j = 0; j < width; j++) out[g * width + j] += scores[g * length + t] * row[j];
+    }
+  }
+}
+
+#define OPERANDS                                                                                 \
+  const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,           \
+      const float *hidden, const uint8_t *idle, float *out, float *scores, float *row,          \
+      int64_t users, int64_t heads, int64_t group
+#define GIVEN q, keys, values, pages, hidden, idle, out, scores, row, users, heads, group
+
+/* Widths that are constants make loops without ends to care for. */
+void attend(OPERANDS, int64_t width, int64_t count, int64_t size, int64_t seen) {
+  if (width == 64)
+    attend_any(GIVEN, 64, count, size, seen);
+  else if (width == 128)
+    attend_any(GIVEN, 128, count, size, seen);
+  else
+    attend_any(GIVEN, width, count, size, seen);
 }

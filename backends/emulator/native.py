@@ -13,13 +13,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 _SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp-simd", "-shared", "-fPIC")
 _COMPILE_S = 60
+_WORTH_THREADS = 1 << 20  # multiplications that take longer than starting a thread
 LANES = 16  # the loops take widths that are a multiple of this
 
 
@@ -55,6 +57,11 @@ def _build(compiler: str, path: Path) -> ctypes.CDLL:
         finally:
             Path(unfinished).unlink(missing_ok=True)
     return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "emulator")
 
 
 def _processor() -> str:
@@ -124,24 +131,37 @@ def rotate(
 
 def attend(
     q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
     pages: torch.Tensor,
     hidden: torch.Tensor,
+    idle: torch.Tensor | None,
     seen_bits: int,
 ) -> torch.Tensor:
     """Decode attention of scaled queries [U K, G, W], float32, over pages [U, K, P].
 
-    `keys` and `values` are caches [..., size, W] of bfloat16 of which `seen_bits` significant bits
-    count, `hidden` [U, 1, P size] says by -inf where a user does not look. Result as q.
+    `caches` are keys and values [..., size, W] of bfloat16 of which `seen_bits` significant bits
+    count, `hidden` [U, 1, P size] says by -inf where a user does not look, `idle` who gets zeros.
+    Result as q. Users are shared out over as many threads as torch uses.
     """
     _, group, width = q.shape
     users, heads, count = pages.shape
-    size = keys.shape[-2]
-    out, scores, row = torch.empty_like(q), q.new_empty(group, count * size), q.new_empty(width)
+    size = caches[0].shape[-2]
+    out = torch.empty_like(q)
     mask = 0xFFFF & ~((1 << (8 - seen_bits)) - 1)
-    _call(
-        "attend", q, keys, values, pages, hidden, out, scores, row,
-        users, heads, group, width, count, size, mask,
-    )  # fmt: skip
+
+    def run(some: slice) -> None:
+        own = slice(some.start * heads, some.stop * heads)
+        scores, row = q.new_empty(group, count * size), q.new_empty(width)
+        _call(
+            "attend", q[own], *caches, pages[some], hidden[some],
+            None if idle is None else idle[some], out[own], scores, row,
+            some.stop - some.start, heads, group, width, count, size, mask,
+        )  # fmt: skip
+
+    threads = min(torch.get_num_threads(), users)
+    if threads == 1 or q.numel() * count * size < _WORTH_THREADS:
+        run(slice(0, users))
+    else:
+        ends = [users * at // threads for at in range(threads + 1)]
+        list(_pool(threads).map(run, map(slice, ends, ends[1:])))
     return out

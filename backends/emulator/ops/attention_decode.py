@@ -20,7 +20,6 @@ from backends.emulator.tensor import Tensor
 from backends.emulator.types import Layout, MemoryConfig
 
 _GROUP = 1 << 20  # elements of keys read at once
-_FEW = 1 << 18  # products of queries and keys up to which the number of calls takes the time
 _buffers: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
 
@@ -162,11 +161,10 @@ def _read(cache: torch.Tensor, seen: Reach, users: slice, bits: int | None) -> t
     return found.reshape(-1, seen.length, width)
 
 
-def _is_small(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
-    """Whether one core is done before torch's calls for many would be made."""
+def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
+    """Whether the C loops take these operands."""
     return (
         seen.rows is not None
-        and q.numel() * seen.length <= _FEW
         and q.shape[2] % native.LANES == 0
         and k.dtype is torch.bfloat16
         and native.can_run(q, k)
@@ -177,15 +175,13 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Reach, bits: int | None
 ) -> torch.Tensor:
     """Queries [U K, G, W], scaled, over caches [r, c, blocks, K, size, W] -> [U K, G, W]."""
-    heads = k.shape[3]
-    users = q.shape[0] // heads
-    if _is_small(q, k, seen):
+    if _in_c(q, k, seen):
         assert seen.rows is not None
-        out = native.attend(q, k, v, seen.rows, seen.hidden, bits or 8)
-    else:
-        out = _in_calls(q, k, v, seen, bits)
+        return native.attend(q, (k, v), seen.rows, seen.hidden, seen.idle, bits or 8)
+    out = _in_calls(q, k, v, seen, bits)
     if seen.idle is not None:
-        out.view(users, heads, -1).masked_fill_(seen.idle, 0)
+        heads = k.shape[3]
+        out.view(q.shape[0] // heads, heads, -1).masked_fill_(seen.idle, 0)
     return out
 
 
