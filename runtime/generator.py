@@ -288,8 +288,8 @@ class Generator:
         out = engine.decode(inputs, positions, page_table=self._tables[index], sampling=on_device)
         for slot in slots:
             user = self._user(slot)
-            if self.share_answers:
-                user.history.append(user.token)
+            if self.share_answers and user.request.max_positions is None:
+                user.history.append(user.token)  # positions that wrap are written over
             user.position = user.request.next_position(user.position)
         rows = out[[slot - first for slot in slots]]
         if on_device is None:

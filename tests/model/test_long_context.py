@@ -1,30 +1,85 @@
-"""The default model at its full context, whole and in chunks, against HF."""
+"""Long prompts: the default model's full context against HF, windows in chunks, larger pages."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt
+from models.checkpoints import RandomCheckpoint
+from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt, run_forced
+from tests.tiny_models import tiny_config
 
 CONTEXT = 8192
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("length", [161, 256, 400, 513])
+def test_a_sliding_window_prefilled_in_chunks_gives_what_it_gives_whole(length: int) -> None:
+    checkpoint = RandomCheckpoint(tiny_config("mistral", num_layers=2), seed=0)  # window of 160
+    vocab = checkpoint.config.vocab_size
+    prompt, forced = random_prompt(vocab, length), random_prompt(vocab, 3, seed=1)
+    found = []
+    for chunk in (4096, 128):
+        with engine_of(checkpoint, chunk=chunk) as engine:
+            found.append(run_forced(engine, prompt, forced, random_pages(engine)))
+    assert min(pcc(a, b) for a, b in zip(*found, strict=True)) >= 0.9999
+
+
+def test_pages_of_64_tokens_give_what_pages_of_32_give() -> None:
+    checkpoint = RandomCheckpoint(tiny_config("llama-linear", num_layers=2), seed=0)
+    vocab = checkpoint.config.vocab_size
+    prompt, forced = random_prompt(vocab, 300), random_prompt(vocab, 40, seed=1)
+    found = []
+    for size in (32, 64):
+        with engine_of(checkpoint, chunk=128, block_size=size, num_blocks=4096 // size) as engine:
+            found.append(run_forced(engine, prompt, forced, random_pages(engine)))
+    assert torch.equal(*found)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("chunk", [8192, 2048])
-def test_a_prompt_that_fills_the_context_agrees_with_hf(chunk: int) -> None:
+def test_a_prompt_that_fills_the_context_agrees_with_hf_and_takes_no_longer(chunk: int) -> None:
     from models.checkpoints.open import open_checkpoint
     from models.checkpoints.reference import build_reference
 
     checkpoint = open_checkpoint("default")
     prompt = random_prompt(checkpoint.config.vocab_size, CONTEXT - 1)
     reference = build_reference(checkpoint, attn_implementation="sdpa")
+    hf_logits(reference, prompt[:128], 1)
+    began = time.process_time()
     expected = hf_logits(reference, prompt, 1)[0]
+    reference_s = time.process_time() - began
     with engine_of(checkpoint, max_seq_len=CONTEXT, chunk=chunk) as engine:
+        engine.prefill([prompt[:128]], slots=[0], page_table=random_pages(engine))
+        began = time.process_time()
         logits = engine.prefill([prompt], slots=[0], page_table=random_pages(engine))[0]
+        ours_s = time.process_time() - began
         assert pcc(logits, expected) >= 0.999
         token = logits.argmax().reshape(1).to(torch.int32)
         position = torch.tensor([CONTEXT - 1], dtype=torch.int32)
         last = engine.decode(token, position, page_table=random_pages(engine))[0]
     grown = hf_logits(reference, [*prompt, int(token)], 1)[0]
     assert pcc(last, grown) >= 0.999
+    assert ours_s <= reference_s, f"{ours_s:.1f} s of CPU, HF takes {reference_s:.1f} s"
+
+
+@pytest.mark.full
+def test_a_full_context_in_chunks_needs_no_more_memory_than_its_first_two_chunks() -> None:
+    peaks = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "tests.model.long_context_memory", "1024"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+    whole, first = peaks[str(CONTEXT - 1)], peaks["2047"]
+    # the cache is there from the beginning; a chunk of 1024 takes far more than this
+    assert whole - first < 64, peaks
