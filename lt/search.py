@@ -1,8 +1,9 @@
 """Looks for per-layer settings that beat the uniform presets: pareto --search.
 
 From bfp8 everywhere, each (layer group, tensor group) is made coarser alone, and its harm per
-microsecond saved is noted. Harm is how much less likely HF's own tokens become, which a few forced
-tokens show finely. The least harmful are then taken together, and full runs judge the candidates.
+microsecond saved is noted. Harm is what it adds to the mean square by which log-probabilities of
+HF's tokens differ from HF's own: few forced tokens show that finely, and harms of several moves add
+up. The least harmful are then taken together, and full runs judge the candidates.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Move:
     group: str
     layers: range
     saved_us: float = 0.0  # of a decode step
-    harm: float = 0.0  # nats per token
+    harm: float = 0.0  # square nats
 
     @property
     def harm_per_us(self) -> float:
@@ -64,8 +65,8 @@ class Move:
     def __str__(self) -> str:
         return (
             f"{self.group:<6} layers {self.layers.start:>3}-{self.layers.stop - 1:<3} "
-            f"saves {self.saved_us:6.1f} us, harms {self.harm:+.4f} nats, "
-            f"{1e6 * self.harm_per_us:+.1f} nats per second saved"
+            f"saves {self.saved_us:6.1f} us, harms {self.harm:+.4f} square "
+            f"nats, {1000 * self.harm_per_us:+.2f} per ms saved"
         )
 
 
@@ -117,7 +118,7 @@ class Bench:
         return predict(job_for(self.model, SPECS[self.device], optimizations=optimizations))
 
     def forced(self, optimizations: str, tokens: int | None) -> tuple[Any, float]:
-        """Token accuracy, and the mean log-probability of HF's own choices."""
+        """Token accuracy, and the mean square of log-probabilities' distance from HF's."""
         from models.kv_cache import CacheConfig
         from runtime.loading import LoadOptions, load_engines
         from runtime.settings import Settings
@@ -129,21 +130,21 @@ class Bench:
         with load_engines(options, Settings.from_env()) as loaded:
             reference = find_reference(loaded.checkpoint)
             (found,) = force(loaded.engines[0], reference, num_tokens=tokens)
-        return found, sum(found.log_probs) / found.num_tokens
+        return found, found.distance(reference.log_probs) ** 2
 
 
 def probe(bench: Bench, base: ModelPrecision, folder: Path, tokens: int) -> list[Move]:
     """Every single move with its harm and its saving, least harm per microsecond first."""
     base_us = 1000 * bench.speed(BASE).decode.ms
-    _, base_likely = bench.forced(BASE, tokens)
+    _, base_harm = bench.forced(BASE, tokens)
     moves = [Move(group, layers) for group in COARSER for layers in layer_groups(len(base.layers))]
     measured = []
     for move in tqdm(moves, desc="probes"):
         path = save_decoder_file(folder, apply(base, [move]), bench.config, bench.device)
         saved_us = base_us - 1000 * bench.speed(str(path)).decode.ms
         if saved_us > 0:
-            _, likely = bench.forced(str(path), tokens)
-            measured.append(Move(move.group, move.layers, saved_us, base_likely - likely))
+            _, harm = bench.forced(str(path), tokens)
+            measured.append(Move(move.group, move.layers, saved_us, harm - base_harm))
         path.unlink()
     return sorted(measured, key=lambda move: move.harm_per_us)
 

@@ -162,12 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         p.exit(2, f"{p.prog}: {error}\n")
     if options.trace or options.plot:
-        from perf.timeline import write_plot, write_trace
+        from perf.timeline import trace, write_plot, write_trace
 
+        found = trace(job, software, constants)
         if options.trace:
-            write_trace(options.trace, job, software, constants)
+            write_trace(options.trace, found)
         if options.plot:
-            write_plot(options.plot, answer, f"{job.model} on {job.spec.name}")
+            write_plot(options.plot, answer, f"{job.model} on {job.spec.name}", found)
     if options.json:
         settings = {
             "model": str(job.model), "device": job.spec.name, "batch_size": job.batch_size,

@@ -94,31 +94,61 @@ def trace(job: Job, software: Software, constants: Constants) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"note": note}}
 
 
-def write_trace(path: Path, job: Job, software: Software, constants: Constants) -> None:
+def write_trace(path: Path, trace: dict[str, Any]) -> None:
     """Write the trace to a file."""
-    path.write_text(json.dumps(trace(job, software, constants)), encoding="utf-8")
+    path.write_text(json.dumps(trace), encoding="utf-8")
 
 
-def write_plot(path: Path, prediction: Prediction, title: str) -> None:
-    """Draw time by op group, decode and prefill beside each other; the format is the suffix."""
+def write_plot(path: Path, prediction: Prediction, title: str, trace: dict[str, Any]) -> None:
+    """Draw time by op group, and the ops of one decode layer in order; the suffix is the format."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "one picture, one file"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    parts: tuple[tuple[str, Phase], ...] = (
-        ("decode step", prediction.decode), ("prefill of a user", prediction.prefill),
+    figure, axes = pyplot.subplot_mosaic(
+        [["decode", "prefill"], ["layer", "layer"]],
+        figsize=(11, 5.6), height_ratios=(3, 1), layout="constrained",
     )  # fmt: skip
-    for axis, (name, phase) in zip(axes, parts, strict=True):
+    parts: tuple[tuple[str, str, Phase], ...] = (
+        ("decode", "decode step", prediction.decode),
+        ("prefill", "prefill of a user", prediction.prefill),
+    )
+    colors = {group: f"C{i % 10}" for i, group in enumerate(prediction.decode.breakdown)}
+    for key, name, phase in parts:
+        axis = axes[key]
         shown = [(group, ms) for group, ms in phase.breakdown.items() if ms > 0.005 * phase.ms]
         labels, times = zip(*reversed(shown), strict=True)
-        bars = axis.barh(labels, times, color="#3b6ea5")
+        bars = axis.barh(labels, times, color=[colors.get(label, "0.6") for label in labels])
         axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axis.axvline(phase.limit_ms, color="#b03a2e", linestyle="--", linewidth=1)
         axis.set_title(f"{name}: {phase.ms:.1f} ms, physical limit {phase.limit_ms:.1f} ms")
         axis.set_xlabel("ms")
+    _draw_layer(axes["layer"], trace, colors)
+    for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{title} (modelled)")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
+
+
+def _draw_layer(axis: Any, trace: dict[str, Any], colors: dict[str, str]) -> None:
+    """The ops of the second decode layer on a time axis, long ones named."""
+    ops = [
+        event
+        for event in trace["traceEvents"]
+        if event.get("tid") == 1 and event.get("args", {}).get("scope", "").startswith("layer 1 ")
+    ]
+    begin = ops[0]["ts"]
+    end = ops[-1]["ts"] + ops[-1]["dur"] - begin
+    for event in ops:
+        start = event["ts"] - begin
+        axis.broken_barh([(start, event["dur"])], (0, 1), color=colors.get(event["cat"], "0.6"))
+        if event["dur"] > 0.03 * end:
+            label = event["name"].rsplit(".", 1)[-1].replace("scaled_dot_product_attention", "sdpa")
+            axis.text(start + event["dur"] / 2, 1.1, label, rotation=20, fontsize=7)
+    axis.set_title(f"one layer of a decode step, op by op: {end:.0f} us", pad=34)
+    axis.set_xlabel("us")
+    axis.set_yticks([])
+    axis.set_ylim(0, 1.05)
