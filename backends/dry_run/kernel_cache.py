@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-# A kernel takes 70 to 120 KiB of disk in 30 small files. Every model on every system, all phases,
+# A kernel takes about 50 KiB of disk in up to 30 small files. Every model on every system, all phases,
 # needs about 6000.
 MOST_KERNELS = 8000
 KEPT_KERNELS = 7000  # after pruning, so that it does not happen at every start

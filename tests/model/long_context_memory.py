@@ -1,4 +1,4 @@
-"""Peak memory of this process, MiB, after ever longer prompts: `python -m <this> CHUNK`."""
+"""Peak memory of this process after ever longer prompts, and its cache: run with a chunk size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def main() -> None:
             engine.prefill([prompt], slots=[0], page_table=random_pages(engine))
             # ru_maxrss counts KiB on Linux
             peaks[length] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps(peaks))
+    sizes = checkpoint.config
+    elements = 2 * sizes.num_layers * sizes.num_kv_heads * sizes.head_dim * context
+    print(json.dumps({"peaks_mib": peaks, "cache_mib": 2 * elements / 2**20}))  # bfloat16
 
 
 if __name__ == "__main__":
