@@ -11,8 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
-# A kernel takes about 50 KiB of disk in up to 30 small files. Every model on every system, all phases,
-# needs about 6000.
+# A kernel takes about 50 KiB of disk in up to 30 small files. Every model on every system needs
+# about 6000.
 MOST_KERNELS = 8000
 KEPT_KERNELS = 7000  # after pruning, so that it does not happen at every start
 
