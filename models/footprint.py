@@ -18,11 +18,11 @@ from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
 from models.registry import canonical_name
-from models.sharding import TILE, Sharding
+from models.sharding import TILE, Sharding, round_up
 
 LONGEST_CHUNK = 128 * 1024
 SHORTEST_CHUNK = 2048
-RESERVE = 0.06  # share of DRAM left to program binaries, traces and fragmentation
+RESERVE = 0.05  # share of DRAM left to program binaries, traces and fragmentation
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def footprint(
     precision: ModelPrecision,
     cache_config: CacheConfig,
     *,
+    spec: DeviceSpec,
     layers: range | None = None,
     slots: int = 1,
     max_seq_len: int,
@@ -61,10 +62,12 @@ def footprint(
         def size(elements: int, group: TensorGroup, layer: object = layer) -> float:
             return elements * TILE_BYTES[layer.tensor(group)] / TILE**2  # type: ignore[attr-defined]
 
-        weights += size(dim * qkv, TensorGroup.WQKV)
-        weights += size(sharding.local_q_width * dim, TensorGroup.WO)
-        weights += size(2 * dim * hidden, TensorGroup.FF1_FF3)
-        weights += size(hidden * dim, TensorGroup.FF2)
+        # a matrix has equal whole tiles of columns in every DRAM bank
+        bank = TILE * spec.dram_banks
+        weights += size(dim * round_up(qkv, bank), TensorGroup.WQKV)
+        weights += size(sharding.local_q_width * round_up(dim, bank), TensorGroup.WO)
+        weights += size(2 * dim * round_up(hidden, bank), TensorGroup.FF1_FF3)
+        weights += size(hidden * round_up(dim, bank), TensorGroup.FF2)
         elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
         cache_bytes += size(elements, TensorGroup.KV_CACHE)
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:

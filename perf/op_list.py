@@ -130,6 +130,7 @@ def _record_layer(
         sharding,
         precision,
         cache,
+        spec=job.spec,
         slots=MAX_USERS if sharding.is_2d else users,
         max_seq_len=max_seq_len,
     )

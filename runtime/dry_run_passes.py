@@ -98,6 +98,7 @@ class Budget:
             self.sharding,
             self.precision,
             cache,
+            spec=self.spec,
             layers=self.options.layers,
             slots=MAX_USERS if self.sharding.is_2d else self.options.max_batch_size,
             max_seq_len=max_seq_len,

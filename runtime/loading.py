@@ -137,6 +137,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         sharding,
         precision,
         options.cache,
+        spec=spec,
         layers=options.layers,
         slots=MAX_USERS if sharding.is_2d else options.max_batch_size,
         max_seq_len=options.max_seq_len,
