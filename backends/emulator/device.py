@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from backends.device_specs import SPECS, DeviceSpec
+from backends.emulator import native
 from backends.emulator.memory import MemoryView, Pool
 from backends.emulator.system import Arch, MeshShape
 from backends.emulator.tensor import Tensor
@@ -40,6 +41,8 @@ class MeshDevice:
         self.spec, self.shape = spec, MeshShape(*shape)
         self.torch_device = torch_device
         self.is_meta = torch_device == "meta"
+        if torch_device == "cpu":
+            native.keep_memory()
         self.dram = Pool("DRAM", spec.dram_banks, 1, spec.dram_bank_bytes)
         self.l1 = Pool("L1", *spec.compute_grid, spec.l1_free_bytes)
         self.draws = torch.Generator(device="cpu" if self.is_meta else torch_device)

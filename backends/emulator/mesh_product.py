@@ -62,12 +62,18 @@ class MeshWeight:
         parts = [(place, self._at(x, place, narrow)) for place in places]
         if len(parts) == 1:
             return parts[0][1]
-        columns = self.mesh[1] if split[1] else 1
+        width = self._matrices.shape[2]
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            found = [multiply(_of(x, place)) for place, multiply in parts]
-            lines = [found[at : at + columns] for at in range(0, len(found), columns)]
-            return torch.cat([torch.cat(line, 1) for line in lines])
+            out: torch.Tensor | None = None
+            for place, multiply in parts:
+                found = multiply(_of(x, place))
+                if out is None:
+                    mesh = (max(a, b) for a, b in zip(x.shape, self.mesh, strict=False))
+                    out = found.new_empty(*mesh, *x.shape[2:-1], width)
+                _of(out, place).copy_(found)
+            assert out is not None
+            return out
 
         return run
 
