@@ -15,12 +15,9 @@ from backends.emulator import native
 from backends.emulator.fidelity import cut
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.ops import attention_specs as specs
-from backends.emulator.ops.paging import Reach, reach, writable
+from backends.emulator.ops.paging import GROUP, Reach, reach, read_seen, writable
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import Layout, MemoryConfig
-
-_GROUP = 1 << 20  # elements of keys read at once
-_buffers: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
 
 @op("transformer.paged_scaled_dot_product_attention_decode")
@@ -134,33 +131,6 @@ def _decode(
     )
 
 
-def _buffer(count: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Room for `count` elements, the same again at the next call."""
-    if count > _GROUP:
-        return torch.empty(count, dtype=dtype, device=like.device)
-    key = (dtype, like.device)
-    if key not in _buffers:
-        _buffers[key] = torch.empty(_GROUP, dtype=dtype, device=like.device)
-    return _buffers[key][:count]
-
-
-def _read(cache: torch.Tensor, seen: Reach, users: slice, bits: int | None) -> torch.Tensor:
-    """Keys or values [n K, T, W] of some users in float32."""
-    size, width = cache.shape[4:]
-    if seen.rows is None:
-        found = cache.flatten(0, 2)[users, :, : seen.length]
-    else:
-        rows = seen.rows[users].view(-1)
-        flat = cache.view(-1, size * width)
-        room = _buffer(len(rows) * size * width, cache, cache.dtype)
-        found = torch.index_select(flat, 0, rows, out=room.view(-1, size * width))
-    if bits is not None:
-        found = cut(found, bits)
-    if found.dtype is not torch.float32:
-        found = _buffer(found.numel(), cache, torch.float32).view(found.shape).copy_(found)
-    return found.reshape(-1, seen.length, width)
-
-
 def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
     """Whether the C loops take these operands."""
     return (
@@ -191,17 +161,17 @@ def _in_calls(
     """Attention by torch calls over groups of users."""
     heads = k.shape[3]
     users = q.shape[0] // heads
-    step = max(1, _GROUP // (heads * seen.length * q.shape[2]))
+    step = max(1, GROUP // (heads * seen.length * q.shape[2]))
     groups = [slice(first, first + step) for first in range(0, users, step)]
 
     def product(x: torch.Tensor, cache: torch.Tensor, *, turned: bool) -> torch.Tensor:
         if len(groups) == 1:
-            found = _read(cache, seen, groups[0], bits)
+            found = read_seen(cache, seen, groups[0], bits)
             return torch.bmm(x, found.mT if turned else found)
         out = x.new_empty(*x.shape[:2], seen.length if turned else q.shape[2])
         for group in groups:
             own = slice(group.start * heads, group.stop * heads)
-            found = _read(cache, seen, group, bits)
+            found = read_seen(cache, seen, group, bits)
             torch.bmm(x[own], found.mT if turned else found, out=out[own])
         return out
 

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from backends.emulator.fidelity import cut
 from backends.emulator.remember import remember_last
 
 Mesh = tuple[int, ...]
+
+GROUP = 1 << 20  # elements of keys read at once
+_buffers: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
 
 def writable(cache: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -125,3 +129,30 @@ def reach(
         idle = None  # type: ignore[assignment]
     hidden = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, -torch.inf)
     return Reach(rows, length, hidden, idle)
+
+
+def _buffer(count: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Room for `count` elements, the same again at the next call."""
+    if count > GROUP:
+        return torch.empty(count, dtype=dtype, device=like.device)
+    key = (dtype, like.device)
+    if key not in _buffers:
+        _buffers[key] = torch.empty(GROUP, dtype=dtype, device=like.device)
+    return _buffers[key][:count]
+
+
+def read_seen(cache: torch.Tensor, seen: Reach, users: slice, bits: int | None) -> torch.Tensor:
+    """Keys or values [n K, T, W] of some users in float32."""
+    size, width = cache.shape[4:]
+    if seen.rows is None:
+        found = cache.flatten(0, 2)[users, :, : seen.length]
+    else:
+        rows = seen.rows[users].view(-1)
+        flat = cache.view(-1, size * width)
+        room = _buffer(len(rows) * size * width, cache, cache.dtype)
+        found = torch.index_select(flat, 0, rows, out=room.view(-1, size * width))
+    if bits is not None:
+        found = cut(found, bits)
+    if found.dtype is not torch.float32:
+        found = _buffer(found.numel(), cache, torch.float32).view(found.shape).copy_(found)
+    return found.reshape(-1, seen.length, width)
