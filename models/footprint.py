@@ -20,6 +20,7 @@ from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGr
 from models.registry import canonical_name
 from models.sharding import TILE, Sharding, round_up
 
+HOLES = 1.15  # DRAM that activations need over their sum, since each wants one free stretch of it
 LONGEST_CHUNK = 128 * 1024
 SHORTEST_CHUNK = 2048
 RESERVE = 0.05  # share of DRAM left to program binaries, traces and fragmentation
@@ -33,6 +34,10 @@ class Footprint:
     cache: int
     tables: int
     prefill_per_token: int
+
+    def prefill_room(self, tokens: int) -> float:
+        """Bytes to leave free for prefilling `tokens` at once."""
+        return HOLES * tokens * self.prefill_per_token
 
 
 def footprint(
@@ -156,6 +161,6 @@ def max_prefill_chunk(sharding: Sharding, spec: DeviceSpec, needs: Footprint) ->
     known = published_chunks().get(name, {}).get(spec.name)
     free = dram_bytes(spec) - needs.weights - needs.cache - needs.tables
     chunk = known * 1024 if known else LONGEST_CHUNK
-    while chunk > SHORTEST_CHUNK and chunk * needs.prefill_per_token > free:
+    while chunk > SHORTEST_CHUNK and needs.prefill_room(chunk) > free:
         chunk //= 2
     return chunk

@@ -110,7 +110,7 @@ class Budget:
         per_block = self.needs(1024, max_seq_len).cache / 1024
         chunk = min(max_prefill_chunk(self.sharding, self.spec, empty), max_seq_len)
         free = dram_bytes(self.spec) - empty.weights - empty.tables
-        return int((free - chunk * empty.prefill_per_token) // per_block)
+        return int((free - empty.prefill_room(chunk)) // per_block)
 
 
 def plan_cache(options: CheckOptions, config: ModelConfig, load: LoadOptions) -> LoadOptions:
