@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from backends.device_specs import SPECS, DeviceSpec
 from backends.mesh import open_mesh, split_mesh
 from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint
@@ -27,6 +29,7 @@ from runtime.engine import Engine
 from runtime.settings import Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
 WEIGHTS = ("instruct", "random", "placeholder")
 
 
@@ -47,7 +50,7 @@ class LoadOptions:
     max_prefill_chunk: int | None = None
     enable_trace: bool = True
     batched_prefill: bool = True
-    ring: bool = False
+    ring: bool | None = None  # None: closed where the device can and one group has all of it
     trace_region_size: int = 50_000_000
     seed: int = 0  # of random weights
 
@@ -110,11 +113,21 @@ def precision_of(options: LoadOptions, config: ModelConfig) -> ModelPrecision:
     return ModelPrecision.parse(options.optimizations, config)
 
 
-def links_of(settings: Settings, spec: DeviceSpec, ring: bool) -> Links:
-    """Wires for collectives, with the debug switches of the environment."""
+def links_of(settings: Settings, options: LoadOptions, spec: DeviceSpec) -> Links:
+    """Wires for collectives, with the debug switches of the environment.
+
+    A ring unless told otherwise, where the device closes one and a single group has all of it.
+    """
+    closes = any(spec.ring) and options.data_parallel == 1
+    ring = closes if options.ring is None else options.ring
     names = settings.line_all_gather_names
     if settings.line_all_gather:
         names = frozenset({"QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM"})
+    if ring and (settings.line_reduce_scatter or names) and options.max_seq_len > LONGEST_ON_LINES:
+        logger.warning(
+            f"collectives over lines are meant for debugging up to {LONGEST_ON_LINES} tokens, "
+            f"max_seq_len is {options.max_seq_len}: unset LINE_RS, LINE_AG and USE_LINE_AG"
+        )
     return Links(
         num_links=(max(1, spec.links[0]), max(1, spec.links[1])),
         ring=ring,
@@ -132,6 +145,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
     precision = precision_of(options, config)
     spec = SPECS[options.device]
     shape = group_shape(spec, options.data_parallel)
+    links = links_of(settings, options, spec)
     sharding = Sharding(config, *shape, settings.pad_mlp_cores)
     needs = footprint(
         sharding,
@@ -154,11 +168,11 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         cache=options.cache,
         layers=options.layers,
         pad_mlp_cores=settings.pad_mlp_cores,
-        links=links_of(settings, spec, options.ring),
+        links=links,
     )
     with open_mesh(
         options.device,
-        ring=options.ring,
+        ring=links.ring,
         trace_region_size=options.trace_region_size,
         wh_arch_yaml=settings.wh_arch_yaml,
     ) as mesh:
