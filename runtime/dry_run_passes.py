@@ -46,7 +46,7 @@ class CheckOptions:
     data_parallel: int = 1
     block_size: int = 32
     num_blocks: int | None = None
-    ring: bool = False
+    ring: bool | None = None  # None: where the device closes them
 
 
 def check(options: CheckOptions) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data_parallel", type=int, default=1, metavar="N")
     add("--block_size", type=int, default=32, metavar="N", help="tokens in a page of the cache")
     add("--num_blocks", type=int, metavar="N", help="pages of the cache; default: as many as fit")
-    add("--ring", action="store_true", help="close the product's rings")
+    help = "collectives over rings, or not; default: rings where the product closes them"
+    add("--ring", action=argparse.BooleanOptionalAction, help=help)
     add("--json", action="store_true", help="print the report as JSON")
     add("--cache_dir", type=Path, help=f"default: {environment.default_cache()}")
     add("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS")
