@@ -124,9 +124,8 @@ def _baselines(data: Data, splits: Sequence[Judged]) -> str:
                 seen = half(data.rows, n)
                 seen = seen if figure == "tokens/s/user" else data.ttft(seen)
                 time = limits[figure] * factor(ratio, devices[figure], seen)
-                error = measured[figure] / time - 1 if figure != "TTFT" else 1 / ratio * 0
-                if figure == "TTFT":
-                    error = time / measured[figure] - 1
+                too_high = time / measured[figure]  # as the errors of the model itself are signed
+                error = (too_high if figure == "TTFT" else 1 / too_high) - 1
                 errors.append(error[~seen])
             lines.append(line(f"{figure}, {name}", np.concatenate(errors)))
     return "\n".join(lines)
