@@ -20,7 +20,7 @@ from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGr
 from models.registry import canonical_name
 from models.sharding import TILE, Sharding, round_up
 
-HOLES = 1.15  # DRAM that activations need over their sum, since each wants one free stretch of it
+HOLES = 1.3  # DRAM that activations need over their sum, since each wants one free stretch of it
 LONGEST_CHUNK = 128 * 1024
 SHORTEST_CHUNK = 2048
 RESERVE = 0.05  # share of DRAM left to program binaries, traces and fragmentation
@@ -49,6 +49,7 @@ def footprint(
     layers: range | None = None,
     slots: int = 1,
     max_seq_len: int,
+    ring: bool,
 ) -> Footprint:
     """What one chip has to hold."""
     config = sharding.config
@@ -84,18 +85,19 @@ def footprint(
         tables=2 * max_seq_len * sharding.head_dim * 2,
         prefill_per_token=math.ceil(
             max(
-                prefill_bytes_per_token(sharding, precision.layer(index))
+                prefill_bytes_per_token(sharding, precision.layer(index), ring)
                 for index in layers or range(config.num_layers)
             )
         ),
     )
 
 
-def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:
+def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: bool) -> float:
     """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
 
-    Follows the calls of models/layers, where the dry run saw the peaks; collectives on a line
-    hold two copies of their input while they run (a ring one, which is not counted on).
+    Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
+    mesh of one row holds two copies of its input on a line and one on a ring; that of a Galaxy
+    two.
     """
     wide, inner = 2.0, TILE_BYTES[Precision.BFP8] / TILE**2  # bytes: bfloat16, and what is chosen
     chosen = layer.tensor(TensorGroup.ACTIVATION)
@@ -111,7 +113,10 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:
     queries = inner * sharding.local_q_width
     gate = inner * sharding.local_hidden
     out = inner * sharding.local_dim
-    out_sum = out if sharding.num_chips == 1 else 3 * out + out / sharding.ways("heads")
+    copies = 1 if ring and not sharding.is_2d else 2
+    out_sum = out
+    if sharding.num_chips > 1:
+        out_sum += copies * out + out / sharding.ways("heads")
     columns = sharding.cols if sharding.is_2d else 1
     attention = stream + max(
         norm,

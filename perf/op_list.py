@@ -126,6 +126,7 @@ def _record_layer(
     used = _round_up(min(job.prefill_len + job.generated, max_seq_len), BLOCK) // BLOCK
     cache = CacheConfig(BLOCK, used * users)
     sharding = Sharding(config, *shape, job.pad_mlp_cores)
+    ring = any(job.spec.ring) and job.data_parallel == 1
     needs = footprint(
         sharding,
         precision,
@@ -133,9 +134,9 @@ def _record_layer(
         spec=job.spec,
         slots=MAX_USERS if sharding.is_2d else users,
         max_seq_len=max_seq_len,
+        ring=ring,
     )
     check_fits(needs, job.spec, config.name)
-    ring = any(job.spec.ring) and job.data_parallel == 1
     options = ModelOptions(
         max_batch_size=users,
         max_seq_len=max_seq_len,

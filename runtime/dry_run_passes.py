@@ -25,7 +25,14 @@ from models.registry import load_config
 from models.sharding import MAX_USERS, Sharding
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
 from runtime.engine import Engine
-from runtime.loading import LoadOptions, check_options, group_shape, load_engines, precision_of
+from runtime.loading import (
+    LoadOptions,
+    check_options,
+    group_shape,
+    links_of,
+    load_engines,
+    precision_of,
+)
 from runtime.sampling import DeviceSampling
 from runtime.settings import Settings
 
@@ -90,6 +97,7 @@ class Budget:
         shape = group_shape(self.spec, options.data_parallel)
         self.sharding = Sharding(config, *shape)
         self.precision = precision_of(options, config)
+        self.ring = links_of(Settings(backend="dry-run"), options, self.spec).ring
 
     def needs(self, num_blocks: int, max_seq_len: int) -> Any:
         """Footprint with a cache of `num_blocks`."""
@@ -102,6 +110,7 @@ class Budget:
             layers=self.options.layers,
             slots=MAX_USERS if self.sharding.is_2d else self.options.max_batch_size,
             max_seq_len=max_seq_len,
+            ring=self.ring,
         )
 
     def blocks_that_fit(self, max_seq_len: int) -> int:
@@ -232,7 +241,10 @@ class Passes:
         return watch().memory.look(self.model.mesh)["DRAM"]
 
     def prefill(self) -> None:
-        """The shortest bucket, the largest whole one, chunks, and several users at once."""
+        """The shortest bucket, the largest whole one, chunks, the last of them, and users together.
+
+        The chunks between run the same programs on other pages.
+        """
         engine = self.engine
         limit = engine.max_seq_len - 1
         whole = min(engine.max_prefill_chunk, limit)
@@ -242,6 +254,9 @@ class Passes:
         if limit > whole:
             length = min(limit, 2 * whole)
             self._prefill(f"prefill {length} in chunks", [length])
+        if limit > 2 * whole:
+            start = -(-(limit - whole) // self.block_size) * self.block_size
+            self._prefill(f"prefill {limit} after {start} cached", [limit], starts=[start])
         if limit > self.block_size + 1:
             length = min(limit, BUCKET + self.block_size)
             start = self.block_size

@@ -155,6 +155,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         layers=options.layers,
         slots=MAX_USERS if sharding.is_2d else options.max_batch_size,
         max_seq_len=options.max_seq_len,
+        ring=links.ring,
     )
     check_fits(needs, spec, config.name)
     chunk = (

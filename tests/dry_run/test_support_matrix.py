@@ -124,8 +124,8 @@ def test_a_prompt_of_the_whole_context_passes_with_its_chunk_and_tells_its_pages
     assert chunk >= (min(published * 1024, context) if published else 2048)
     assert run["num_blocks"] * run["block_size"] >= context == run["max_seq_len"]
     assert run["fits"]["cache_tokens"] >= context
-    longest = f"prefill {context - 1}" + (" in chunks" if chunk < context else "")
-    assert longest in [phase["name"] for phase in run["phases"]]
+    names = [phase["name"] for phase in run["phases"]]  # whole, in chunks or the last of them
+    assert any(name.startswith(f"prefill {context - 1}") for name in names)
     _agrees_with_its_estimate(run)
 
 
