@@ -23,7 +23,7 @@ from models.sharding import TILE, Sharding, round_up
 HOLES = 1.3  # DRAM that activations need over their sum, since each wants one free stretch of it
 LONGEST_CHUNK = 128 * 1024
 SHORTEST_CHUNK = 2048
-RESERVE = 0.05  # share of DRAM left to program binaries, traces and fragmentation
+RESERVE = 0.04  # share of DRAM left to program binaries, traces and fragmentation
 
 
 @dataclass(frozen=True)

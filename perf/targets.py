@@ -29,6 +29,7 @@ class AccuracyTarget:
 
     top1: float
     top5: float
+    arithmetic: str = ""  # of the processor it was measured on
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def accuracy_target(
         if (entry["model"], entry["device"], entry["optimizations"]) == (
             model, device, optimizations,
         ):  # fmt: skip
-            return AccuracyTarget(entry["top1"], entry["top5"])
+            return AccuracyTarget(entry["top1"], entry["top5"], entry.get("arithmetic", ""))
     known = "; ".join(f"{e['model']} {e['device']} {e['optimizations']}" for e in entries)
     raise ValueError(
         f"no accuracy target for {model} on {device} with {optimizations}: listed are {known}"
