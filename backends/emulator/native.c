@@ -5,6 +5,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+static int own_thread(void) { return omp_get_thread_num(); }
+#else
+static int own_thread(void) { return 0; }
+#endif
+
 #define BLOCK 16 /* values that share one exponent */
 #define EXPONENT 0x7F800000
 #define PLACE 23
@@ -114,64 +121,149 @@ void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uin
     }
 }
 
-/* Decode attention: scaled queries [users, heads, group, width] over keys and values in pages
-   [*, size, width], of which `pages` [users, heads, count] are looked at. `hidden` [users, length]
-   is 0 or -inf, length = count * size; `idle` [users] (or NULL) marks those that get zeros; `seen`
-   are the multiplier's bits of keys and values. `scores` [group, length] and `row` [width] are
-   room to work in. */
-static inline __attribute__((always_inline)) void
-attend_any(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,
-           const float *hidden, const uint8_t *idle, float *out, float *scores, float *row,
-            int64_t users, int64_t heads, int64_t group, int64_t width, int64_t count,
-            int64_t size, int64_t seen) {
-  const int64_t length = count * size;
-  const uint16_t mask = (uint16_t)seen;
-  for (int64_t pair = 0; pair < users * heads; pair++, q += group * width, out += group * width) {
-    const float *unseen = hidden + pair / heads * length;
-    const int64_t *page = pages + pair * count;
-    const uint16_t *key = keys, *value = values;
-    memset(out, 0, (size_t)(group * width) * sizeof(float));
-    if (idle && idle[pair / heads]) continue;
-    for (int64_t t = 0; t < length; t++, key += width) {
-      if (t % size == 0) key = keys + page[t / size] * size * width;
-      const int is_seen = unseen[t] == 0;
-      if (is_seen)
-        for (int64_t j = 0; j < width; j++) row[j] = widened(key[j] & mask);
-      for (int64_t g = 0; g < group; g++)
-        scores[g * length + t] = is_seen ? dot(q + g * width, row, width) : -INFINITY;
-    }
-    for (int64_t g = 0; g < group; g++) {
-      float *own = scores + g * length, largest = -INFINITY, total = 0;
-      for (int64_t t = 0; t < length; t++) largest = own[t] > largest ? own[t] : largest;
-#pragma omp simd reduction(+ : total)
-      for (int64_t t = 0; t < length; t++) {
-        own[t] = exponential(own[t] - largest);
-        total += own[t];
-      }
-      for (int64_t t = 0; t < length; t++) own[t] /= total;
-    }
-    for (int64_t t = 0; t < length; t++, value += width) {
-      if (t % size == 0) value = values + page[t / size] * size * width;
-      if (unseen[t] != 0) continue;
-      for (int64_t j = 0; j < width; j++) row[j] = widened(value[j] & mask);
-      for (int64_t g = 0; g < group; g++)
-        for (int64_t j = 0; j < width; j++) out[g * width + j] += scores[g * length + t] * row[j];
-    }
-  }
+/* Vectors of one block's values; compilers split them where registers are narrower. */
+typedef float floats __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+
+static inline floats loaded(const float *x) {
+  floats out;
+  memcpy(&out, x, sizeof out);
+  return out;
 }
 
-#define OPERANDS                                                                                 \
-  const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,           \
-      const float *hidden, const uint8_t *idle, float *out, float *scores, float *row,          \
-      int64_t users, int64_t heads, int64_t group
-#define GIVEN q, keys, values, pages, hidden, idle, out, scores, row, users, heads, group
+static inline floats widened_block(const uint16_t *x, uint16_t mask) {
+  halves narrow;
+  memcpy(&narrow, x, sizeof narrow);
+  const words bits = __builtin_convertvector(narrow & mask, words) << 16;
+  floats out;
+  memcpy(&out, &bits, sizeof out);
+  return out;
+}
 
-/* Widths that are constants make loops without ends to care for. */
-void attend(OPERANDS, int64_t width, int64_t count, int64_t size, int64_t seen) {
-  if (width == 64)
-    attend_any(GIVEN, 64, count, size, seen);
-  else if (width == 128)
-    attend_any(GIVEN, 128, count, size, seen);
-  else
-    attend_any(GIVEN, width, count, size, seen);
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+
+static inline float total(floats x) {
+  eight half[2];
+  memcpy(half, &x, sizeof x);
+  half[0] += half[1];
+  four quarter[2];
+  memcpy(quarter, &half[0], sizeof quarter);
+  quarter[0] += quarter[1];
+  return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
+}
+
+#define LINE 32 /* values that memory hands over at once */
+#define MOST_QUERIES 4 /* whose vectors stay in registers for heads of 64 */
+#define MOST_BLOCKS 16 /* of a head: 256 values */
+
+/* Have memory send a row before it is needed: pages lie anywhere, no processor guesses the next. */
+static inline void fetch(const uint16_t *row, int64_t width) {
+  for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(row + j);
+}
+
+static inline int64_t end_of_page(int64_t from, int64_t last, int64_t size) {
+  const int64_t end = (from / size + 1) * size;
+  return end < last ? end : last;
+}
+
+/* Attention of `group` queries [group, width] over the positions from `first` to `last` of one
+   head's pages. Made for each group and width in use, so that loops have no ends to care for. */
+static inline __attribute__((always_inline)) void
+attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *page,
+            float *out, float *scores, int64_t group, int64_t width,
+            int64_t length, int64_t size, uint16_t mask, int64_t first, int64_t last) {
+  const int blocks = (int)width / BLOCK;
+  floats sums[MOST_QUERIES * MOST_BLOCKS];
+  int is_padding = 1; /* whose queries are zero: no need to look at keys */
+  for (int64_t i = 0; i < group * width; i++) is_padding &= q[i] == 0;
+  if (is_padding)
+    for (int g = 0; g < group; g++)
+      memset(scores + g * length + first, 0, (size_t)(last - first) * sizeof(float));
+  for (int64_t from = first, to; !is_padding && from < last; from = to) {
+    to = end_of_page(from, last, size);
+    const uint16_t *key = keys + (page[from / size] * size + from % size) * width;
+    const uint16_t *next = to < last ? keys + page[to / size] * size * width : key;
+    const uint16_t *value = values + (key - keys);
+    for (int64_t t = from; t < to; t++, key += width, value += width, next += width) {
+      fetch(next, width);
+      fetch(value, width);
+      floats products[MOST_QUERIES] = {0};
+      for (int j = 0; j < blocks; j++) {
+        const floats own = widened_block(key + j * BLOCK, mask);
+        for (int g = 0; g < group; g++) products[g] += loaded(q + g * width + j * BLOCK) * own;
+      }
+      for (int g = 0; g < group; g++) scores[g * length + t] = total(products[g]);
+    }
+  }
+  for (int g = 0; g < group; g++) {
+    float *own = scores + g * length, largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t t = first; t < last; t++) largest = own[t] > largest ? own[t] : largest;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = first; t < last; t++) {
+      own[t] = exponential(own[t] - largest);
+      sum += own[t];
+    }
+#pragma omp simd
+    for (int64_t t = first; t < last; t++) own[t] /= sum;
+  }
+  memset(sums, 0, sizeof sums);
+  for (int64_t from = first, to; from < last; from = to) {
+    to = end_of_page(from, last, size);
+    const uint16_t *value = values + (page[from / size] * size + from % size) * width;
+    const uint16_t *next = to < last ? values + page[to / size] * size * width : value;
+    for (int64_t t = from; t < to; t++, value += width, next += width) {
+      if (is_padding) fetch(next, width);
+      for (int j = 0; j < blocks; j++) {
+        const floats own = widened_block(value + j * BLOCK, mask);
+        for (int g = 0; g < group; g++) sums[g * blocks + j] += own * scores[g * length + t];
+      }
+    }
+  }
+  memcpy(out, sums, (size_t)(group * width) * sizeof(float));
+}
+
+/* Decode attention: scaled queries [users, heads, group, width] over keys and values in pages
+   [*, size, width], of which `pages` [users, heads, count] are looked at. `hidden` [users, length],
+   length = count * size, is 0 over the one stretch where a user looks; `idle` [users] (or NULL)
+   marks those that get zeros; `seen` are the multiplier's bits of keys and values. `scores`
+   [threads, MOST_QUERIES, length] is room to work in. */
+void attend(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,
+            const float *hidden, const uint8_t *idle, float *out, float *scores, int64_t users,
+            int64_t heads, int64_t group, int64_t width, int64_t count, int64_t size,
+            int64_t seen, int64_t threads) {
+  const int64_t length = count * size;
+  const uint16_t mask = (uint16_t)seen;
+#pragma omp parallel for num_threads((int)threads) if (threads > 1)
+  for (int64_t pair = 0; pair < users * heads; pair++) {
+    float *room = scores + own_thread() * MOST_QUERIES * length;
+    const int64_t user = pair / heads, *page = pages + pair * count;
+    const float *unseen = hidden + user * length;
+    int64_t first = 0, last = length;
+    while (first < last && unseen[first] != 0) first++;
+    while (last > first && unseen[last - 1] != 0) last--;
+    for (int64_t g = 0; g < group; g += MOST_QUERIES) {
+      const int64_t some = group - g < MOST_QUERIES ? group - g : MOST_QUERIES;
+      const float *own = q + (pair * group + g) * width;
+      float *result = out + (pair * group + g) * width;
+#define HEAD(some, width)                                                                         \
+  attend_head(own, keys, values, page, result, room, some, width, length, size, mask, first, last)
+      if (idle && idle[user])
+        memset(result, 0, (size_t)(some * width) * sizeof(float));
+      else if (width == 64 && some == 1)
+        HEAD(1, 64);
+      else if (width == 64 && some == 2)
+        HEAD(2, 64);
+      else if (width == 64 && some == 3)
+        HEAD(3, 64);
+      else if (width == 64)
+        HEAD(4, 64);
+      else if (width == 128 && some == 4)
+        HEAD(4, 128);
+      else
+        HEAD(some, width);
+    }
+  }
 }

@@ -8,23 +8,26 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 _SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp-simd", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 60
 _WORTH_THREADS = 1 << 20  # multiplications that take longer than starting a thread
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _KEPT_BYTES = (1 << 31) - 1
 LANES = 16  # the loops take widths that are a multiple of this
+MOST_WIDTH, MOST_QUERIES = 256, 4  # of a head; at once
 
 
 @functools.cache
@@ -33,37 +36,34 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    key = "\0".join((_SOURCE.read_text(), compiler, *_FLAGS, _processor()))
-    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    for folder in (_SOURCE.parent / "__pycache__", None):
+    folders = (_SOURCE.parent / "__pycache__", None)
+    for threads, folder in itertools.product(_THREADS, folders):
+        command = (compiler, *_FLAGS, threads)
+        key = "\0".join((_SOURCE.read_text(), *command, _processor()))
+        name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         try:
             if folder is None:  # a read-only installation: for this process alone
                 with tempfile.TemporaryDirectory() as own:
-                    return _build(compiler, Path(own) / name)
+                    return _build(command, Path(own) / name)
             folder.mkdir(exist_ok=True)
-            return _build(compiler, folder / name)
+            return _build(command, folder / name)
         except (OSError, subprocess.SubprocessError):
             continue
     return None
 
 
-def _build(compiler: str, path: Path) -> ctypes.CDLL:
+def _build(command: Sequence[str], path: Path) -> ctypes.CDLL:
     """Compile unless done before; complete or not there, also for two processes at once."""
     if not path.exists():
         handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         os.close(handle)
         try:
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", unfinished, "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_S)
+            whole = [*command, str(_SOURCE), "-o", unfinished, "-lm"]
+            subprocess.run(whole, check=True, capture_output=True, timeout=_COMPILE_S)
             os.replace(unfinished, path)
         finally:
             Path(unfinished).unlink(missing_ok=True)
     return ctypes.CDLL(str(path))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "emulator")
 
 
 def _processor() -> str:
@@ -155,27 +155,16 @@ def attend(
 
     `caches` are keys and values [..., size, W] of bfloat16 of which `seen_bits` significant bits
     count, `hidden` [U, 1, P size] says by -inf where a user does not look, `idle` who gets zeros.
-    Result as q. Users are shared out over as many threads as torch uses.
+    Result as q.
     """
     _, group, width = q.shape
     users, heads, count = pages.shape
     size = caches[0].shape[-2]
-    out = torch.empty_like(q)
     mask = 0xFFFF & ~((1 << (8 - seen_bits)) - 1)
-
-    def run(some: slice) -> None:
-        own = slice(some.start * heads, some.stop * heads)
-        scores, row = q.new_empty(group, count * size), q.new_empty(width)
-        _call(
-            "attend", q[own], *caches, pages[some], hidden[some],
-            None if idle is None else idle[some], out[own], scores, row,
-            some.stop - some.start, heads, group, width, count, size, mask,
-        )  # fmt: skip
-
-    threads = min(torch.get_num_threads(), users)
-    if threads == 1 or q.numel() * count * size < _WORTH_THREADS:
-        run(slice(0, users))
-    else:
-        ends = [users * at // threads for at in range(threads + 1)]
-        list(_pool(threads).map(run, map(slice, ends, ends[1:])))
+    threads = torch.get_num_threads() if q.numel() * count * size > _WORTH_THREADS else 1
+    out, scores = torch.empty_like(q), q.new_empty(threads, MOST_QUERIES, count * size)
+    _call(
+        "attend", q, *caches, pages, hidden, idle, out, scores,
+        users, heads, group, width, count, size, mask, threads,
+    )  # fmt: skip
     return out

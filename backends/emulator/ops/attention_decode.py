@@ -136,6 +136,7 @@ def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
     return (
         seen.rows is not None
         and q.shape[2] % native.LANES == 0
+        and q.shape[2] <= native.MOST_WIDTH
         and k.dtype is torch.bfloat16
         and native.can_run(q, k)
     )
