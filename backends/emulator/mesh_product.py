@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 import torch
 import torch.nn.functional as F
 
+from backends.emulator import native
 from backends.emulator.fidelity import cut
 from backends.emulator.kernels import FEW_ROWS, Product, Weight, is_fixed, narrow_type
 from backends.emulator.tensor import Tensor
@@ -105,14 +106,12 @@ class MeshWeight:
         compact, own = self._compact(places)
         kind = narrow_type(x, self._matrices) if narrow else torch.float32
         matrices = compact.matrices.mT.to(kind).contiguous()  # [places, K, N]
-        count, missing = len(matrices), len(places) - len(matrices)
+        count = len(matrices)
         mesh, inner = x.shape[:2], x.shape[2:-1]
 
         def run(x: torch.Tensor) -> torch.Tensor:
             rows = x.reshape(len(places), -1, x.shape[-1])[:count, :, : compact.depth]
-            out = compact.spread(torch.bmm(rows.to(kind), matrices))
-            if missing:
-                out = F.pad(out, (0, 0, 0, 0, 0, missing))
+            out = compact.spread(torch.bmm(rows.to(kind), matrices), len(places))
             if own == (1, 1):
                 return out.view(*mesh, *inner, -1)
             # [xr, xc, M, wr, wc, N]: an axis is of x or of the weight
@@ -185,11 +184,14 @@ class Compact:
         multiply = self._weight.product(x[..., : self.depth].contiguous(), narrow=narrow)
         return lambda x: multiply(x[..., : self.depth].contiguous())
 
-    def spread(self, out: torch.Tensor) -> torch.Tensor:
-        """Products of the kept rows [..., n] as products of all rows [..., N]."""
-        if self._index is None:
-            return out
-        return out.unflatten(-1, (-1, TILE)).index_select(-2, self._index).flatten(-2)
+    def spread(self, out: torch.Tensor, places: int = 0) -> torch.Tensor:
+        """Products of the kept rows [..., n] as those of all rows [..., N], and of all places."""
+        index, missing = self._index, max(places - len(out), 0)
+        if index is not None:
+            if out.dtype is torch.bfloat16 and native.can_run(out, index):
+                return native.spread_tiles(out, index, missing)
+            out = out.unflatten(-1, (-1, TILE)).index_select(-2, index).flatten(-2)
+        return F.pad(out, (0, 0, 0, 0, 0, missing)) if missing else out
 
 
 def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

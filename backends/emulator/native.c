@@ -11,6 +11,8 @@ static int own_thread(void) { return omp_get_thread_num(); }
 #else
 static int own_thread(void) { return 0; }
 #endif
+#define PRAGMA(text) _Pragma(#text)
+#define SHARED_OUT(threads) PRAGMA(omp parallel for num_threads((int)threads) if (threads > 1))
 
 #define BLOCK 16 /* values that share one exponent */
 #define EXPONENT 0x7F800000
@@ -48,17 +50,21 @@ static inline void round_block(const uint32_t *bits, uint16_t *out, int mantissa
   }
 }
 
-void round_bfloat16(const uint16_t *x, uint16_t *out, int64_t blocks, int64_t mantissa_bits) {
-  for (int64_t b = 0; b < blocks; b++, x += BLOCK, out += BLOCK) {
+void round_bfloat16(const uint16_t *x, uint16_t *out, int64_t blocks, int64_t mantissa_bits,
+                    int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t b = 0; b < blocks; b++) {
     uint32_t bits[BLOCK];
-    for (int i = 0; i < BLOCK; i++) bits[i] = (uint32_t)x[i] << 16;
-    round_block(bits, out, (int)mantissa_bits);
+    for (int i = 0; i < BLOCK; i++) bits[i] = (uint32_t)x[b * BLOCK + i] << 16;
+    round_block(bits, out + b * BLOCK, (int)mantissa_bits);
   }
 }
 
-void round_float32(const uint32_t *x, uint16_t *out, int64_t blocks, int64_t mantissa_bits) {
-  for (int64_t b = 0; b < blocks; b++, x += BLOCK, out += BLOCK)
-    round_block(x, out, (int)mantissa_bits);
+void round_float32(const uint32_t *x, uint16_t *out, int64_t blocks, int64_t mantissa_bits,
+                   int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t b = 0; b < blocks; b++)
+    round_block(x + b * BLOCK, out + b * BLOCK, (int)mantissa_bits);
 }
 
 static inline float widened(uint16_t x) { return as_float((uint32_t)x << 16); }
@@ -67,58 +73,6 @@ static inline uint16_t narrowed(float x) {
   uint32_t bits = as_bits(x);
   if (x != x) return (uint16_t)((bits >> 16) | 0x40);
   return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-static inline float dot(const float *a, const float *b, int64_t width) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < width; j++) sum += a[j] * b[j];
-  return sum;
-}
-
-/* exp(x) of numbers up to 0, right to a last bit or two, in a form that vector units take. */
-static inline float exponential(float x) {
-  x = x > -87.0f ? x : -87.0f; /* as good as nothing */
-  const float whole = rintf(x * 1.44269504f);
-  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
-  float series = 1.0f / 720;
-  series = series * rest + 1.0f / 120;
-  series = series * rest + 1.0f / 24;
-  series = series * rest + 1.0f / 6;
-  series = series * rest + 0.5f;
-  series = series * rest + 1.0f;
-  series = series * rest + 1.0f;
-  return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
-}
-
-/* Rows of bfloat16 divided by their root mean square, times `weight` (or NULL). */
-void rms_norm(const uint16_t *x, const float *weight, uint16_t *out, float *wide, int64_t rows,
-              int64_t width, float epsilon) {
-  for (int64_t r = 0; r < rows; r++, x += width, out += width) {
-    for (int64_t j = 0; j < width; j++) wide[j] = widened(x[j]);
-    const float inverse = 1.0f / sqrtf(dot(wide, wide, width) / (float)width + epsilon);
-    if (weight)
-      for (int64_t j = 0; j < width; j++) out[j] = narrowed(wide[j] * inverse * weight[j]);
-    else
-      for (int64_t j = 0; j < width; j++) out[j] = narrowed(wide[j] * inverse);
-  }
-}
-
-/* Neighbours (a, b) of x [outer, inner, width] turned to (a cos - b sin, b cos + a sin); the row
-   of the tables is outer * per_outer + inner * per_inner. */
-void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uint16_t *out,
-            int64_t outer, int64_t inner, int64_t width, int64_t per_outer, int64_t per_inner) {
-  for (int64_t o = 0; o < outer; o++)
-    for (int64_t i = 0; i < inner; i++, x += width, out += width) {
-      const int64_t row = (o * per_outer + i * per_inner) * width;
-      for (int64_t j = 0; j < width; j += 2) {
-        const float a = widened(x[j]), b = widened(x[j + 1]);
-        const float c0 = widened(cosine[row + j]), s0 = widened(sine[row + j]);
-        const float c1 = widened(cosine[row + j + 1]), s1 = widened(sine[row + j + 1]);
-        out[j] = narrowed(a * c0 - b * s0);
-        out[j + 1] = narrowed(b * c1 + a * s1);
-      }
-    }
 }
 
 /* Vectors of one block's values; compilers split them where registers are narrower. */
@@ -141,6 +95,13 @@ static inline floats widened_block(const uint16_t *x, uint16_t mask) {
   return out;
 }
 
+#define LINE 32 /* values that memory hands over at once */
+
+/* Have memory send a row before it is needed: pages lie anywhere, no processor guesses the next. */
+static inline void fetch(const uint16_t *row, int64_t width) {
+  for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(row + j);
+}
+
 typedef float eight __attribute__((vector_size(32)));
 typedef float four __attribute__((vector_size(16)));
 
@@ -154,14 +115,103 @@ static inline float total(floats x) {
   return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
 }
 
-#define LINE 32 /* values that memory hands over at once */
+/* exp(x) of numbers up to 0, right to a last bit or two, in a form that vector units take. */
+static inline float exponential(float x) {
+  x = x > -87.0f ? x : -87.0f; /* as good as nothing */
+  const float whole = rintf(x * 1.44269504f);
+  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
+  float series = 1.0f / 720;
+  series = series * rest + 1.0f / 120;
+  series = series * rest + 1.0f / 24;
+  series = series * rest + 1.0f / 6;
+  series = series * rest + 0.5f;
+  series = series * rest + 1.0f;
+  series = series * rest + 1.0f;
+  return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
+}
+
+/* Rows of bfloat16 divided by their root mean square, times `weight` (or NULL). */
+void rms_norm(const uint16_t *x, const float *weight, uint16_t *out, int64_t rows, int64_t width,
+              float epsilon, int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t r = 0; r < rows; r++) {
+    const uint16_t *own = x + r * width;
+    uint16_t *to = out + r * width;
+    floats squares = {0};
+    for (int64_t j = 0; j < width; j += BLOCK) {
+      const floats wide = widened_block(own + j, 0xFFFF);
+      squares += wide * wide;
+    }
+    const float inverse = 1.0f / sqrtf(total(squares) / (float)width + epsilon);
+    if (weight)
+      for (int64_t j = 0; j < width; j++) to[j] = narrowed(widened(own[j]) * inverse * weight[j]);
+    else
+      for (int64_t j = 0; j < width; j++) to[j] = narrowed(widened(own[j]) * inverse);
+  }
+}
+
+/* Neighbours (a, b) of x [outer, inner, width] turned to (a cos - b sin, b cos + a sin). There are
+   `tables` [per_table, width] for the outer ones to take in turns; every row of x has its own of
+   the table (per_row 1) or all the first (0). */
+void rotate(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uint16_t *out,
+            int64_t outer, int64_t inner, int64_t width, int64_t tables, int64_t per_table,
+            int64_t per_row, int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t o = 0; o < outer; o++)
+    for (int64_t i = 0; i < inner; i++) {
+      const uint16_t *from = x + (o * inner + i) * width;
+      uint16_t *to = out + (o * inner + i) * width;
+      const int64_t row = (o % tables * per_table + i * per_row) * width;
+      for (int64_t j = 0; j < width; j += 2) {
+        const float a = widened(from[j]), b = widened(from[j + 1]);
+        const float c0 = widened(cosine[row + j]), s0 = widened(sine[row + j]);
+        const float c1 = widened(cosine[row + j + 1]), s1 = widened(sine[row + j + 1]);
+        to[j] = narrowed(a * c0 - b * s0);
+        to[j + 1] = narrowed(b * c1 + a * s1);
+      }
+    }
+}
+
+/* Rows [count, width] put where `places` says in the table. */
+void put_rows(uint16_t *table, const int64_t *places, const uint16_t *rows, int64_t count,
+              int64_t width) {
+  for (int64_t r = 0; r < count; r++) fetch(table + places[r] * width, width);
+  for (int64_t r = 0; r < count; r++)
+    memcpy(table + places[r] * width, rows + r * width, (size_t)width * sizeof(uint16_t));
+}
+
+/* Sum [outer, inner] of x [outer, places, inner] over the places. */
+void sum_places(const uint16_t *x, float *out, int64_t outer, int64_t places, int64_t inner,
+                int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t piece = 0; piece < outer * inner / BLOCK; piece++) {
+    const int64_t at = piece * BLOCK, o = at / inner, i = at % inner;
+    floats sum = {0};
+    for (int64_t p = 0; p < places; p++)
+      sum += widened_block(x + (o * places + p) * inner + i, 0xFFFF);
+    memcpy(out + at, &sum, sizeof sum);
+  }
+}
+
+#define TILE 32
+
+/* Rows [count, kept tiles of TILE] as rows [all, tiles], a tile the one that `index` says; rows
+   beyond `count` are zero. */
+void spread_tiles(const uint16_t *x, const int64_t *index, uint16_t *out, int64_t count,
+                  int64_t kept, int64_t all, int64_t tiles, int64_t threads) {
+  SHARED_OUT(threads)
+  for (int64_t r = 0; r < all; r++)
+    for (int64_t t = 0; t < tiles; t++) {
+      uint16_t *to = out + (r * tiles + t) * TILE;
+      if (r < count)
+        memcpy(to, x + (r * kept + index[t]) * TILE, TILE * sizeof(uint16_t));
+      else
+        memset(to, 0, TILE * sizeof(uint16_t));
+    }
+}
+
 #define MOST_QUERIES 4 /* whose vectors stay in registers for heads of 64 */
 #define MOST_BLOCKS 16 /* of a head: 256 values */
-
-/* Have memory send a row before it is needed: pages lie anywhere, no processor guesses the next. */
-static inline void fetch(const uint16_t *row, int64_t width) {
-  for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(row + j);
-}
 
 static inline int64_t end_of_page(int64_t from, int64_t last, int64_t size) {
   const int64_t end = (from / size + 1) * size;
@@ -236,7 +286,7 @@ void attend(const float *q, const uint16_t *keys, const uint16_t *values, const 
             int64_t seen, int64_t threads) {
   const int64_t length = count * size;
   const uint16_t mask = (uint16_t)seen;
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
+  SHARED_OUT(threads)
   for (int64_t pair = 0; pair < users * heads; pair++) {
     float *room = scores + own_thread() * MOST_QUERIES * length;
     const int64_t user = pair / heads, *page = pages + pair * count;

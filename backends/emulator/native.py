@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import math
 import os
 import platform
 import shutil
@@ -19,11 +20,13 @@ from pathlib import Path
 
 import torch
 
+from backends.emulator.types import TILE
+
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 60
-_WORTH_THREADS = 1 << 20  # multiplications that take longer than starting a thread
+_WORTH_THREADS = 1 << 14  # values whose loop takes longer than waking a thread
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _KEPT_BYTES = (1 << 31) - 1
 LANES = 16  # the loops take widths that are a multiple of this
@@ -101,6 +104,11 @@ def _call(name: str, *arguments: torch.Tensor | int | float | None) -> None:
     getattr(library(), name)(*converted)
 
 
+def _threads(values: int) -> int:
+    """Threads to share out so many values to."""
+    return torch.get_num_threads() if values >= _WORTH_THREADS else 1
+
+
 def can_run(*operands: torch.Tensor) -> bool:
     """Whether these tensors, in the types that the function takes, can be handed to C."""
     return library() is not None and all(
@@ -112,15 +120,15 @@ def round_blocks(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     """Blocks [N, 16] of bfloat16 or float32 rounded to so many bits, bfloat16."""
     out = torch.empty(blocks.shape, dtype=torch.bfloat16)
     name = "round_bfloat16" if blocks.dtype is torch.bfloat16 else "round_float32"
-    _call(name, blocks, out, blocks.shape[0], mantissa_bits)
+    _call(name, blocks, out, blocks.shape[0], mantissa_bits, _threads(blocks.numel()))
     return out
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> torch.Tensor:
     """Rows [..., D] of bfloat16, D a multiple of 16, normalised; `weight` is float32 [D]."""
     width = x.shape[-1]
-    out, room = torch.empty_like(x), torch.empty(width)
-    _call("rms_norm", x, weight, out, room, x.numel() // width, width, float(epsilon))
+    out, rows = torch.empty_like(x), x.numel() // width
+    _call("rms_norm", x, weight, out, rows, width, float(epsilon), _threads(x.numel()))
     return out
 
 
@@ -130,16 +138,46 @@ def rotate(
     """Neighbouring columns of x [..., M, W] turned by tables [..., T, W], all bfloat16.
 
     Of the tables the first `table_rows` count: one for all of x's rows, or one for each. None
-    where tables are shared in a way that the loops do not know: one for all matrices, or for each.
+    where matrices share tables in another way than by leading dims of 1.
     """
     *_, rows, width = x.shape
-    is_shared = cos.numel() == cos.shape[-2] * width
-    if not is_shared and cos.shape[:-2] != x.shape[:-2]:
+    own = cos.shape[:-2]
+    while own and own[0] == 1:
+        own = own[1:]
+    if own != x.shape[x.dim() - 2 - len(own) : -2]:
         return None
     out = torch.empty_like(x)
-    per_matrix = 0 if is_shared else cos.shape[-2]
-    per_row = int(table_rows == rows > 1)
-    _call("rotate", x, cos, sin, out, x.numel() // (rows * width), rows, width, per_matrix, per_row)
+    _call(
+        "rotate", x, cos, sin, out, x.numel() // (rows * width), rows, width, math.prod(own),
+        cos.shape[-2], int(table_rows == rows > 1), _threads(x.numel()),
+    )  # fmt: skip
+    return out
+
+
+def put_rows(table: torch.Tensor, places: torch.Tensor, rows: torch.Tensor) -> None:
+    """Rows [n, W] into a table [N, W] at places [n], all bfloat16."""
+    _call("put_rows", table, places, rows, *rows.shape)
+
+
+def sum_over(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum over a dim that is kept, in float32; by torch where the loop does not take x."""
+    inner = math.prod(x.shape[dim + 1 :])
+    if inner % LANES or x.dtype is not torch.bfloat16 or not can_run(x):
+        return x.sum(dim, keepdim=True, dtype=torch.float32)
+    out = torch.empty(*x.shape[:dim], 1, *x.shape[dim + 1 :])
+    outer = out.numel() // inner
+    _call("sum_places", x, out, outer, x.shape[dim], inner, _threads(x.numel()))
+    return out
+
+
+def spread_tiles(x: torch.Tensor, index: torch.Tensor, missing: int) -> torch.Tensor:
+    """Tiles of columns of x [P, ..., n] where `index` wants them; `missing` more P are zero."""
+    *_, width = x.shape
+    out = x.new_empty(x.shape[0] + missing, *x.shape[1:-1], len(index) * TILE)
+    _call(
+        "spread_tiles", x, index, out, x.numel() // width, width // TILE,
+        out.numel() // out.shape[-1], len(index), _threads(out.numel()),
+    )  # fmt: skip
     return out
 
 
@@ -161,7 +199,7 @@ def attend(
     users, heads, count = pages.shape
     size = caches[0].shape[-2]
     mask = 0xFFFF & ~((1 << (8 - seen_bits)) - 1)
-    threads = torch.get_num_threads() if q.numel() * count * size > _WORTH_THREADS else 1
+    threads = _threads(q.numel() * count)
     out, scores = torch.empty_like(q), q.new_empty(threads, MOST_QUERIES, count * size)
     _call(
         "attend", q, *caches, pages, hidden, idle, out, scores,

@@ -82,6 +82,41 @@ def test_ops_are_the_same_up_to_the_last_bit(
 
 
 @needs_compiler
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sums_over_chips_are_torchs(dim: int) -> None:
+    x = torch.randn(3, 4, 1, 5, 48, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for part in (x, x[..., :9].contiguous(), x.float()):
+        expected = part.double().sum(dim, keepdim=True)
+        found = native.sum_over(part, dim).double()
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_compiler
+def test_tiles_and_rows_are_put_where_they_belong() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 40, 3 * 32, generator=generator).bfloat16()
+    index = torch.tensor([2, 0, 0, 1, 2])
+    spread = native.spread_tiles(x, index, 1)
+    assert torch.equal(spread[:2], x.unflatten(-1, (3, 32))[:, :, index].flatten(-2))
+    assert spread.shape == (3, 40, 5 * 32) and not spread[2].any()
+    table, places = torch.zeros(9, 64).bfloat16(), torch.tensor([7, 0, 4])
+    rows = torch.randn(3, 64, generator=generator).bfloat16()
+    native.put_rows(table, places, rows)
+    assert torch.equal(table[places], rows) and table.any(1).sum() == 3
+
+
+@needs_compiler
+def test_matrices_share_tables_along_leading_dims_alone() -> None:
+    x = torch.randn(3, 2, 4, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    cos, sin = torch.rand(1, 2, 1, 64).bfloat16(), torch.rand(1, 2, 1, 64).bfloat16()
+    shared, own = native.rotate(x, cos, sin, 1), torch.empty_like(x)
+    for at in range(3):
+        own[at] = native.rotate(x[at], cos[0], sin[0], 1)
+    assert shared is not None and torch.equal(shared, own)
+    assert native.rotate(x, cos.repeat(3, 1, 1, 1)[:, :1].contiguous(), sin[:, :1], 1) is None
+
+
+@needs_compiler
 @pytest.mark.parametrize("bits", [None, 5])
 def test_decode_attention_is_the_same_up_to_the_order_of_sums(bits: int | None) -> None:
     generator = torch.Generator().manual_seed(1)

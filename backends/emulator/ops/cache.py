@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from backends.emulator import native
 from backends.emulator.launch import finish, launch, op
 from backends.emulator.ops.cache_specs import check_dense_fill, check_fill, check_update
 from backends.emulator.ops.paging import flat_blocks, writable, written_rows
@@ -50,7 +51,11 @@ def paged_update_cache(
         new = finish(new.reshape(-1, heads, width), dtype)
         if kept is not None:
             new = new.index_select(0, kept)
-        cache.view(-1, width).index_copy_(0, rows, new.reshape(-1, width))
+        flat, new = cache.view(-1, width), new.reshape(-1, width)
+        if flat.dtype is torch.bfloat16 and native.can_run(flat, rows, new):
+            native.put_rows(flat, rows, new)
+        else:
+            flat.index_copy_(0, rows, new)
         return None if cache is old else cache
 
     written = heads * -(-width // TILE) * x.dims[1]  # tiles, one of each head

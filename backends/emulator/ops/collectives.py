@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from backends.emulator import native
 from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, unchanged
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import TILE, Layout, MemoryConfig, Topology
@@ -44,8 +45,7 @@ def _check_links(x: Tensor, line: Line, num_links: int | None) -> None:
 def _sum(x: torch.Tensor, line: Line) -> torch.Tensor:
     """Sum over mesh axes in float32."""
     for axis, chips in line:
-        shared = x.shape[axis] == 1
-        x = x.float() * chips if shared else x.sum(axis, keepdim=True, dtype=torch.float32)
+        x = x.float() * chips if x.shape[axis] == 1 else native.sum_over(x, axis)
     return x
 
 
