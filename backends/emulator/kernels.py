@@ -125,6 +125,10 @@ class Weight:
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
         self._forms: dict[tuple[str, int], Any] = {}
+        self._kept_bytes = 0
+
+    def __del__(self) -> None:
+        _budget["left"] += self._kept_bytes
 
     def product(self, x: torch.Tensor, *, narrow: bool) -> Product:
         """The function that multiplies tensors of x's shape by this weight.
@@ -158,6 +162,7 @@ class Weight:
             if size > _budget["left"]:
                 return None
             _budget["left"] -= size
+            self._kept_bytes += size
             self._forms[key] = kernel.make(self.matrix, rows)
         return self._forms[key]
 

@@ -153,3 +153,15 @@ def test_new_values_of_a_weight_are_used_at_once(n150: Any) -> None:
     host = ttnn.from_torch(-w, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
     ttnn.copy_host_to_device_tensor(host, weight)
     assert torch.equal(ttnn.to_torch(ttnn.matmul(put(x, n150), weight)), -first)
+
+
+def test_room_for_forms_of_weights_is_given_back() -> None:
+    before = kernels._budget["left"]
+    weight = kernels.Weight(torch.ones(96, 64))
+    x = torch.ones(2, 64)
+    with kernels.fixed():
+        multiply = weight.product(x, narrow=False)
+    assert torch.equal(multiply(x), torch.full((2, 96), 64.0))
+    assert kernels._budget["left"] == before - 96 * 64 * 4
+    del multiply, weight
+    assert kernels._budget["left"] == before
