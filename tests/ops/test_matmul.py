@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import backends
+from backends.emulator import kernels
 from backends.emulator.kernels import KERNELS
 from backends.mesh import open_mesh
 from tests.ops.golden_cases import operand
