@@ -237,7 +237,9 @@ class JobQueue:
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             self.jobs = []  # none, or damaged: logs and records are still there
         logs = [path.name.split("-")[0] for path in (self.folder / "logs").glob("*.log")]
-        self._last_number = max((int(name) for name in logs if name.isdigit()), default=0)
+        taken = [int(name) for name in logs if name.isdigit()]
+        # a job that never started has no log
+        self._last_number = max([*taken, *(job.number for job in self.jobs)], default=0)
 
 
 def end_group(process: subprocess.Popen[bytes], *, grace_s: float) -> None:

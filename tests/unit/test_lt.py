@@ -153,13 +153,15 @@ def test_a_prediction_is_read_from_its_json(tmp_path: Path) -> None:
 
 def test_a_new_session_knows_the_last_ones_jobs(tmp_path: Path) -> None:
     first = JobQueue(folder=tmp_path)
-    done, _ = first.add([script("print('x')"), script("import time; time.sleep(99)")])
+    sleeping = script("import time; time.sleep(99)")
+    done, *_ = first.add([script("print('x')"), sleeping, sleeping])
     until(lambda: done.status.ended)
     first.close()
     second = JobQueue(folder=tmp_path)
-    assert [job.status for job in second.jobs] == [Status.FINISHED, Status.CANCELLED]
-    (third,) = second.add([script("print()")])
-    assert third.number == 3
+    cancelled = Status.CANCELLED
+    assert [job.status for job in second.jobs] == [Status.FINISHED, cancelled, cancelled]
+    (fourth,) = second.add([script("print()")])
+    assert fourth.number == 4  # the third never started
     second.close()
     (tmp_path / "state.json").write_text("[{")
     JobQueue(folder=tmp_path).close()
