@@ -19,6 +19,7 @@ _Rounding = Callable[[torch.Tensor, int], torch.Tensor]
 
 BLOCK = 16  # values that share one exponent
 MANTISSA_BITS = {DataType.BFLOAT8_B: 7, DataType.BFLOAT4_B: 3}
+ROUNDED = {DataType.BFLOAT16, *MANTISSA_BITS}  # formats that bfloat16 carries
 _PIECE = 1 << 17  # elements rounded at once: the intermediates stay in a core's cache
 _FEW = 1 << 13  # elements up to which the number of torch calls decides, not their work
 _EXPONENT, _PLACE = 0x7F800000, 23  # the exponent's bits of a float32
@@ -35,6 +36,9 @@ def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
     bits = MANTISSA_BITS[dtype]
     if x.dim() > 1 and x.stride(-1) != 1 and x.mT.is_contiguous() and x.shape[-1] % BLOCK == 0:
         columns = x.mT.reshape(-1, BLOCK, x.shape[-2])
+        done = native.round_columns(columns, bits)
+        if done is not None:
+            return done.view(x.mT.shape).mT
         return _by_piece(columns, bits, _round_exactly).view(x.mT.shape).mT
     return _by_row(x, bits, _round_exactly)
 

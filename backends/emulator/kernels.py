@@ -1,9 +1,10 @@
-"""Matrix products on the host: the same numbers by whichever library is fastest for the shape.
+"""Matrix products by libraries: the same numbers by whichever is fastest for the shape.
 
-A product is x [..., K] times weight [N, K]. bfloat16 operands multiply exactly in float32, so every
-candidate gives the same result up to the order of the sum. Which one wins depends on rows and
-processor: each shape is measured once, at its first use. Where digits are to be the same in every
-run, `fixed` chooses by a rule instead.
+For what the C loops (loops/products.c) do not take: float32 results, GPUs, no compiler. A product
+is x [..., K] times weight [N, K]. bfloat16 operands multiply exactly in float32, so every candidate
+gives the same result up to the order of the sum. Which one wins depends on rows and processor: each
+shape is measured once, at its first use. Where digits are to be the same in every run, `fixed`
+chooses by a rule instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 _MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
 _ROUNDS, _PATIENCE_S = 6, 0.1  # each kernel is tried so often, or for so long
-FEW_ROWS = 64  # up to here reading the weight, not arithmetic, takes the time
+_FEW_ROWS = 64  # up to here reading the weight, not arithmetic, takes the time
 _CACHE_FLOATS = 12 << 20  # more than processors' caches hold
 
 
@@ -80,6 +81,19 @@ _choice: dict[tuple[int, int, int, bool], str] = {}
 _state = {"fixed": False}
 
 
+def take_room(size: int) -> bool:
+    """Whether so many bytes may be kept of a weight beside itself; they count from now on."""
+    if size > _budget["left"]:
+        return False
+    _budget["left"] -= size
+    return True
+
+
+def give_room(size: int) -> None:
+    """Bytes that are no longer kept."""
+    _budget["left"] += size
+
+
 @contextmanager
 def fixed() -> Iterator[None]:
     """Kernels by a rule: on one kind of processor every run gives the same digits."""
@@ -104,12 +118,6 @@ def arithmetic() -> str:
     return f"torch {torch.__version__.split('+')[0]}, {capability}, {units}, {onednn}, {loops}"
 
 
-def narrow_type(x: torch.Tensor, matrix: torch.Tensor) -> torch.dtype:
-    """In what a product of bfloat16 whose result is rounded to it is best computed here."""
-    is_narrow = _has_bfloat16 and x.dtype is matrix.dtype is torch.bfloat16
-    return torch.bfloat16 if is_narrow else torch.float32
-
-
 def _by_rule(rows: int, narrow: bool) -> str:
     """Fast on the processors that we know, but not measured."""
     if narrow and _has_bfloat16:
@@ -128,7 +136,7 @@ class Weight:
         self._kept_bytes = 0
 
     def __del__(self) -> None:
-        _budget["left"] += self._kept_bytes
+        give_room(self._kept_bytes)
 
     def product(self, x: torch.Tensor, *, narrow: bool) -> Product:
         """The function that multiplies tensors of x's shape by this weight.
@@ -159,9 +167,8 @@ class Weight:
         key = (kernel.form, rows if "packed" in kernel.form else 0)
         if key not in self._forms:
             size = self.matrix.numel() * (4 if "float32" in kernel.form else 2)
-            if size > _budget["left"]:
+            if not take_room(size):
                 return None
-            _budget["left"] -= size
             self._kept_bytes += size
             self._forms[key] = kernel.make(self.matrix, rows)
         return self._forms[key]
@@ -172,7 +179,7 @@ class Weight:
         A model reads other weights in between, so products of few rows find theirs in memory:
         caches are emptied before each run.
         """
-        few = x.shape[0] <= FEW_ROWS
+        few = x.shape[0] <= _FEW_ROWS
         others = torch.ones(_CACHE_FLOATS) if few else None
         forms = {
             name: kernel.make(self.matrix, x.shape[0])

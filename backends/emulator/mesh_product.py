@@ -1,65 +1,135 @@
 """Products of mesh-batched data, as few and as large as the mesh allows.
 
 Along each mesh axis, chips that share a weight add rows to one product and chips that share
-activations add columns; only along an axis where both differ is there a product per place.
+activations add columns; only along an axis where both differ is there a product per place. Where
+the C loops take a product they do all places at once and put results where chips want them;
+otherwise each place has a kernel of its own (kernels.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from backends.emulator import native
+from backends.emulator import launch, native
 from backends.emulator.fidelity import cut
-from backends.emulator.kernels import FEW_ROWS, Product, Weight, is_fixed, narrow_type
+from backends.emulator.formats import MANTISSA_BITS, ROUNDED
+from backends.emulator.kernels import Product, Weight, give_room, is_fixed, take_room
 from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE
+from backends.emulator.types import TILE, DataType
 
 Place = tuple[int | None, int | None]  # row and column of chips; None: all, their product is one
-_WORTHWHILE = 0.9  # rows are left out if no more than this share stays
+
+
+class Rounding(NamedTuple):
+    """What happens to sums on their way out."""
+
+    dtype: DataType  # the format of results
+    is_wide: bool  # sums reach it as float32, not as bfloat16
+
+    def __call__(self, sums: torch.Tensor) -> torch.Tensor:
+        return launch.finish(sums if self.is_wide else sums.to(torch.bfloat16), self.dtype)
+
+    @property
+    def is_to_bfloat16(self) -> bool:
+        """Whether sums are rounded to bfloat16 in any case, so that a kernel may do so itself."""
+        return not self.is_wide or self.dtype is DataType.BFLOAT16
 
 
 def constant_product(
     x: torch.Tensor, tensor: Tensor, data: torch.Tensor, transposed: bool, bits: int | None,
-    narrow: bool,
+    rounding: Rounding | None,
 ) -> torch.Tensor:  # fmt: skip
-    """x [r, c, ..., M, K] times a weight; what was made of the weight is kept on its tensor."""
-    forms = tensor.forms
-    if forms.get("source") is not data:  # first use, or new values
-        forms.clear()
-        forms["source"] = data
-    key = (x.shape, x.dtype, transposed, bits, narrow, is_fixed())
+    """x [r, c, ..., M, K] times a weight, rounded; sums are float32 where `rounding` is None.
+
+    What was made of the weight is kept on its tensor.
+    """
+    forms = _forms(tensor, data)
+    key = (x.shape, x.dtype, transposed, bits, rounding, is_fixed())
     run = forms.get(key)
     if run is None:
         weight = forms.get((transposed, bits))
         if weight is None:
-            seen = cut(data.mT if transposed else data, bits)
-            weight = forms[transposed, bits] = MeshWeight(seen)
-        run = forms[key] = weight.product(x, narrow)
+            weight = MeshWeight(data.mT if transposed else data, bits)
+            forms[transposed, bits] = weight
+        run = forms[key] = weight.product(x, rounding)
     return run(x)
 
 
+def _forms(tensor: Tensor, data: torch.Tensor) -> dict[Hashable, Any]:
+    """What was made of a constant operand's values."""
+    forms: dict[Hashable, Any] = tensor.forms
+    if forms.get("source") is not data:  # first use, or new values
+        forms.clear()
+        forms["source"] = data
+    return forms
+
+
 class MeshWeight:
-    """A constant operand [r, c, ..., K, N] as matrices [N, K], joined as products want them."""
+    """A constant operand [r, c, ..., K, N] of which `bits` count, as products of it read it."""
 
-    def __init__(self, data: torch.Tensor) -> None:
+    def __init__(self, data: torch.Tensor, bits: int | None) -> None:
         *_, k, n = data.shape
-        self.mesh = tuple(data.shape[:2])
-        self._matrices = data.reshape(*self.mesh, k, n).mT.contiguous()
-        self._joined: dict[Hashable, tuple[Compact, tuple[int, ...]]] = {}
+        self.mesh, self._bits = tuple(data.shape[:2]), bits
+        self._matrices = data.reshape(*self.mesh, k, n).mT  # [r, c, N, K]
+        self._tiles: dict[tuple[Place, ...], Tiles | None] = {}
+        self._joined: dict[Place, Weight] = {}
 
-    def product(self, x: torch.Tensor, narrow: bool) -> Product:
+    def product(self, x: torch.Tensor, rounding: Rounding | None) -> Product:
         """The function that multiplies mesh-batched data of x's shape by this weight."""
         split = [x.shape[axis] > 1 and self.mesh[axis] > 1 for axis in (0, 1)]
-        places = [
+        places = tuple(
             (r, c)
             for r in (range(self.mesh[0]) if split[0] else [None])
             for c in (range(self.mesh[1]) if split[1] else [None])
-        ]
-        if self._is_small(x, places):
-            return self._at_once(x, places, narrow)
+        )
+        if rounding is not None and self._suits_loops(x, places, rounding):
+            tiles = self._in_tiles(places)
+            if tiles is not None:
+                return self._at_once(x, tiles, rounding)
+        is_narrow = rounding is not None and rounding.is_to_bfloat16
+        multiply = self._one_by_one(x, places, is_narrow)
+        if rounding is None:
+            return multiply
+        finish = rounding
+        return lambda x: finish(multiply(x))
+
+    def _suits_loops(self, x: torch.Tensor, places: Sequence[Place], rounding: Rounding) -> bool:
+        """Whether the C loops take this product and are the fastest way."""
+        spread = x.shape[0] * x.shape[1]
+        *_, n, k = self._matrices.shape
+        return (
+            spread == len(places)
+            and x.dtype is self._matrices.dtype is torch.bfloat16
+            and rounding.dtype in ROUNDED
+            and n % TILE == k % 2 == 0
+            and native.can_multiply(x, x.numel() // (spread * k))
+        )
+
+    def _in_tiles(self, places: tuple[Place, ...]) -> Tiles | None:
+        """The weight as the loops read it; None where there is no room for another copy."""
+        if places not in self._tiles:
+            has_room = take_room(2 * self._matrices.numel())
+            seen = cut(self._matrices, self._bits) if has_room else None
+            self._tiles[places] = None if seen is None else Tiles(seen, places)
+        return self._tiles[places]
+
+    def _at_once(self, x: torch.Tensor, tiles: Tiles, rounding: Rounding) -> Product:
+        mesh = (max(a, b) for a, b in zip(x.shape, self.mesh, strict=False))
+        shape = (*mesh, *x.shape[2:-1], self._matrices.shape[2])
+        bits = MANTISSA_BITS.get(rounding.dtype, 0)
+        spread = x.shape[0] * x.shape[1]
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            rows = x.reshape(spread, -1, x.shape[-1])
+            return native.multiply(rows, tiles, shape, bits, rounding.is_wide)
+
+        return run
+
+    def _one_by_one(self, x: torch.Tensor, places: Sequence[Place], narrow: bool) -> Product:
         parts = [(place, self._at(x, place, narrow)) for place in places]
         if len(parts) == 1:
             return parts[0][1]
@@ -80,57 +150,22 @@ class MeshWeight:
 
     def _at(self, x: torch.Tensor, place: Place, narrow: bool) -> Product:
         """The best kernel for the activations of one place."""
-        compact, own = self._compact([place])
-        multiply = compact.product(_of(x, place), narrow)
+        own = _of(self._matrices, place)  # [wr, wc, N, K]
+        if place not in self._joined:
+            self._joined[place] = Weight(cut(own, self._bits).flatten(0, 2).contiguous())
+        multiply = self._joined[place].product(_of(x, place), narrow=narrow)
         inner = tuple(range(2, x.dim() - 1))  # x's dims but the mesh's and K
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            out = compact.spread(multiply(x))
-            if own == (1, 1):
+            out = multiply(x)
+            if own.shape[0] == own.shape[1] == 1:
                 return out
-            out = out.unflatten(-1, (*own, -1))  # [xr, xc, ..., M, wr, wc, N]
+            out = out.unflatten(-1, own.shape[:3])  # [xr, xc, ..., M, wr, wc, N]
             last = out.dim()
             out = out.permute(0, last - 3, 1, last - 2, *inner, last - 1)
             return out.flatten(0, 1).flatten(1, 2)  # an axis is of x or of the weight
 
         return run
-
-    def _is_small(self, x: torch.Tensor, places: Sequence[Place]) -> bool:
-        """Whether one call for all places beats a call, the best there is, for each."""
-        spread = x.shape[0] * x.shape[1]
-        rows = x.numel() // (spread * x.shape[-1])
-        return spread == len(places) > 1 and rows <= FEW_ROWS and not x.is_cuda
-
-    def _at_once(self, x: torch.Tensor, places: Sequence[Place], narrow: bool) -> Product:
-        """One batched product for all places but the last ones if their weights are zero."""
-        compact, own = self._compact(places)
-        kind = narrow_type(x, self._matrices) if narrow else torch.float32
-        matrices = compact.matrices.mT.to(kind).contiguous()  # [places, K, N]
-        count = len(matrices)
-        mesh, inner = x.shape[:2], x.shape[2:-1]
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            rows = x.reshape(len(places), -1, x.shape[-1])[:count, :, : compact.depth]
-            out = compact.spread(torch.bmm(rows.to(kind), matrices), len(places))
-            if own == (1, 1):
-                return out.view(*mesh, *inner, -1)
-            # [xr, xc, M, wr, wc, N]: an axis is of x or of the weight
-            out = out.view(*mesh, -1, *own, out.shape[-1] // (own[0] * own[1]))
-            out = out.permute(0, 3, 1, 4, 2, 5)
-            return out.reshape(mesh[0] * own[0], mesh[1] * own[1], *inner, -1)
-
-        return run
-
-    def _compact(self, places: Sequence[Place]) -> tuple[Compact, tuple[int, ...]]:
-        """The matrices of places, and how many chips share each."""
-        key = tuple(places)
-        found = self._joined.get(key)
-        if found is None:
-            parts = [_of(self._matrices, place) for place in places]
-            own = tuple(parts[0].shape[:2])
-            joined = torch.stack([part.flatten(0, 2) for part in parts])
-            found = self._joined[key] = Compact(joined, is_one_chip=self.mesh == (1, 1)), own
-        return found
 
 
 def _of(data: torch.Tensor, place: Place) -> torch.Tensor:
@@ -141,57 +176,103 @@ def _of(data: torch.Tensor, place: Place) -> torch.Tensor:
     return data
 
 
-class Compact:
-    """Matrices [places, N, K] without what padding and replication put into them.
+class Tiles:
+    """Matrices [r, c, N, K] in tiles of columns, without what padding and replication put there.
 
-    Columns at the end that are zero everywhere are left out, so are places at the end that are all
-    zero, and of equal tiles of rows one is kept.
+    Rows of K that are zero at the end of a place's tiles are left out, a tile that a place has more
+    than once is kept once and has several goals, and a tile of zeros is not kept.
     """
 
-    def __init__(self, matrices: torch.Tensor, *, is_one_chip: bool) -> None:
-        self.depth = matrices.shape[2]
-        self._index: torch.Tensor | None = None  # the kept tile that each tile of rows equals
-        if not is_one_chip and matrices.dtype is torch.bfloat16 and matrices.shape[1] % TILE == 0:
-            matrices = self._drop(matrices)
-        self.matrices = matrices
-        self._weight: Weight | None = None
+    def __init__(self, matrices: torch.Tensor, places: Sequence[Place]) -> None:
+        self._bytes = 2 * matrices.numel()  # that were taken for this
+        rows, cols, n, _ = matrices.shape
+        chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, n // TILE)
+        columns = torch.arange(0, n, TILE).expand_as(chips)
+        all_goals = torch.stack([chips, columns], -1)
+        records: list[tuple[int, int, int, int, int]] = []
+        goals: list[list[int]] = []
+        pieces: list[torch.Tensor] = []
+        begin = 0
+        for number, place in enumerate(places):
+            tiles = _of(matrices, place).reshape(-1, TILE, matrices.shape[-1])
+            own_goals = _of(all_goals, place).reshape(-1, 2).tolist()
+            depth = _used_depth(tiles)
+            pairs = (depth + 1) // 2
+            groups = _equal_tiles(tiles) if rows * cols > 1 else {i: [i] for i in range(len(tiles))}
+            zeros = groups.pop(-1, [])
+            kept = tiles if len(groups) == len(tiles) else tiles[list(groups)]
+            if groups:
+                pieces.append(_paired(kept, pairs))
+            for index, members in enumerate([*groups.values(), zeros]):
+                if not members:
+                    continue
+                at = len(goals)
+                goals += [own_goals[member] for member in members]
+                used = pairs if members is not zeros else 0
+                records.append((number, used, begin + index * pairs * TILE, at, len(goals)))
+            begin += len(groups) * pairs * TILE
+        self.weights = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32)
+        self.records = torch.tensor(records)  # [tiles, 5] as products.c has them
+        self.goals = torch.tensor(goals)  # [*, 2]: chip and column
 
-    def _drop(self, matrices: torch.Tensor) -> torch.Tensor:
-        used = (matrices != 0).any(1)  # [places, K]
-        places, depth = used.nonzero().max(0).values.tolist() if bool(used.any()) else (0, 0)
-        self.depth = depth + 1
-        matrices = matrices[: places + 1, :, : self.depth]
-        # a weighted sum of a tile's values tells it from others; equal sums are compared
-        generator = torch.Generator().manual_seed(0)
-        factors = torch.rand(TILE, self.depth, generator=generator).to(matrices.device)
-        tiles = matrices.unflatten(1, (-1, TILE))  # [places, tiles, TILE, K]
-        sums = torch.stack([(tile.float() * factors).sum((1, 2)) for tile in tiles.unbind(1)])
-        known: dict[tuple[float, ...], int] = {}
-        same = [known.setdefault(tuple(row), at) for at, row in enumerate(sums.tolist())]
-        kept = sorted(known.values())
-        if len(kept) <= _WORTHWHILE * len(same) and torch.equal(tiles[:, same], tiles):
-            number = {at: place for place, at in enumerate(kept)}
-            self._index = torch.tensor([number[at] for at in same], device=matrices.device)
-            tiles = tiles[:, kept]
-        return tiles.flatten(1, 2).contiguous()
+    def __del__(self) -> None:
+        give_room(self._bytes)
 
-    def product(self, x: torch.Tensor, narrow: bool) -> Product:
-        """The fastest way to multiply x [..., K], all columns, by the only matrix."""
-        if self._weight is None:
-            self._weight = Weight(self.matrices[0])
-        if self.depth == x.shape[-1]:
-            return self._weight.product(x, narrow=narrow)
-        multiply = self._weight.product(x[..., : self.depth].contiguous(), narrow=narrow)
-        return lambda x: multiply(x[..., : self.depth].contiguous())
 
-    def spread(self, out: torch.Tensor, places: int = 0) -> torch.Tensor:
-        """Products of the kept rows [..., n] as those of all rows [..., N], and of all places."""
-        index, missing = self._index, max(places - len(out), 0)
-        if index is not None:
-            if out.dtype is torch.bfloat16 and native.can_run(out, index):
-                return native.spread_tiles(out, index, missing)
-            out = out.unflatten(-1, (-1, TILE)).index_select(-2, index).flatten(-2)
-        return F.pad(out, (0, 0, 0, 0, 0, missing)) if missing else out
+def _paired(tiles: torch.Tensor, pairs: int) -> torch.Tensor:
+    """Tiles [n, TILE, K] as [n, pairs, TILE] of neighbours in K, two in 32 bits; flat."""
+    return tiles[..., : 2 * pairs].contiguous().view(torch.int32).mT.reshape(-1)
+
+
+def _used_depth(tiles: torch.Tensor) -> int:
+    """K of tiles [*, TILE, K] without zeros at the end."""
+    depth = tiles.shape[-1]
+    while depth > TILE and not bool(tiles[..., depth - TILE : depth].any()):
+        depth -= TILE
+    return depth
+
+
+def _equal_tiles(tiles: torch.Tensor) -> dict[int, list[int]]:
+    """Of equal tiles [*, TILE, K] the first one, and all; those of zeros are under -1."""
+    groups: dict[int, list[int]] = {}
+    known: dict[bytes, int] = {}  # a tile's first row tells most that differ
+    for index, tile in enumerate(tiles):
+        row = tile[0].view(torch.int16).numpy().tobytes()
+        if row.count(0) == len(row) and not bool(tile.any()):
+            first = -1
+        else:
+            first = known.setdefault(row, index)
+            first = first if torch.equal(tile, tiles[first]) else index
+        groups.setdefault(first, []).append(index)
+    return groups
+
+
+def picking(tensor: Tensor, x: torch.Tensor, w: torch.Tensor) -> Product | None:
+    """The look-up that a product with x is, for a constant x of rows with a single 1 each.
+
+    x [r, c, ..., M, K] of zeros and ones, w [r, c, ..., K, N] of the same dims; rows that are not
+    picked do not count, not even those that are no numbers.
+    """
+    if tensor.forms is None or x.dim() != w.dim() or math.prod(w.shape[2:-2]) > 1:
+        return None
+    forms = _forms(tensor, x)
+    key = ("picks", w.shape)
+    if key not in forms:
+        ones = x == 1
+        is_pick = bool(((ones | (x == 0)).all()) & (ones.sum(-1) == 1).all())
+        forms[key] = _look_up(ones.to(torch.uint8).argmax(-1), w.shape) if is_pick else None
+    return forms[key]
+
+
+def _look_up(rows: torch.Tensor, shape: torch.Size) -> Product:
+    """The function that picks rows [r, c, ..., M] of data of a shape [r, c, ..., K, N]."""
+    mesh = [max(a, b) for a, b in zip(rows.shape[:2], shape[:2], strict=True)]
+    first = torch.arange(0, math.prod(shape[:-1]), shape[-2], device=rows.device)
+    places = first.view(*shape[:2], *(1,) * (rows.dim() - 2)) + rows
+    places = places.expand(*mesh, *rows.shape[2:])
+    flat = places.reshape(-1)
+    shape_out = (*places.shape, shape[-1])
+    return lambda w: w.reshape(-1, shape[-1]).index_select(0, flat).view(shape_out)
 
 
 def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

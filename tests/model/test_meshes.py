@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backends.emulator.ops import alike
 from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -28,6 +29,19 @@ def one_chip() -> torch.Tensor:
 def test_a_mesh_computes_what_one_chip_computes(one_chip: torch.Tensor, device: str) -> None:
     got = _logits(device)
     assert min(pcc(a, b) for a, b in zip(got, one_chip, strict=True)) >= 0.9995
+
+
+@pytest.mark.parametrize(("device", "groups"), [("N150", 1), ("T3K", 4), ("TG", 16)])
+def test_caches_of_replicated_heads_are_known_to_be_alike(device: str, groups: int) -> None:
+    with engine_of(CHECKPOINT, device, batch=3) as engine:
+        run_forced(engine, PROMPT, FORCED, random_pages(engine))
+        for cache in engine.model.caches:
+            data = cache.k.data
+            first = alike.of([data], [engine.positions.tensor.data]).first
+            assert len(set(first)) == groups  # 3 heads and nothing, for each column's users
+            chips = data.flatten(0, 1)
+            assert torch.equal(chips, chips[list(first)])
+            assert chips.any()
 
 
 def test_block_formats_on_a_mesh_stay_close_to_one_chip() -> None:

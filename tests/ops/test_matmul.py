@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import backends
-from backends.emulator import kernels
+from backends.emulator import kernels, native
 from backends.emulator.kernels import KERNELS
+from backends.emulator.mesh_product import MeshWeight, Rounding, Tiles
+from backends.emulator.types import DataType
 from backends.mesh import open_mesh
 from tests.ops.golden_cases import operand
 
@@ -146,6 +148,66 @@ def test_a_mesh_multiplies_like_its_chips_one_by_one(
             torch.testing.assert_close(
                 ttnn.to_torch(own_out).float(), expected, rtol=2**-7, atol=1e-4
             )
+
+
+def padded_weight(rows: int, cols: int) -> torch.Tensor:
+    """[rows, cols, 96, 64] of chips that share tiles, have zeros at the end, or nothing at all."""
+    w = operand(rows, cols, 96, 64, seed=15).bfloat16()
+    w[:, -1, -40:] = 0
+    w[0, 0, :, 32:] = w[0, 0, :, :32]
+    w[0, 1, :, :32] = 0
+    w[1] = w[0]  # replicated heads
+    w[-1] = 0
+    return w
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32, 300])
+@pytest.mark.parametrize("weight_format", ["bfloat16", "bfloat8_b"])
+@pytest.mark.parametrize("axes", [(1, 1), (4, 1), (1, 2), (4, 2)])
+@pytest.mark.parametrize("wide", [True, False])
+def test_products_without_padding_and_replicas_are_products_with_them(
+    axes: tuple[int, int], weight_format: str, rows: int, wide: bool, monkeypatch: Any
+) -> None:
+    x = operand(*axes, 1, 1, rows, 96, seed=16).bfloat16()
+    w = padded_weight(4, 2)[:, :, None, None]
+    rounding = Rounding(DataType[weight_format.upper()], wide)
+    fast = MeshWeight(w, None).product(x, rounding)(x)
+    sums = torch.matmul(x.double(), w.double()).float()
+    assert fast.shape == sums.shape and not fast[-1].any()
+    monkeypatch.setattr(native, "library", lambda: None)
+    slow = MeshWeight(w, None).product(x, rounding)(x)
+    for found in (fast, slow):
+        assert found.dtype is torch.bfloat16
+        error = (found.float() - rounding(sums).float()).abs()
+        step = (
+            sums.unflatten(-1, (-1, 16))
+            .abs()
+            .amax(-1, keepdim=True)
+            .expand(*error.shape[:-1], -1, 16)
+        )
+        assert (error <= 2**-6 * step.flatten(-2)).all()  # a unit in the last place of a block
+        assert (error == 0).float().mean() > 0.95
+
+
+def test_equal_tiles_are_kept_once_and_zeros_never() -> None:
+    w = padded_weight(4, 2).mT.contiguous()  # [r, c, N, K]
+    tiles = Tiles(w, [(r, c) for r in range(4) for c in range(2)])
+    pairs = tiles.records[:, 1]
+    kept = [int((pairs[tiles.records[:, 0] == place] > 0).sum()) for place in range(8)]
+    assert kept == [1, 1, 1, 1, 2, 2, 0, 0]
+    assert tiles.weights.numel() == int((pairs * 32).sum())
+    assert len(tiles.goals) == 16 and len({tuple(g) for g in tiles.goals.tolist()}) == 16
+
+
+def test_rows_that_a_constant_picks_are_looked_up(n150: Any) -> None:
+    order = torch.tensor([3, 0, 31])
+    picks = put(torch.eye(32)[order][None, None], n150)
+    x = put(operand(1, 1, 32, 64, seed=17), n150, ttnn.bfloat8_b)
+    out = ttnn.matmul(picks, x, dtype=ttnn.bfloat16, compute_kernel_config=config())
+    assert torch.equal(ttnn.to_torch(out), ttnn.to_torch(x)[:, :, order].bfloat16())
+    twice = put(2 * torch.eye(32)[None, None], n150)  # no look-up
+    out = ttnn.matmul(twice, x, dtype=ttnn.bfloat16, compute_kernel_config=config())
+    assert torch.equal(ttnn.to_torch(out), 2 * ttnn.to_torch(x).bfloat16())
 
 
 def test_new_values_of_a_weight_are_used_at_once(n150: Any) -> None:

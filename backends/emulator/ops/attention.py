@@ -65,6 +65,14 @@ def _attend(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def _chips_with_values(v: torch.Tensor) -> int:
+    """Chips with any values [chips, ..., T, W], and the first; others give zeros, and come last."""
+    some = len(v)
+    while some > 1 and not bool(v[some - 1, ..., :1, :].any() or v[some - 1].any()):
+        some -= 1
+    return some
+
+
 def _flat(x: torch.Tensor, mesh: tuple[int, ...], bits: int | None) -> torch.Tensor:
     """[r, c, N, ...] of every chip as [r c N, ...] in float32, cut to significant bits."""
     return cut(x, bits).float().expand(*mesh, *x.shape[2:]).flatten(0, 2)
@@ -92,9 +100,20 @@ def scaled_dot_product_attention(
 
     def compute(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         mesh = tuple(max(a.shape[i], b.shape[i], c.shape[i]) for i in (0, 1))
-        queries, keys, values = _flat(a, mesh, q_bits), *(_flat(x, mesh, kv_bits) for x in (b, c))
+        a, b, c = (x.expand(*mesh, *x.shape[2:]).flatten(0, 1) for x in (a, b, c))
+        chips = len(c)
+        some = _chips_with_values(c)
+        queries, keys, values = (
+            _flat(x[None, :some], (1, some), bits)
+            for x, bits in ((a, q_bits), (b, kv_bits), (c, kv_bits))
+        )
         out = _attend(queries, keys, values, scale=factor, window=window, causal=is_causal)
-        return out.unflatten(0, (*mesh, -1))
+        out = out.unflatten(0, (some, -1))
+        if some < chips:
+            whole = torch.zeros(chips, *out.shape[1:], dtype=a.dtype, device=a.device)
+            whole[:some] = out
+            out = whole
+        return out.unflatten(0, mesh)
 
     users, heads, length, width = q.dims
     pairs = length * k.dims[2]

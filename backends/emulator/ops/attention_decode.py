@@ -14,6 +14,7 @@ import torch
 from backends.emulator import native
 from backends.emulator.fidelity import cut
 from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.ops import alike
 from backends.emulator.ops import attention_specs as specs
 from backends.emulator.ops.paging import GROUP, Reach, reach, read_seen, writable
 from backends.emulator.tensor import Tensor
@@ -104,9 +105,15 @@ def _decode(
         k, v = writable(k, x, *where), writable(v, x, *where)
         mesh = tuple(k.shape[:2])
         seen = reach(*where, mesh=mesh, blocks=blocks, heads=kv_heads, size=size, window=window)
-        queries = cut(x, q_bits).float().mul_(scale) if q_bits else x.float() * scale
-        queries = queries.expand(*mesh, *x.shape[2:]).reshape(-1, heads // kv_heads, width)
-        return _attend(queries, k, v, seen, kv_bits).view(*mesh, 1, users, heads, width)
+        if x.shape[:2] != mesh:
+            x = x.expand(*mesh, *x.shape[2:])
+        x = x.contiguous()
+        if _in_c(x, k, seen):
+            links = alike.of((k, v), where).links
+            return native.attend(x, (k, v), seen, links, scale, q_bits or 8, kv_bits or 8)
+        queries = (cut(x, q_bits) if q_bits else x).float() * scale
+        queries = queries.view(-1, heads // kv_heads, width)
+        return _in_calls(queries, k, v, seen, kv_bits).view(x.shape)
 
     context = table.dims[1] * size if table is not None else size
     return launch(
@@ -133,33 +140,20 @@ def _decode(
 
 def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
     """Whether the C loops take these operands."""
+    width = q.shape[-1]
     return (
         seen.rows is not None
-        and q.shape[2] % native.LANES == 0
-        and q.shape[2] <= native.MOST_WIDTH
-        and k.dtype is torch.bfloat16
+        and width % native.LANES == 0
+        and width <= native.MOST_WIDTH
+        and q.dtype is k.dtype is torch.bfloat16
         and native.can_run(q, k)
     )
-
-
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Reach, bits: int | None
-) -> torch.Tensor:
-    """Queries [U K, G, W], scaled, over caches [r, c, blocks, K, size, W] -> [U K, G, W]."""
-    if _in_c(q, k, seen):
-        assert seen.rows is not None
-        return native.attend(q, (k, v), seen.rows, seen.hidden, seen.idle, bits or 8)
-    out = _in_calls(q, k, v, seen, bits)
-    if seen.idle is not None:
-        heads = k.shape[3]
-        out.view(q.shape[0] // heads, heads, -1).masked_fill_(seen.idle, 0)
-    return out
 
 
 def _in_calls(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Reach, bits: int | None
 ) -> torch.Tensor:
-    """Attention by torch calls over groups of users."""
+    """Queries [U K, G, W], scaled, over caches [r, c, blocks, K, size, W], by torch calls."""
     heads = k.shape[3]
     users = q.shape[0] // heads
     step = max(1, GROUP // (heads * seen.length * q.shape[2]))
@@ -178,4 +172,7 @@ def _in_calls(
 
     scores = product(q, k, turned=True)
     scores.view(users, -1, seen.length).add_(seen.hidden)
-    return product(torch.softmax(scores, dim=-1), v, turned=False)
+    out = product(torch.softmax(scores, dim=-1), v, turned=False)
+    if seen.idle is not None:
+        out.view(users, heads, -1).masked_fill_(seen.idle, 0)
+    return out

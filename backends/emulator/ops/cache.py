@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from backends.emulator import native
+from backends.emulator.formats import BLOCK, MANTISSA_BITS
 from backends.emulator.launch import finish, launch, op
+from backends.emulator.ops import alike
 from backends.emulator.ops.cache_specs import check_dense_fill, check_fill, check_update
 from backends.emulator.ops.paging import flat_blocks, writable, written_rows
 from backends.emulator.tensor import Tensor
@@ -42,20 +44,19 @@ def paged_update_cache(
     dtype = cache_tensor.dtype
 
     def compute(old: torch.Tensor, data: torch.Tensor, *where: torch.Tensor) -> torch.Tensor | None:
-        cache = writable(old, *where)
+        cache, data = writable(old, *where), data.contiguous()
+        alike.note_write(cache, data, *where)
         mesh = tuple(cache.shape[:2])
         rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
-        new = data[:, :, 0, :, :heads]  # [r, c, B, K, W]
+        new = data if data.shape[4] == heads else data[:, :, :, :, :heads]  # [r, c, 1, B, K, W]
         if data.shape[:2] != mesh:
             new = new.expand(*mesh, *new.shape[2:])
-        new = finish(new.reshape(-1, heads, width), dtype)
-        if kept is not None:
-            new = new.index_select(0, kept)
         flat, new = cache.view(-1, width), new.reshape(-1, width)
-        if flat.dtype is torch.bfloat16 and native.can_run(flat, rows, new):
-            native.put_rows(flat, rows, new)
+        is_plain = flat.dtype is new.dtype is torch.bfloat16 and width % BLOCK == 0
+        if is_plain and native.can_run(flat, rows, new):
+            native.put_rows(flat, rows, new, kept, MANTISSA_BITS.get(dtype, 0))
         else:
-            flat.index_copy_(0, rows, new)
+            flat.index_copy_(0, rows, finish(new if kept is None else new[kept], dtype))
         return None if cache is old else cache
 
     written = heads * -(-width // TILE) * x.dims[1]  # tiles, one of each head
@@ -96,12 +97,17 @@ def paged_fill_cache(
         old: torch.Tensor, data: torch.Tensor, table: torch.Tensor, *places: torch.Tensor
     ) -> torch.Tensor | None:
         cache = writable(old, table, *places)
+        alike.note_write(cache, data, table, *places)
         mesh = tuple(cache.shape[:2])
-        data = F.pad(data, (0, 0, 0, rows - length)).expand(*mesh, *data.shape[2:4], rows, -1)
         own = places[0] if places else table.new_full((1, 1, 1), batch_idx)
         whole, rest = divmod(rows, size)
         pages = flat_blocks(table, own, mesh=mesh, blocks=blocks, count=whole + bool(rest))
         target = cache.view(-1, *cache.shape[3:])  # [blocks of all chips, K, size, W]
+        data = F.pad(data, (0, 0, 0, rows - length)) if rows > length else data
+        if not rest and target.dtype is data.dtype and native.can_run(target, data, pages):
+            native.put_pages(target, pages, data)
+            return None if cache is old else cache
+        data = data.expand(*mesh, *data.shape[2:])
         full = data[..., : whole * size, :].unflatten(4, (whole, size))
         _write(target, pages[..., :whole], full.transpose(3, 4).flatten(0, 3))
         if rest:
@@ -138,6 +144,7 @@ def fill_cache(cache_tensor: Tensor, input_tensor: Tensor, batch_idx: int) -> Te
 
     def compute(old: torch.Tensor, data: torch.Tensor) -> torch.Tensor | None:
         made = writable(old, data)
+        alike.note_write(made, data)
         made[:, :, batch_idx, :, :length] = data[:, :, 0]
         return None if made is old else made
 

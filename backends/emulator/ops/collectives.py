@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 
-from backends.emulator import native
-from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, unchanged
+from backends.emulator.launch import (
+    Out,
+    fatal,
+    launch,
+    memory_or_default,
+    op,
+    require,
+    unchanged,
+)
+from backends.emulator.mesh_sum import Line, mesh_sum, own_part
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import TILE, Layout, MemoryConfig, Topology
-
-Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
 
 
 def _line(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
@@ -40,24 +46,6 @@ def _check_links(x: Tensor, line: Line, num_links: int | None) -> None:
                 f"Requested link index {have} is out of bounds. {have} ethernet channels available "
                 f"along mesh axis {axis}, {num_links} asked for"
             )
-
-
-def _sum(x: torch.Tensor, line: Line) -> torch.Tensor:
-    """Sum over mesh axes in float32."""
-    for axis, chips in line:
-        x = x.float() * chips if x.shape[axis] == 1 else native.sum_over(x, axis)
-    return x
-
-
-def _own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
-    """Every chip's own slice along a tensor dim, chips counted row by row."""
-    for axis, chips in line:
-        parts = x.unflatten(dim + 2, (chips, -1))
-        if x.shape[axis] == 1:
-            x = parts.movedim(dim + 2, axis).squeeze(axis + 1)
-        else:
-            x = torch.diagonal(parts, 0, axis, dim + 2).movedim(-1, axis)
-    return x
 
 
 @op("all_gather")
@@ -119,7 +107,8 @@ def reduce_scatter(
         "reduce_scatter",
         [x],
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: _own_part(_sum(data, line), line, dim),
+        lambda data: mesh_sum(data, line, x.dtype, dim=dim),
+        exact=True,
         link_bytes=_gathered(x.buffer_bytes() // chips, chips, topology),
         attributes=_attributes(line, chips, num_links, topology, dim),
     )
@@ -142,7 +131,8 @@ def all_reduce(
         "all_reduce",
         [x],
         [Out(x.dims, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: _sum(data, line),
+        lambda data: mesh_sum(data, line, x.dtype),
+        exact=True,
         link_bytes=2 * _gathered(x.buffer_bytes() // chips, chips, topology),
         attributes=_attributes(line, chips, num_links, topology, None),
     )
@@ -175,7 +165,7 @@ def mesh_partition(
         "mesh_partition",
         [x],
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: _own_part(data, line, dim),
+        lambda data: own_part(data, line, dim),
         attributes={"cluster_axis": cluster_axis, "dim": dim},
     )
 

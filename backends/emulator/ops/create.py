@@ -11,6 +11,7 @@ import torch
 from backends.emulator.device import MeshDevice
 from backends.emulator.formats import to_format
 from backends.emulator.launch import op, require
+from backends.emulator.ops import alike
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
 
@@ -34,6 +35,7 @@ def _make(
         tensor.data = _zeros((*device.shape, *shape), dtype.carrier, device.torch_device)
         if value:
             tensor.data += to_format(torch.full((16,), float(value)), dtype)[0]
+        alike.note_same(tensor.data)
     return tensor
 
 

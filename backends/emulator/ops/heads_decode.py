@@ -66,10 +66,8 @@ def nlp_create_qkv_heads_decode(
         return MemoryConfig(TensorMemoryLayout.HEIGHT_SHARDED, BufferType.L1, shard)
 
     def compute(data: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        parts = data.squeeze(2).split([count * head for count in counts], dim=-1)
-        return tuple(
-            part.unflatten(-1, (count, head)) for part, count in zip(parts, counts, strict=True)
-        )
+        heads = data.squeeze(2).unflatten(-1, (-1, head))
+        return heads.split(counts, dim=-2)
 
     return launch(
         "experimental.nlp_create_qkv_heads_decode",

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from backends.emulator import fidelity as multiplier
 from backends.emulator.configs import UnaryOpType, WormholeComputeKernelConfig
-from backends.emulator.launch import Out, fatal, launch, op, require
+from backends.emulator.launch import Out, fatal, finish, launch, op, require
 from backends.emulator.matmul_specs import check_operands, output_memory, output_shape
-from backends.emulator.mesh_product import constant_product, free_product
+from backends.emulator.mesh_product import Rounding, constant_product, free_product, picking
 from backends.emulator.tensor import Tensor
 from backends.emulator.types import DataType, MathFidelity, MemoryConfig
 
@@ -84,16 +84,17 @@ def _matmul(
     act = _activation(activation, program_config)
     multiply = _multiplication(a, b, kernel.math_fidelity, transpose_a, transpose_b)
     wide = kernel.fp32_dest_acc_en
-    # a bfloat16 result or accumulator: the product may come rounded from its kernel
-    narrow = bias is None and act is None and (dtype is DataType.BFLOAT16 or not wide)
+    rounding = Rounding(dtype, wide)
 
     def compute(x: torch.Tensor, w: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        out = multiply(x, w, narrow)
+        if bias is None and act is None:
+            return multiply(x, w, rounding)
+        out = multiply(x, w, None)
         if rest:
             out = out + rest[0]
-        if not wide and out.dtype is not torch.bfloat16:
+        if not wide:
             out = out.to(torch.bfloat16)
-        return out if act is None else act(out.float())
+        return finish(out if act is None else act(out.float()), dtype)
 
     rows = 1
     for size in shape[:-1]:
@@ -103,6 +104,7 @@ def _matmul(
         [a, b] if bias is None else [a, b, bias],
         [Out(shape, dtype, a.layout, memory)],
         compute,
+        exact=True,  # rounded by the product, on its way out
         flops=2 * rows * inner * shape[-1],
         attributes={
             "program_config": program_config,
@@ -128,29 +130,39 @@ def _activation(name: str | None, program_config: Any) -> Callable[..., torch.Te
 
 def _multiplication(
     a: Tensor, b: Tensor, fidelity: MathFidelity, transpose_a: bool, transpose_b: bool
-) -> Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor]:
-    """The product of mesh-batched data as the multiplier computes it at a fidelity."""
+) -> Callable[[torch.Tensor, torch.Tensor, Rounding | None], torch.Tensor]:
+    """The product of mesh-batched data as the multiplier computes it at a fidelity.
+
+    Sums are rounded, or float32 where no rounding is given.
+    """
     a_bits = multiplier.in0_bits(a.dtype, fidelity)
     b_bits = multiplier.in1_bits(b.dtype, fidelity)
     is_weight = b.forms is not None and all(size == 1 for size in b.dims[:-2])
 
-    def product(x: torch.Tensor, w: torch.Tensor, bits: int | None, narrow: bool) -> torch.Tensor:
+    def product(
+        x: torch.Tensor, w: torch.Tensor, bits: int | None, rounding: Rounding | None
+    ) -> torch.Tensor:
         if is_weight:
-            return constant_product(x, b, w, transpose_b, bits, narrow)
+            return constant_product(x, b, w, transpose_b, bits, rounding)
         w = multiplier.cut(w, bits)
-        return free_product(x, w.mT if transpose_b else w)
+        sums = free_product(x, w.mT if transpose_b else w)
+        return sums if rounding is None else rounding(sums)
 
-    def whole(x: torch.Tensor, w: torch.Tensor, narrow: bool) -> torch.Tensor:
+    def whole(x: torch.Tensor, w: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
+        if a_bits is None and rounding and not (is_weight or transpose_a or transpose_b):
+            pick = picking(a, x, w)
+            if pick is not None:
+                return rounding(pick(multiplier.cut(w, b_bits)))
         x = multiplier.cut(x.mT if transpose_a else x, a_bits)
-        return product(x, w, b_bits, narrow)
+        return product(x, w, b_bits, rounding)
 
-    def split(x: torch.Tensor, w: torch.Tensor, narrow: bool) -> torch.Tensor:
+    def split(x: torch.Tensor, w: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
         """HiFi3: all of in1 with the high bits of in0, and its high bits with in0's low bits."""
         x = x.mT if transpose_a else x
         high = multiplier.cut(x, multiplier.IN0_PASS_BITS)
-        first = product(high, w, b_bits, False)
-        second = product(x - high, w, multiplier.IN1_PASS_BITS, False)
-        return first.float() + second.float()
+        first = product(high, w, b_bits, None)
+        sums = first + product(x - high, w, multiplier.IN1_PASS_BITS, None)
+        return sums if rounding is None else rounding(sums)
 
     if transpose_a and a.dtype is DataType.FLOAT32:
         fatal("transpose_a of float32 is not emulated: transpose the tensor first")

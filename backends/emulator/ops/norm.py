@@ -50,6 +50,16 @@ class Weight:
             self.source = data
 
 
+def _is_plain(x: Tensor, *others: DataType) -> bool:
+    """Whether the C loops take such rows."""
+    return {x.dtype, *others} == {DataType.BFLOAT16} and x.dims[-1] % native.LANES == 0
+
+
+def _fits(row: torch.Tensor | None, data: torch.Tensor) -> bool:
+    """Whether there is one weight for all chips, or one for each that has rows."""
+    return row is None or row.dim() == 1 or row.shape[:2] == data.shape[:2]
+
+
 @op("rms_norm")
 def rms_norm(
     input_tensor: Tensor,
@@ -70,12 +80,12 @@ def rms_norm(
     check_shards(x, program_config)
     by = Weight(x, weight)
     share = 1 / x.dims[-1]
-    is_plain = x.dtype is DataType.BFLOAT16 and x.dims[-1] % native.LANES == 0
+    is_plain = _is_plain(x)
 
     def compute(data: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
-        if is_plain and (row is None or row.dim() == 1) and native.can_run(data):
-            return native.rms_norm(data, row, epsilon)
+        if is_plain and _fits(row, data) and native.can_run(data):
+            return native.rms_norm(data, row, None, share, epsilon)
         wide = data.to(torch.float32, copy=True)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = length.square_().mul_(share).add_(epsilon).rsqrt_()
@@ -109,7 +119,11 @@ def rms_norm_pre_all_gather(
     require(residual_input_tensor is None, "a residual is not emulated")
     check_stats(x, compute_kernel_config, program_config)
 
+    is_plain = _is_plain(x, dtype)
+
     def compute(data: torch.Tensor) -> torch.Tensor:
+        if is_plain and native.can_run(data):
+            return native.sum_squares(data)
         wide = data.float()
         sums = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         return torch.nn.functional.pad(sums, (0, TILE - 1))
@@ -148,7 +162,13 @@ def rms_norm_post_all_gather(
     by = Weight(x, weight)
     share = TILE / (x.dims[-1] * stats.padded_shape[-1])
 
+    is_plain = _is_plain(x, dtype or x.dtype, stats.dtype)
+
     def compute(data: torch.Tensor, sums: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        row = by.shared(weights)
+        is_own = sums.shape[:2] in ((1, 1), data.shape[:2])
+        if is_plain and is_own and _fits(row, data) and native.can_run(data, sums):
+            return native.rms_norm(data, row, sums, share, epsilon)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
         return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
 

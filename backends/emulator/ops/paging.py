@@ -56,8 +56,8 @@ def written_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Flat rows (of a cache seen as [-1, W]) that take one new position of each active user.
 
-    `where` is positions, and a page table where there is one. Also returned: which of all users
-    (r, c, B flattened) are written; None if all are.
+    `where` is positions, and a page table where there is one. Also returned: which of all new
+    rows (r, c, B, K flattened) are written; None if all are.
     """
     positions = _positions(where[0], mesh)
     active = positions >= 0
@@ -73,7 +73,8 @@ def written_rows(
     rows = (first[..., None] + head) * size + place[..., None]  # [r, c, B, K]
     if bool(active.all()):
         return rows.reshape(-1), None
-    return rows[active].reshape(-1), active.reshape(-1).nonzero().squeeze(-1)
+    kept = active[..., None].expand(rows.shape).reshape(-1).nonzero().squeeze(-1)
+    return rows[active].reshape(-1), kept
 
 
 def flat_blocks(

@@ -1,0 +1,121 @@
+/* Products of rows of bfloat16 with weights in tiles of columns, results as their format holds
+   them. Reading the weights or the multiplier's own speed is the limit, for few rows or many. */
+
+#include "vectors.h"
+
+#define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
+#define VECTORS (TILE / LANES) /* of a tile's columns */
+#define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
+
+#ifdef __AVX512BF16__
+static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
+  return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
+                                  (__m512bh)_mm512_set1_epi32((int32_t)pair));
+}
+#else
+static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
+  sum += (floats)(weights << 16) * as_float(pair << 16);
+  return sum + (floats)(weights & 0xFFFF0000u) * as_float(pair & 0xFFFF0000u);
+}
+#endif
+
+int64_t lanes(void) { return LANES; }
+
+/* What every row block of a product shares. */
+typedef struct {
+  const uint16_t *x;       /* [places, rows, depth] */
+  const uint32_t *weights; /* tiles of [pairs of depth, TILE columns] */
+  const int64_t *goals;    /* [*, 2]: chip and first column */
+  uint16_t *out;           /* [chips, rows, width] */
+  int64_t rows, depth, width, mantissa_bits, is_wide;
+} Product;
+
+static inline uint16_t *goal_of(const Product *p, int64_t goal, int64_t row) {
+  const int64_t *to = p->goals + 2 * goal;
+  return p->out + (to[0] * p->rows + row) * p->width + to[1];
+}
+
+/* Sums [count, TILE] of rows from `row` on, rounded, to all goals of their tile. */
+static __attribute__((noinline)) void put_sums(const Product *p, const int64_t *tile, int64_t row,
+                                               int64_t count, float *sums) {
+  if (!p->is_wide && p->mantissa_bits)
+    for (int64_t j = 0; j < count * TILE; j += LANES) {
+      const floats value = rounded(loaded(sums + j));
+      memcpy(sums + j, &value, sizeof value);
+    }
+  for (int64_t i = 0; i < count; i++) {
+    uint16_t *result = goal_of(p, tile[3], row + i);
+    for (int64_t j = 0; j < TILE; j += BLOCK)
+      store_as(sums + i * TILE + j, result + j, p->mantissa_bits);
+    for (int64_t more = tile[3] + 1; more < tile[4]; more++)
+      memcpy(goal_of(p, more, row + i), result, TILE * sizeof(uint16_t));
+  }
+}
+
+/* Nothing to read, nothing to add. */
+static void put_zeros(const Product *p, const int64_t *tile, int64_t row, int64_t end) {
+  for (int64_t goal = tile[3]; goal < tile[4]; goal++)
+    for (int64_t i = row; i < end; i++)
+      memset(goal_of(p, goal, i), 0, TILE * sizeof(uint16_t));
+}
+
+/* Rows from `row` on, as many as `count` says, times one tile, to the tile's goals. Made for each
+   count in use, so that sums stay in registers. */
+static inline __attribute__((always_inline)) void
+multiply_rows(const Product *p, const int64_t *tile, int64_t row, const int count) {
+  const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
+  const uint32_t *weights = p->weights + tile[2];
+  floats sums[MOST_ROWS][VECTORS];
+  UNROLLED
+  for (int i = 0; i < count; i++)
+    UNROLLED
+    for (int v = 0; v < VECTORS; v++) sums[i][v] = (floats){0};
+  for (int64_t k = 0; k < tile[1]; k++, weights += TILE) {
+    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(weights + AHEAD * TILE + j);
+    words own[VECTORS];
+    UNROLLED
+    for (int v = 0; v < VECTORS; v++) memcpy(&own[v], weights + v * LANES, sizeof own[v]);
+    UNROLLED
+    for (int i = 0; i < count; i++) {
+      uint32_t pair;
+      memcpy(&pair, x + i * p->depth + 2 * k, sizeof pair);
+      UNROLLED
+      for (int v = 0; v < VECTORS; v++) sums[i][v] = plus_pairs(sums[i][v], own[v], pair);
+    }
+  }
+  float found[MOST_ROWS * TILE];
+  UNROLLED
+  for (int i = 0; i < count; i++)
+    UNROLLED
+    for (int v = 0; v < VECTORS; v++)
+      memcpy(found + i * TILE + v * LANES, &sums[i][v], sizeof sums[i][v]);
+  put_sums(p, tile, row, count, found);
+}
+
+/* x [places, rows, depth] times tiles [count, 5] of columns: the place each belongs to, its pairs
+   of depth, where its weights begin, its first goal and the one after its last. A processor's
+   cache holds `panel` rows. Sums pass through bfloat16 unless `is_wide`. */
+void multiply(const uint16_t *x, const uint32_t *weights, const int64_t *tiles,
+              const int64_t *goals, uint16_t *out, int64_t count, int64_t rows, int64_t depth,
+              int64_t width, int64_t mantissa_bits, int64_t is_wide, int64_t panel,
+              int64_t threads) {
+  const Product product = {
+      x, weights, goals, out, rows, depth, width, mantissa_bits, is_wide,
+  };
+  const int64_t panels = (rows + panel - 1) / panel;
+  DEALT_OUT(threads)
+  for (int64_t piece = 0; piece < panels * count; piece++) {
+    const int64_t *tile = tiles + piece % count * 5, start = piece / count * panel;
+    const int64_t end = start + panel < rows ? start + panel : rows;
+    int64_t row = start;
+    if (tile[1] == 0) {
+      put_zeros(&product, tile, start, end);
+      continue;
+    }
+    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&product, tile, row, 12);
+    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&product, tile, row, 8);
+    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&product, tile, row, 4);
+    for (; end - row >= 2; row += 2) multiply_rows(&product, tile, row, 2);
+    for (; end - row >= 1; row += 1) multiply_rows(&product, tile, row, 1);
+  }
+}

@@ -1,0 +1,171 @@
+/* What the loops share: bfloat16 and block formats in vectors of one block's values. Each function
+   of these files has a twin in torch with the same results, used where no compiler is. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+static inline int own_thread(void) { return omp_get_thread_num(); }
+#else
+static inline int own_thread(void) { return 0; }
+#endif
+#define PRAGMA(text) _Pragma(#text)
+#define SHARED_OUT(threads) PRAGMA(omp parallel for num_threads((int)threads) if (threads > 1))
+/* the same for pieces of unequal work, neighbours together: memory is read best in order */
+#define DEALT_OUT(threads) \
+  PRAGMA(omp parallel for num_threads((int)threads) schedule(dynamic, 4) if (threads > 1))
+
+#define UNROLLED PRAGMA(GCC unroll 16) /* vectors of an array stay in registers */
+
+#define BLOCK 16 /* values that share one exponent */
+#define TILE 32
+#define EXPONENT 0x7F800000
+#define PLACE 23
+#define SMALLEST 16 /* biased exponent below which a block's values are nothing */
+#define LARGEST 240 /* beyond it the host's conversion has rules of its own */
+#define INTEGERS 12582912.0f /* 1.5 * 2^23: numbers near it are whole */
+
+static inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+static inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+static inline float widened(uint16_t x) { return as_float((uint32_t)x << 16); }
+
+static inline uint16_t narrowed(float x) {
+  const uint32_t bits = as_bits(x), up = bits + 0x7FFF + ((bits >> 16) & 1);
+  return (uint16_t)((x == x ? up : bits | 0x400000) >> 16);
+}
+
+/* As wide as registers are: compilers split wider vectors badly. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+static inline floats loaded(const float *x) {
+  floats out;
+  memcpy(&out, x, sizeof out);
+  return out;
+}
+
+static inline words widened_bits(const uint16_t *x) {
+  halves narrow;
+  memcpy(&narrow, x, sizeof narrow);
+  return __builtin_convertvector(narrow, words) << 16;
+}
+
+static inline floats widened_all(const uint16_t *x) { return (floats)widened_bits(x); }
+
+typedef float four __attribute__((vector_size(16)));
+
+static inline float total(floats x) {
+  four parts[LANES / 4], sum = {0};
+  memcpy(parts, &x, sizeof x);
+  UNROLLED
+  for (int i = 0; i < LANES / 4; i++) sum += parts[i];
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* Values rounded to bfloat16, still in 32 bits. */
+static inline floats rounded(floats x) {
+  const words bits = (words)x, unknown = (words)(x != x);
+  const words up = bits + 0x7FFF + ((bits >> 16) & 1);
+  return (floats)(((up & ~unknown) | ((bits | 0x400000) & unknown)) & 0xFFFF0000u);
+}
+
+/* One block in units of the last mantissa bit, rounded to even, limited; few bits are left. */
+#ifdef __AVX512F__
+static inline void store_block(const float *x, uint16_t *out, int mantissa_bits) {
+  const int below = mantissa_bits - 1;
+  const __m512 values = _mm512_loadu_ps(x), most = _mm512_set1_ps((1 << mantissa_bits) - 1);
+  __m512i top = _mm512_and_si512((__m512i)values, _mm512_set1_epi32(EXPONENT));
+  top = _mm512_max_epu32(top, _mm512_shuffle_i64x2(top, top, 0x4E)); /* halves, */
+  top = _mm512_max_epu32(top, _mm512_shuffle_i64x2(top, top, 0xB1)); /* quarters, */
+  top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0x4E));      /* pairs, */
+  top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0xB1));      /* single ones change places */
+  top = _mm512_max_epu32(top, _mm512_set1_epi32(SMALLEST << PLACE));
+  const __m512i per_unit = _mm512_sub_epi32(_mm512_set1_epi32((254 + below) << PLACE), top);
+  const __m512i unit = _mm512_sub_epi32(top, _mm512_set1_epi32(below << PLACE));
+  __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
+  units = _mm512_min_ps(most, _mm512_max_ps(-most, units)); /* what is no number stays so */
+  const __m512i bits = _mm512_srli_epi32((__m512i)(units * (__m512)unit), 16);
+  _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(bits));
+}
+#else
+static inline void store_block(const float *x, uint16_t *out, int mantissa_bits) {
+  const int below = mantissa_bits - 1;
+  const float most = (float)((1 << mantissa_bits) - 1);
+  uint32_t top = SMALLEST << PLACE;
+  for (int i = 0; i < BLOCK; i++) {
+    uint32_t exponent = as_bits(x[i]) & EXPONENT;
+    top = exponent > top ? exponent : top;
+  }
+  const float per_unit = as_float(((uint32_t)(254 + below) << PLACE) - top);
+  const float unit = as_float(top - ((uint32_t)below << PLACE));
+  for (int i = 0; i < BLOCK; i++) {
+    float units = rintf(x[i] * per_unit);
+    units = units > most ? most : units;
+    units = units < -most ? -most : units;
+    out[i] = (uint16_t)(as_bits(units * unit) >> 16);
+  }
+}
+#endif
+
+/* BLOCK results as their format holds them: a block of so many bits, or bfloat16 (no bits). */
+static inline void store_as(const float *x, uint16_t *out, int64_t mantissa_bits) {
+  if (mantissa_bits) {
+    store_block(x, out, (int)mantissa_bits);
+    return;
+  }
+  for (int j = 0; j < BLOCK; j += LANES) {
+#ifdef __AVX512BF16__
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)loaded(x + j));
+#else
+    const floats result = rounded(loaded(x + j));
+    const halves narrow = __builtin_convertvector((words)result >> 16, halves);
+#endif
+    memcpy(out + j, &narrow, sizeof narrow);
+  }
+}
+
+#define LINE 32 /* values that memory hands over at once */
+
+/* Have memory send a row before it is needed: pages lie anywhere, no processor guesses the next. */
+static inline void fetch(const uint16_t *row, int64_t width) {
+  for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(row + j);
+}
+
+/* exp(x) of numbers up to 0, right to a last bit or two, in a form that vector units take. */
+static inline float exponential(float x) {
+  x = x > -87.0f ? x : -87.0f; /* as good as nothing */
+  const float whole = rintf(x * 1.44269504f);
+  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
+  float series = 1.0f / 720;
+  series = series * rest + 1.0f / 120;
+  series = series * rest + 1.0f / 24;
+  series = series * rest + 1.0f / 6;
+  series = series * rest + 0.5f;
+  series = series * rest + 1.0f;
+  series = series * rest + 1.0f;
+  return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
+}

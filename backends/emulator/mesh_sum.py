@@ -1,0 +1,40 @@
+"""Sums over a mesh axis: made in float32 and rounded once; on silicon every hop rounds."""
+
+from __future__ import annotations
+
+import torch
+
+from backends.emulator import native
+from backends.emulator.formats import MANTISSA_BITS, ROUNDED
+from backends.emulator.launch import finish
+from backends.emulator.types import DataType
+
+Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
+
+
+def mesh_sum(
+    x: torch.Tensor, line: Line, dtype: DataType, *, dim: int | None = None
+) -> torch.Tensor:
+    """Sum over mesh axes in float32, rounded once; each chip's slice of it along a tensor dim."""
+    (axis, chips), *others = line
+    is_last = dim is None or dim + 2 == x.dim() - 1
+    if not others and x.shape[axis] > 1 and dtype in ROUNDED and is_last:
+        parts = 1 if dim is None else chips
+        found = native.sum_over(x, axis, MANTISSA_BITS.get(dtype, 0), parts=parts)
+        if found is not None:
+            return found
+    for axis, chips in line:
+        shares = x.shape[axis] == 1
+        x = x.float() * chips if shares else x.sum(axis, keepdim=True, dtype=torch.float32)
+    return finish(x if dim is None else own_part(x, line, dim), dtype)
+
+
+def own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
+    """Every chip's own slice along a tensor dim, chips counted row by row."""
+    for axis, chips in line:
+        parts = x.unflatten(dim + 2, (chips, -1))
+        if x.shape[axis] == 1:
+            x = parts.movedim(dim + 2, axis).squeeze(axis + 1)
+        else:
+            x = torch.diagonal(parts, 0, axis, dim + 2).movedim(-1, axis)
+    return x

@@ -1,0 +1,78 @@
+"""Chips whose caches hold the same are known, and only those; reading them once changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backends.emulator import native
+from backends.emulator.ops import alike
+from backends.emulator.ops.paging import Reach
+
+MESH = (2, 3)
+EVERYONE = torch.zeros(1, 1, 4)  # positions that all chips share
+BY_COLUMN = torch.zeros(1, 3, 4)
+
+
+def cache() -> torch.Tensor:
+    made = torch.zeros(*MESH, 5, 1, 32, 16).bfloat16()
+    alike.note_same(made)
+    return made
+
+
+def rows(*values: float) -> torch.Tensor:
+    """[2, 3, 1, 4, 1, 16] of one value for each chip."""
+    return torch.tensor(values).view(*MESH, 1, 1, 1, 1).expand(-1, -1, 1, 4, 1, 16).bfloat16()
+
+
+def test_chips_stay_together_while_they_write_the_same() -> None:
+    keys = cache()
+    alike.note_write(keys, rows(1, 1, 2, 1, 2, 2), EVERYONE)
+    assert alike.of([keys], [EVERYONE]).first == (0, 0, 2, 0, 2, 2)
+    alike.note_write(keys, rows(1, 1, 1, 1, 1, 1), EVERYONE)
+    assert alike.of([keys], [EVERYONE]).first == (0, 0, 2, 0, 2, 2)  # what differed still does
+    alike.note_write(keys, rows(1, 1, 1, 2, 1, 2), EVERYONE)
+    assert alike.of([keys], [EVERYONE]).first == (0, 0, 2, 3, 2, 5)
+
+
+def test_other_places_are_other_contents() -> None:
+    keys = cache()
+    assert alike.of([keys], [BY_COLUMN]).first == (0, 1, 2, 0, 1, 2)  # seen at other places
+    alike.note_write(keys, rows(1, 1, 1, 1, 1, 1), EVERYONE, BY_COLUMN)
+    assert alike.of([keys], [EVERYONE]).first == (0, 1, 2, 0, 1, 2)
+
+
+def test_rows_that_chips_share_need_no_look() -> None:
+    keys = cache()
+    alike.note_write(keys, rows(1, 2, 3, 4, 5, 6)[:1], EVERYONE)
+    assert alike.of([keys], [EVERYONE]).first == (0, 1, 2, 0, 1, 2)
+
+
+def test_both_caches_must_agree_and_be_known() -> None:
+    keys, values = cache(), cache()
+    alike.note_write(keys, rows(1, 1, 1, 2, 2, 2), EVERYONE)
+    alike.note_write(values, rows(1, 1, 2, 2, 2, 2), EVERYONE)
+    assert alike.of([keys, values], [EVERYONE]).first == (0, 0, 2, 3, 3, 3)
+    assert alike.of([keys, values.clone()], [EVERYONE]).first == (0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("first", [(0, 0, 0), (0, 1, 1), (0, 1, 0)])
+def test_shared_pages_are_read_once_with_the_same_result(first: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    users, heads, group, width, size, pages = 3, 2, 3, 64, 32, 2
+    one = torch.randn(1, 1, 6, heads, size, width, generator=generator).bfloat16()
+    other = torch.randn(1, 1, 6, heads, size, width, generator=generator).bfloat16()
+    k = torch.cat([one if leader == 0 else other for leader in first], dim=1)
+    q = torch.randn(1, 3, 1, users, heads * group, width, generator=generator).bfloat16()
+    table = torch.randperm(6, generator=generator).view(users, pages)
+    blocks = table[None] + 6 * torch.arange(3).view(3, 1, 1)
+    rows = (blocks[:, :, None] * heads + torch.arange(heads).view(1, 1, heads, 1)).flatten(0, 1)
+    hidden = torch.zeros(3 * users, 1, pages * size)
+    hidden[..., 40:] = -torch.inf
+    idle = torch.tensor([False, True, False] * 3).view(-1, 1, 1)
+    seen = Reach(rows.contiguous(), pages * size, hidden, idle)
+    shared = alike.Alike((1, 3), first).links
+    alone = alike.Alike((1, 3), (0, 1, 2)).links
+    found = [native.attend(q, (k, k.flip(-1)), seen, links, 0.1, 8, 8) for links in (shared, alone)]
+    assert torch.equal(*found) and found[0].any()
