@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from models.sharding import MAX_USERS, Sharding
+from models.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Links:
 class LineMesh:
     """Collectives of a 1 x N mesh; N = 1 needs none."""
 
-    def __init__(self, sharding: Sharding, links: Links, mesh: Any) -> None:
+    def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
         self.chips = sharding.num_chips
         self.links = links
 
@@ -98,12 +98,12 @@ class LineMesh:
 class GridMesh:
     """Collectives of an R x C mesh: rows are axis 0, columns axis 1."""
 
-    def __init__(self, sharding: Sharding, links: Links, mesh: Any) -> None:
+    def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
         self.cols = sharding.cols
         self.links = links
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
         self.pick_own = ttnn.from_torch(
-            torch.eye(MAX_USERS)[None, None],
+            torch.eye(slots)[None, None],
             dtype=ttnn.bfloat16,
             layout=ttnn.TILE_LAYOUT,
             device=mesh,
@@ -192,6 +192,6 @@ class GridMesh:
         return self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
 
 
-def collectives(sharding: Sharding, links: Links, mesh: Any) -> LineMesh | GridMesh:
-    """The collectives of a mesh shape."""
-    return (GridMesh if sharding.is_2d else LineMesh)(sharding, links, mesh)
+def collectives(sharding: Sharding, links: Links, mesh: Any, slots: int) -> LineMesh | GridMesh:
+    """The collectives of a mesh shape, for so many decode slots."""
+    return (GridMesh if sharding.is_2d else LineMesh)(sharding, links, mesh, slots)

@@ -169,6 +169,10 @@ class Sharding:
     def local_qkv_width(self) -> int:
         return (self.local_heads + 2 * self.local_kv_heads) * self.head_dim
 
+    def slots(self, batch: int) -> int:
+        """Decode slots of a batch: a 2D mesh deals them out to its columns evenly."""
+        return round_up(batch, self.ways("users"))
+
     def local_users(self, batch: int) -> int:
         """Users a chip attends for, of a decode batch of `batch` slots."""
         return batch // self.ways("users")

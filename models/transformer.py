@@ -30,7 +30,7 @@ from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
 from models.plans.target import Phase, Target
 from models.precision import ModelPrecision
-from models.sharding import MAX_USERS, Sharding
+from models.sharding import Sharding
 from models.weights import WeightLoader
 
 
@@ -39,6 +39,7 @@ class ModelOptions:
     """How a model is built, beside what it is."""
 
     max_batch_size: int = 1
+    slots: int | None = None  # users decoded at a time; None: as few as hold the batch
     max_seq_len: int = 1024
     cache: CacheConfig = CacheConfig(block_size=32, num_blocks=1024)
     layers: range | None = None  # None: all of them
@@ -62,9 +63,8 @@ class Transformer:
         rows, cols = tuple(mesh.shape)
         self.mesh, self.config, self.options = mesh, config, options
         self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores)
-        # a 2D mesh deals its slots out to the columns, so it always has all of them
-        self.batch = MAX_USERS if self.sharding.is_2d else options.max_batch_size
-        self.ccl = collectives(self.sharding, options.links, mesh)
+        self.batch = options.slots or self.sharding.slots(options.max_batch_size)
+        self.ccl = collectives(self.sharding, options.links, mesh, self.batch)
         weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)
         targets = [

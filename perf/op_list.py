@@ -32,6 +32,7 @@ class Job:
     device_sampling: bool = True
     batched_prefill: bool = False
     pad_mlp_cores: int | None = None  # hidden width padded so that so many cores share it
+    fill_grid: bool = False  # 2D meshes decode a whole tile of users
     pad_heads: bool = False  # head width padded to a power of two
     generated: int = GENERATED
 
@@ -117,7 +118,7 @@ def _record_layer(
     from models.collectives import Links
     from models.footprint import check_fits, footprint, max_prefill_chunk
     from models.kv_cache import CacheConfig
-    from models.sharding import MAX_USERS, Sharding
+    from models.sharding import TILE, Sharding
     from models.transformer import ModelOptions, Transformer
     from perf.shapes import ShapeCheckpoint
     from runtime.engine import Engine
@@ -126,19 +127,21 @@ def _record_layer(
     used = _round_up(min(job.prefill_len + job.generated, max_seq_len), BLOCK) // BLOCK
     cache = CacheConfig(BLOCK, used * users)
     sharding = Sharding(config, *shape, job.pad_mlp_cores)
+    slots = TILE if job.fill_grid and sharding.is_2d else sharding.slots(users)
     ring = any(job.spec.ring) and job.data_parallel == 1
     needs = footprint(
         sharding,
         precision,
         cache,
         spec=job.spec,
-        slots=MAX_USERS if sharding.is_2d else users,
+        slots=slots,
         max_seq_len=max_seq_len,
         ring=ring,
     )
     check_fits(needs, job.spec, config.name)
     options = ModelOptions(
         max_batch_size=users,
+        slots=slots,
         max_seq_len=max_seq_len,
         cache=cache,
         layers=range(index, index + 1),

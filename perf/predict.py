@@ -311,6 +311,7 @@ def job_for(
         data_parallel=data_parallel,
         device_sampling=software.samples_on_device(batch_size, is_grid),
         batched_prefill=software.batched_prefill and batch_size > 1,
+        fill_grid=software.fills_grid,
         pad_heads=software.pads_heads,
         pad_mlp_cores=software.mlp_cores.get(canonical_name(str(model)) or ""),
         **options,  # type: ignore[arg-type]

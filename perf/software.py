@@ -21,6 +21,7 @@ class Software:
     name: str
     device_sampling_users: int = 1  # up to so many users the device picks tokens, else the host
     device_sampling_on_grid: bool = False  # also on 2D meshes
+    fills_grid: bool = True  # 2D meshes decode a whole tile of users, however few there are
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
     batched_prefill: bool = False  # prompts of one length run together
     fabric: bool = False  # collectives of 2026: pipelined, on 2D meshes as fast as on lines
@@ -79,7 +80,7 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
                 **_GENERIC,
                 **_LATER,
             ),
-            Software("own", batched_prefill=True, **_LATER),
+            Software("own", fills_grid=False, batched_prefill=True, **_LATER),
         )
     }
 )  # fmt: skip

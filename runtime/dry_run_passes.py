@@ -108,7 +108,7 @@ class Budget:
             cache,
             spec=self.spec,
             layers=self.options.layers,
-            slots=MAX_USERS if self.sharding.is_2d else self.options.max_batch_size,
+            slots=self.sharding.slots(self.options.max_batch_size),
             max_seq_len=max_seq_len,
             ring=self.ring,
         )

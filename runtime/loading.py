@@ -23,7 +23,7 @@ from models.footprint import check_fits, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
 from models.precision import ModelPrecision
 from models.registry import load_config
-from models.sharding import MAX_USERS, Sharding
+from models.sharding import Sharding
 from models.transformer import ModelOptions, Transformer
 from runtime.engine import Engine
 from runtime.settings import Settings
@@ -153,7 +153,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         options.cache,
         spec=spec,
         layers=options.layers,
-        slots=MAX_USERS if sharding.is_2d else options.max_batch_size,
+        slots=sharding.slots(options.max_batch_size),
         max_seq_len=options.max_seq_len,
         ring=links.ring,
     )

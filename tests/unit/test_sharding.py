@@ -61,6 +61,18 @@ def test_padding_heads_are_zero_rows() -> None:
     assert picked.tolist() == [4, 5, 0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("mesh", "batch", "slots", "local"),
+    [((1, 8), 5, 5, 5), ((8, 4), 1, 4, 1), ((8, 4), 5, 8, 2), ((8, 4), 32, 32, 8)],
+)
+def test_a_grid_has_as_few_slots_as_its_columns_share_evenly(
+    mesh: tuple[int, int], batch: int, slots: int, local: int
+) -> None:
+    sizes = Sharding(load_config("Llama-3.1-8B"), *mesh)
+    assert sizes.slots(batch) == slots
+    assert sizes.local_users(slots) == local
+
+
 def test_an_unknown_logical_axis_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown axis 'height': choose one of heads"):
         Sharding(load_config("default"), 1, 1).ways("height")
