@@ -99,7 +99,7 @@ class WeightLoader:
         return lambda: pad_to(self.checkpoint.get(name).T, rows, columns)[None, None]
 
     def table(self, name: str) -> Callable[[], torch.Tensor]:
-        """A matrix as it is stored, [1, 1, rows, width], bfloat16; read in slices if possible.
+        """A matrix as it is stored, [1, 1, rows, width], bfloat16; in slices unless it is that.
 
         So that an embedding is never whole in memory in a wider type than the device keeps.
         """
@@ -110,6 +110,8 @@ class WeightLoader:
             if isinstance(self.checkpoint, ReadsRows):
                 step = min(rows, max(1, _SLICE_ELEMENTS // width))
             part = get_rows(self.checkpoint, name, 0, step)
+            if step < rows and part.dtype is torch.bfloat16 and self.sharding.dim == width:
+                return self.checkpoint.get(name)[None, None]
             whole = part.new_zeros((1, 1, rows, self.sharding.dim), dtype=torch.bfloat16)
             whole[0, 0, :step, :width] = part
             for start in range(step, rows, step):
@@ -176,15 +178,15 @@ class WeightLoader:
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Make glibc keep up to 64 MiB that was freed, and map only what is larger than 32 MiB.
+    """Make glibc keep up to 8 MiB that was freed, and map what is larger than 4 MiB.
 
-    It comes to these limits by itself in long runs. Before, temporaries of half a megabyte may go
-    back to the kernel at every step, which makes rounding to block floats three times slower.
+    By itself it gives half a megabyte back to the kernel at every step, which makes rounding by
+    temporaries three times slower, and later keeps whole weights, for each thread that had one.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(_TRIM_THRESHOLD, 64 * 2**20)
+        libc.mallopt(_MMAP_THRESHOLD, 4 * 2**20)
+        libc.mallopt(_TRIM_THRESHOLD, 8 * 2**20)
 
 
 def pad_to(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

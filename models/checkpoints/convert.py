@@ -23,7 +23,7 @@ import backends
 from models.checkpoints.base import Checkpoint, get_rows
 from models.checkpoints.open import Location, locate, open_checkpoint, resolve
 
-WORKERS = 2
+WORKERS = 3
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,10 @@ class WriteOnly:
         self.bytes_written += sum(future.result() for future in done)
 
     def _convert(self, key: str, build: Callable[[], Any]) -> int:
-        self._cache.store(key, build())
-        path = self._cache.find(key)
-        if path is None:
+        size: int | None = self._cache.store(key, build())
+        if size is None:
             raise ValueError(f"cannot write {self._cache.directory}: is the disk full?")
-        return int(path.stat().st_size)
+        return size
 
 
 def convert(

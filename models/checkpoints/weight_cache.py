@@ -107,17 +107,18 @@ class WeightCache:
             return None
         return path
 
-    def store(self, key: str, host: Any) -> None:
-        """Keep a host tensor; on a full or read-only disk, warn and go on without."""
+    def store(self, key: str, host: Any) -> int | None:
+        """Keep a host tensor: bytes written; on a full or read-only disk, warn and go on."""
         if not self._writable:
-            return
+            return None
         try:
             with _scratch_directory(self.directory) as scratch:
-                self._write(scratch, key, host)
+                return self._write(scratch, key, host)
         except Exception as error:  # the wheel and safetensors have errors of their own
             self._stop_writing(error)
+            return None
 
-    def _write(self, scratch: Path, key: str, host: Any) -> None:
+    def _write(self, scratch: Path, key: str, host: Any) -> int:
         path, record_path = self._paths(key)
         written, note = scratch / path.name, scratch / record_path.name
         ttnn.dump_tensor(written, host)
@@ -127,6 +128,7 @@ class WeightCache:
         _sync(note)
         _replace(written, path)
         _replace(note, record_path)
+        return size
 
     def close(self) -> None:
         """Give up the lock; the end of the process does so too."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import backends
 from backends.device_specs import SPECS
@@ -92,8 +97,11 @@ def test_a_device_tensor_does_not_follow_the_host_tensor_it_came_from(mesh: Any)
     assert ttnn.to_torch(x).tolist() == [1, 1, 1, 1]
 
 
-def test_a_file_gives_back_values_type_cut_and_orientation(tmp_path: Path, mesh: Any) -> None:
-    stored = torch.randn(128, 64)
+@pytest.mark.parametrize("rows", [128, 131200])  # the second is written past the page cache
+def test_a_file_gives_back_values_type_cut_and_orientation(
+    rows: int, tmp_path: Path, mesh: Any
+) -> None:
+    stored = torch.randn(rows, 64)
     host = ttnn.from_torch(
         stored.T[None, None],
         dtype=ttnn.bfloat8_b,
@@ -104,6 +112,34 @@ def test_a_file_gives_back_values_type_cut_and_orientation(tmp_path: Path, mesh:
     back = ttnn.load_tensor(tmp_path / "w.tensorbin")
     assert torch.equal(back.data, host.data) and back.data.stride() == host.data.stride()
     assert (back.dtype, back.layout, back.shape) == (host.dtype, host.layout, host.shape)
+    content = load_file(tmp_path / "w.tensorbin")  # a file like others
+    assert [tensor.numel() for tensor in content.values()] == [stored.numel()]
+
+
+def test_a_disk_that_fills_up_is_an_error_and_a_file_system_may_lack_direct_writes(
+    tmp_path: Path, mesh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = ttnn.from_torch(torch.ones(1, 1, 9 << 10, 1 << 10), dtype=ttnn.bfloat16)
+    real = os.open
+
+    def refuse(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        ttnn.dump_tensor(tmp_path / "plain", host)
+    assert torch.equal(ttnn.load_tensor(tmp_path / "plain").data, host.data)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ttnn.dump_tensor(tmp_path / "half", host)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_full_dram_is_refused_in_ttnns_words_and_freed_memory_can_be_used() -> None:
