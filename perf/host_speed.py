@@ -2,7 +2,8 @@
 
 `python -m perf.host_speed [--json]` times prefill of 128 tokens and decode for 1 and 32 users of
 the default model. Times are host wall clock and say nothing about Tenstorrent hardware; quote the
-ratios (HF time / ours), which survive a noisy machine.
+ratios (HF time / ours), which survive a noisy machine. `--devices T3K,TG` asks instead what their
+meshes cost: our time there divided by that on one chip.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 import backends
+from backends.device_specs import SPECS
 from runtime.settings import Settings
 
 PROMPT_TOKENS = 128
 BATCHES = (1, 32)
+MESH_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,16 @@ class Ours:
 
 
 @contextmanager
-def our_engine(batch: int, optimizations: str) -> Iterator[Any]:
-    """The default model on one emulated N150."""
+def our_engine(batch: int, optimizations: str, device: str = "N150") -> Iterator[Any]:
+    """The default model on an emulated device."""
     from models.kv_cache import CacheConfig
     from runtime.loading import LoadOptions, load_engines
 
     options = LoadOptions(
-        max_batch_size=batch, cache=CacheConfig(32, 512), optimizations=optimizations
+        device=device,
+        max_batch_size=batch,
+        cache=CacheConfig(32, 512),
+        optimizations=optimizations,
     )
     with load_engines(options, Settings.from_env()) as loaded:
         yield loaded.engines[0]
@@ -121,11 +129,15 @@ def clock(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def random_prompts(batch: int, vocabulary: int) -> torch.Tensor:
+    """Token ids [batch, PROMPT_TOKENS]."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(vocabulary, (batch, PROMPT_TOKENS), generator=generator)
+
+
 def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) -> dict[str, Times]:
     """Times of every contestant for one batch size, runs interleaved so that noise hits all."""
-    vocabulary = next(iter(models.values())).config.vocab_size
-    generator = torch.Generator().manual_seed(1)
-    prompts = torch.randint(vocabulary, (batch, PROMPT_TOKENS), generator=generator)
+    prompts = random_prompts(batch, next(iter(models.values())).config.vocab_size)
     rounds = 3 if batch == 1 else 1
     prefills: dict[str, list[float]] = {}
     decodes: dict[str, list[float]] = {}
@@ -144,6 +156,39 @@ def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) 
         name: Times(statistics.median(prefills[name]), statistics.median(decodes[name]))
         for name in prefills
     }
+
+
+def measure_meshes(devices: Sequence[str], optimizations: str, steps: int) -> dict[str, float]:
+    """Shortest times of each device by name, and their ratios to those of one chip (N150).
+
+    Each is measured in a process of its own, as a user would have it.
+    """
+    found: dict[str, float] = {"torch_threads": torch.get_num_threads()}
+    for batch in BATCHES:
+        best: dict[str, Times] = {}
+        for _ in range(MESH_ROUNDS):  # devices take turns, for a busy machine
+            for device in dict.fromkeys(("N150", *devices)):
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    times = process.submit(our_times, batch, optimizations, steps, device).result()
+                known = best.get(device, times)
+                best[device] = Times(*map(min, zip(astuple(times), astuple(known), strict=True)))
+        for device, times in best.items():
+            for phase, seconds in asdict(times).items():
+                found[f"{device}_{phase}_b{batch}_ms"] = round(seconds * 1e3, 2)
+                ratio = seconds / asdict(best["N150"])[phase]
+                found[f"{device}_{phase}_b{batch}_ratio"] = round(ratio, 3)
+    return found
+
+
+def our_times(batch: int, optimizations: str, steps: int, device: str) -> Times:
+    """Medians of one device."""
+    backends.select("emulator")
+    with our_engine(batch, optimizations, device) as engine:
+        ours = Ours(engine, random_prompts(batch, engine.vocab_size), steps)
+        ours.prefill()  # compiles, and finds its memory
+        decode = statistics.median(ours.decode())
+        prefill = statistics.median(clock(ours.prefill) for _ in range(3))
+    return Times(prefill, decode)
 
 
 def hf_models(with_bfloat16: bool) -> dict[str, Any]:
@@ -182,10 +227,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, default=12, help="decode steps timed (default 12)")
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
+    parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")
     parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
     args = parser.parse_args()
     backends.select("emulator")
-    found = measure(args.optimizations, args.steps, args.bfloat16)
+    if args.devices:
+        devices = args.devices.split(",")
+        unknown = [device for device in devices if device not in SPECS]
+        if unknown:
+            parser.error(f"unknown device {unknown[0]!r}: choose from {', '.join(SPECS)}")
+        found = measure_meshes(devices, args.optimizations, args.steps)
+    else:
+        found = measure(args.optimizations, args.steps, args.bfloat16)
     if args.json:
         print(json.dumps(found))
         return
