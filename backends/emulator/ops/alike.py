@@ -86,9 +86,10 @@ def of(caches: Sequence[torch.Tensor], where: Sequence[torch.Tensor]) -> Alike:
 
 
 def note_same(cache: torch.Tensor) -> None:
-    """All chips of a cache [r, c, ...] hold the same."""
+    """All chips of a cache [r, c, ...] hold the same; only the processor's loops make use of it."""
     mesh = cache.shape[:2]
-    cache.alike = _alike(mesh, (0,) * (mesh[0] * mesh[1]))  # type: ignore[attr-defined]
+    if cache.device.type == "cpu":
+        cache.alike = _alike(mesh, (0,) * (mesh[0] * mesh[1]))  # type: ignore[attr-defined]
 
 
 def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) -> None:

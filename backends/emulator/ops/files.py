@@ -6,6 +6,7 @@ leaves what others have there alone.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -43,18 +44,18 @@ def dump_tensor(file_name: str | Path, tensor: Tensor) -> None:
     if data.nbytes < _LARGE_BYTES or data.dtype not in _TYPE_NAMES:
         save_file({"data": data}, str(file_name), metadata=metadata)
         return
-    try:
-        descriptor = os.open(file_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o644)
-    except (OSError, AttributeError):  # not every file system and system has it
+    if not hasattr(os, "O_DIRECT"):
         save_file({"data": data}, str(file_name), metadata=metadata)
         return
     try:
-        _write_directly(descriptor, data, metadata)
-    finally:
-        os.close(descriptor)
+        _write_directly(file_name, data, metadata)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        save_file({"data": data}, str(file_name), metadata=metadata)  # not every file system can
 
 
-def _write_directly(descriptor: int, data: torch.Tensor, metadata: dict[str, str]) -> None:
+def _write_directly(path: str | Path, data: torch.Tensor, metadata: dict[str, str]) -> None:
     """What save_file writes, the header padded to whole pages; OSError where the disk is full."""
     entry = {
         "dtype": _TYPE_NAMES[data.dtype],
@@ -67,13 +68,17 @@ def _write_directly(descriptor: int, data: torch.Tensor, metadata: dict[str, str
     room = getattr(_own, "room", None)
     if room is None:  # direct writes want memory that begins with a page
         room = _own.room = mmap.mmap(-1, _ROOM_BYTES)
-    room[: 8 + len(header)] = struct.pack("<Q", len(header)) + header
-    _write_all(descriptor, room, 8 + len(header))
-    for first in range(0, data.nbytes, _ROOM_BYTES):
-        part = values[first : first + _ROOM_BYTES]
-        room[: len(part)] = part
-        _write_all(descriptor, room, -(-len(part) // _ALIGNMENT) * _ALIGNMENT)
-    os.ftruncate(descriptor, 8 + len(header) + data.nbytes)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o644)
+    try:
+        room[: 8 + len(header)] = struct.pack("<Q", len(header)) + header
+        _write_all(descriptor, room, 8 + len(header))
+        for first in range(0, data.nbytes, _ROOM_BYTES):
+            part = values[first : first + _ROOM_BYTES]
+            room[: len(part)] = part
+            _write_all(descriptor, room, -(-len(part) // _ALIGNMENT) * _ALIGNMENT)
+        os.ftruncate(descriptor, 8 + len(header) + data.nbytes)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, room: mmap.mmap, size: int) -> None:
