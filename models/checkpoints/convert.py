@@ -70,7 +70,7 @@ class CountingCheckpoint:
 class WriteOnly:
     """A weight cache's face that converts and stores, and puts nothing on a device.
 
-    Two weights are at work at a time: while one is written, another is rounded. More would be
+    Three weights are at work at a time: while one is written, others are rounded. More would be
     faster on many cores, and would break the promise of bounded memory.
     """
 
@@ -78,6 +78,7 @@ class WriteOnly:
         self._cache = cache
         self._workers = ThreadPoolExecutor(WORKERS)
         self._at_work: set[Future[int]] = set()
+        self._table: Future[int] | None = None
         self.weights = self.converted = self.bytes_written = 0
 
     def tensor(self, key: str, *, build: Callable[[], Any], **_: Any) -> None:
@@ -86,9 +87,14 @@ class WriteOnly:
         if self._cache.find(key) is not None:
             return
         self.converted += 1
-        if len(self._at_work) == WORKERS:
+        # the table is as large as many others, and is copied whole
+        most = WORKERS - 1 if self._table in self._at_work else WORKERS
+        if len(self._at_work) >= most:
             self._collect(*wait(self._at_work, return_when=FIRST_COMPLETED))
-        self._at_work.add(self._workers.submit(self._convert, key, build))
+        future = self._workers.submit(self._convert, key, build)
+        self._at_work.add(future)
+        if key.startswith("embed"):
+            self._table = future
 
     def finish(self) -> None:
         """Until the last weight is on disk."""
