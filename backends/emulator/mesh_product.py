@@ -9,6 +9,7 @@ otherwise each place has a kernel of its own (kernels.py).
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -112,9 +113,11 @@ class MeshWeight:
     def _in_tiles(self, places: tuple[Place, ...]) -> Tiles | None:
         """The weight as the loops read it; None where there is no room for another copy."""
         if places not in self._tiles:
-            has_room = take_room(2 * self._matrices.numel())
-            seen = cut(self._matrices, self._bits) if has_room else None
-            self._tiles[places] = None if seen is None else Tiles(seen, places)
+            size = 2 * self._matrices.numel()
+            self._tiles[places] = None
+            if take_room(size):
+                tiles = self._tiles[places] = Tiles(cut(self._matrices, self._bits), places)
+                weakref.finalize(tiles, give_room, size)
         return self._tiles[places]
 
     def _at_once(self, x: torch.Tensor, tiles: Tiles, rounding: Rounding) -> Product:
@@ -184,7 +187,6 @@ class Tiles:
     """
 
     def __init__(self, matrices: torch.Tensor, places: Sequence[Place]) -> None:
-        self._bytes = 2 * matrices.numel()  # that were taken for this
         rows, cols, n, _ = matrices.shape
         chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, n // TILE)
         columns = torch.arange(0, n, TILE).expand_as(chips)
@@ -214,9 +216,6 @@ class Tiles:
         self.weights = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32)
         self.records = torch.tensor(records)  # [tiles, 5] as products.c has them
         self.goals = torch.tensor(goals)  # [*, 2]: chip and column
-
-    def __del__(self) -> None:
-        give_room(self._bytes)
 
 
 def _paired(tiles: torch.Tensor, pairs: int) -> torch.Tensor:

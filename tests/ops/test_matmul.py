@@ -202,12 +202,14 @@ def test_equal_tiles_are_kept_once_and_zeros_never() -> None:
 def test_rows_that_a_constant_picks_are_looked_up(n150: Any) -> None:
     order = torch.tensor([3, 0, 31])
     picks = put(torch.eye(32)[order][None, None], n150)
-    x = put(operand(1, 1, 32, 64, seed=17), n150, ttnn.bfloat8_b)
+    x = ttnn.add(put(operand(1, 1, 32, 64, seed=17), n150, ttnn.bfloat8_b), 1.0)  # no constant
     out = ttnn.matmul(picks, x, dtype=ttnn.bfloat16, compute_kernel_config=config())
     assert torch.equal(ttnn.to_torch(out), ttnn.to_torch(x)[:, :, order].bfloat16())
+    assert any(run for key, run in picks.forms.items() if key[0] == "picks")
     twice = put(2 * torch.eye(32)[None, None], n150)  # no look-up
     out = ttnn.matmul(twice, x, dtype=ttnn.bfloat16, compute_kernel_config=config())
     assert torch.equal(ttnn.to_torch(out), 2 * ttnn.to_torch(x).bfloat16())
+    assert not any(run for key, run in twice.forms.items() if key[0] == "picks")
 
 
 def test_new_values_of_a_weight_are_used_at_once(n150: Any) -> None:
@@ -230,3 +232,10 @@ def test_room_for_forms_of_weights_is_given_back() -> None:
     assert kernels._budget["left"] == before - 96 * 64 * 4
     del multiply, weight
     assert kernels._budget["left"] == before
+    if native.library() is not None:
+        on_mesh = MeshWeight(torch.ones(2, 1, 64, 96).bfloat16(), None)
+        rows = torch.ones(1, 1, 2, 64).bfloat16()
+        multiply = on_mesh.product(rows, Rounding(DataType.BFLOAT16, True))
+        assert kernels._budget["left"] == before - 2 * 64 * 96 * 2
+        del multiply, on_mesh
+        assert kernels._budget["left"] == before
