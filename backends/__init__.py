@@ -55,7 +55,7 @@ def repeatable() -> AbstractContextManager[None]:
     """While it lasts, no measurement of speed decides in which order the emulator sums."""
     if selected() != "emulator":
         return nullcontext()
-    return importlib.import_module("backends.emulator.kernels").fixed()  # type: ignore[no-any-return]
+    return importlib.import_module("backends.emulator.numerics.kernels").fixed()  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,7 +40,7 @@ def measure(
     import backends
 
     backends.select("emulator")
-    from backends.emulator.kernels import arithmetic
+    from backends.emulator.numerics.kernels import arithmetic
     from models.kv_cache import CacheConfig
     from runtime.loading import LoadOptions, load_engines
     from runtime.settings import Settings

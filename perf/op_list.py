@@ -114,7 +114,7 @@ def _record_layer(
     job: Job, config: Any, precision: Any, shape: tuple[int, int], index: int, max_seq_len: int
 ) -> RunOps:
     """Op lists of a model that has only the layer `index`."""
-    from backends.emulator.device import MeshDevice
+    from backends.emulator.chip.device import MeshDevice
     from models.collectives import Links
     from models.footprint import check_fits, footprint, max_prefill_chunk
     from models.kv_cache import CacheConfig

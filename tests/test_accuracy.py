@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from backends.emulator.kernels import arithmetic
+from backends.emulator.numerics.kernels import arithmetic
 from models.checkpoints import RandomCheckpoint
 from perf.accuracy import EXACT, settings
 from perf.targets import accuracy_target

@@ -1,7 +1,7 @@
 """A look-alike of the ttnn module on torch: the same names, parameters, refusals and numbers.
 
 `configure` chooses the product to emulate and where numbers live (cpu, cuda, or meta for none).
-Read next: launch.py (how an op runs), ops/matmul.py (an op), tensor.py (what it runs on).
+Read next: launch.py (how an op runs), ops/matmul.py (an op), chip/tensor.py (what it runs on).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import pkgutil
 from types import SimpleNamespace
 from typing import Any
 
-from backends.emulator import configs as _configs
 from backends.emulator import ops as _ops
-from backends.emulator import system as _system
 from backends.emulator import trace as _trace  # noqa: F401  registers its ops
-from backends.emulator import types as _types
-from backends.emulator.device import (
+from backends.emulator.api import configs as _configs
+from backends.emulator.api import system as _system
+from backends.emulator.api import types as _types
+from backends.emulator.api.types import DataType, Layout
+from backends.emulator.chip.device import (
     MeshDevice,
     close_mesh_device,
     configure,
@@ -24,9 +25,8 @@ from backends.emulator.device import (
     open_mesh_device,
     synchronize_device,
 )
+from backends.emulator.chip.tensor import Shape, StorageType, Tensor
 from backends.emulator.launch import REGISTRY
-from backends.emulator.tensor import Shape, StorageType, Tensor
-from backends.emulator.types import DataType, Layout
 
 __all__ = [
     "MeshDevice",

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from backends import op_record
-from backends.emulator.attributes import describe
-from backends.emulator.formats import round_to
-from backends.emulator.tensor import Tensor, stored_bytes
-from backends.emulator.types import (
+from backends.emulator.api.attributes import describe
+from backends.emulator.api.types import (
     DRAM_MEMORY_CONFIG,
     BufferType,
     DataType,
     Layout,
     MemoryConfig,
+    stored_bytes,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.numerics.formats import finish
 from backends.op_record import Cost, OpRecord
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
@@ -62,13 +63,6 @@ def require(condition: Any, message: str) -> None:
 def same(x: torch.Tensor) -> torch.Tensor:
     """The compute of a move: values stay as they are, so replaying it costs nothing."""
     return x
-
-
-def finish(data: torch.Tensor, dtype: DataType) -> torch.Tensor:
-    """A result as its output format holds it."""
-    if dtype.is_block:
-        return round_to(data, dtype)
-    return data if data.dtype is dtype.carrier else data.to(dtype.carrier)
 
 
 def launch(

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from backends.emulator.device import MeshDevice
-from backends.emulator.formats import round_to
-from backends.emulator.launch import fatal, finish, is_alias, op
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.chip.device import MeshDevice
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import fatal, is_alias, op
+from backends.emulator.numerics.formats import finish, round_to
 
 _ids = itertools.count()
 

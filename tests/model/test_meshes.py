@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.emulator.ops import alike
+from backends.emulator.kv import alike
 from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import TinyCheckpoint, tiny_config
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.emulator import native
-from backends.emulator.ops import alike
-from backends.emulator.ops.paging import Reach
+from backends.emulator.kv import alike
+from backends.emulator.kv.paging import Reach
+from backends.emulator.loops import native
+from backends.emulator.ops.attention_decode import attend
 
 MESH = (2, 3)
 EVERYONE = torch.zeros(1, 1, 4)  # positions that all chips share
@@ -74,5 +75,5 @@ def test_shared_pages_are_read_once_with_the_same_result(first: tuple[int, ...])
     seen = Reach(rows.contiguous(), pages * size, hidden, idle)
     shared = alike.Alike((1, 3), first).links
     alone = alike.Alike((1, 3), (0, 1, 2)).links
-    found = [native.attend(q, (k, k.flip(-1)), seen, links, 0.1, 8, 8) for links in (shared, alone)]
+    found = [attend(q, (k, k.flip(-1)), seen, links, 0.1, 8, 8) for links in (shared, alone)]
     assert torch.equal(*found) and found[0].any()

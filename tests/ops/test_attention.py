@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.emulator.formats import keep_significant_bits
+from backends.emulator.numerics.formats import keep_significant_bits
 from backends.mesh import open_mesh
 from backends.op_record import record_ops
 from tests.ops.emulated import EXACT, ROUNDED, get, put, put_heads, ttnn
@@ -145,7 +145,7 @@ def test_long_prompts_are_computed_in_blocks_alike(mesh: Any, monkeypatch: Any) 
 
 
 def test_groups_of_users_give_what_all_at_once_give(mesh: Any, monkeypatch: Any) -> None:
-    from backends.emulator import native
+    from backends.emulator.loops import native
     from backends.emulator.ops import attention_decode
 
     monkeypatch.setattr(native, "library", lambda: None)  # its loops know no groups

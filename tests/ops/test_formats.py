@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.emulator.formats import keep_significant_bits, round_to, to_format
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.numerics.formats import keep_significant_bits, round_to, to_format
 from tests.ops.wheel import BLOCK_TYPES, answers, numbers
 
 BLOCKS = {name: DataType[name.upper()] for name in BLOCK_TYPES}

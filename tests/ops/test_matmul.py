@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import backends
-from backends.emulator import kernels, native
-from backends.emulator.kernels import KERNELS
-from backends.emulator.mesh_product import MeshWeight, Rounding, Tiles
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.loops import native
+from backends.emulator.numerics import kernels
+from backends.emulator.numerics.kernels import KERNELS
+from backends.emulator.numerics.products import MeshWeight, Rounding, Tiles
 from backends.mesh import open_mesh
 from tests.ops.golden_cases import operand
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from backends.emulator import formats, native
-from backends.emulator.fidelity import cut
-from backends.emulator.formats import MANTISSA_BITS, round_to
-from backends.emulator.launch import finish
-from backends.emulator.ops import attention_decode
-from backends.emulator.ops.paging import Reach
-from backends.emulator.ops.reduction import largest_first
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.kv.paging import Reach
+from backends.emulator.loops import native
+from backends.emulator.numerics import formats
+from backends.emulator.numerics.fidelity import cut
+from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
+from backends.emulator.numerics.sums import sum_over
+from backends.emulator.ops import attention_decode, cache, reduction, rope
 from backends.mesh import open_mesh
 from tests.ops.emulated import get, put, ttnn
 
@@ -64,15 +64,15 @@ def test_the_hosts_conversion_down_columns_is_the_same_to_the_bit(
     x[0, :, 0], x[1, :, 1] = 0, torch.arange(-8, 8) / 2
     x[2, 3] = -0.0
     x = x.to(carrier)
-    fast = native.round_columns(x, bits)
+    fast = round_columns(x, bits)
     slow = formats._by_piece(x, bits, formats._round_exactly)
     assert fast is not None and torch.equal(fast.view(torch.int16), slow.view(torch.int16))
     for odd in (torch.nan, torch.inf, 3e38):
         x[5, 5, 5] = odd
-        assert native.round_columns(x, bits) is None  # by the rule in integers
+        assert round_columns(x, bits) is None  # by the rule in integers
     x[5, :, 5] = 1e-36
-    assert native.round_columns(x, bits) is None
-    assert native.round_columns(x[..., :9].contiguous(), bits) is None
+    assert round_columns(x, bits) is None
+    assert round_columns(x[..., :9].contiguous(), bits) is None
 
 
 def on_device(run: Callable[[Any], Any]) -> torch.Tensor:
@@ -131,10 +131,10 @@ def test_sums_over_chips_are_torchs(axis: int, dtype: DataType, parts: int) -> N
     x = torch.randn(3, 4, 1, 5, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     expected = finish(x.double().sum(axis, keepdim=True).float(), dtype)
     dealt = torch.cat(expected.split(64 // parts, dim=-1), dim=axis)
-    found = native.sum_over(x, axis, MANTISSA_BITS.get(dtype, 0), parts=parts)
+    found = sum_over(x, axis, MANTISSA_BITS.get(dtype, 0), parts=parts)
     assert found is not None and torch.equal(found, dealt)
-    assert native.sum_over(x.float(), axis, 0) is None
-    assert native.sum_over(x[..., :9].contiguous(), axis, 0) is None
+    assert sum_over(x.float(), axis, 0) is None
+    assert sum_over(x[..., :9].contiguous(), axis, 0) is None
 
 
 @needs_compiler
@@ -142,10 +142,10 @@ def test_sums_over_chips_are_torchs(axis: int, dtype: DataType, parts: int) -> N
 def test_rows_are_put_where_they_belong(dtype: DataType) -> None:
     table, places = torch.zeros(90, 64).bfloat16(), torch.randperm(90)[:60]
     rows = torch.randn(60, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
-    native.put_rows(table, places, rows, None, MANTISSA_BITS.get(dtype, 0))
+    cache.put_rows(table, places, rows, None, MANTISSA_BITS.get(dtype, 0))
     assert torch.equal(table[places], finish(rows, dtype)) and table.any(1).sum() == 60
     kept = torch.tensor([7, 3])
-    native.put_rows(table, places[:2], rows, kept, 0)
+    cache.put_rows(table, places[:2], rows, kept, 0)
     assert torch.equal(table[places[:2]], rows[kept])
 
 
@@ -157,22 +157,22 @@ def test_the_largest_come_first_and_equal_ones_in_their_order(
     x[0] = x[0].round()  # many are equal
     x[1, 0, 0, 5], x[1, 1] = torch.inf, -torch.inf
     for k in (1, 32, 70):
-        fast = largest_first(x, k)
-        slow = without_c(monkeypatch, lambda k=k: largest_first(x, k))
+        fast = reduction.largest_first(x, k)
+        slow = without_c(monkeypatch, lambda k=k: reduction.largest_first(x, k))
         assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
     x[2, 1, 0, 69] = torch.nan
-    assert native.largest_first(x, 3) is None and largest_first(x, 3)[0][2, 1].isnan().any()
+    assert reduction._by_loop(x, 3) is None and reduction.largest_first(x, 3)[0][2, 1].isnan().any()
 
 
 @needs_compiler
 def test_matrices_share_tables_along_leading_dims_alone() -> None:
     x = torch.randn(3, 2, 4, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     cos, sin = torch.rand(1, 2, 1, 64).bfloat16(), torch.rand(1, 2, 1, 64).bfloat16()
-    shared, own = native.rotate(x, cos, sin, 1), torch.empty_like(x)
+    shared, own = rope.rotate(x, cos, sin, 1), torch.empty_like(x)
     for at in range(3):
-        own[at] = native.rotate(x[at], cos[0], sin[0], 1)
+        own[at] = rope.rotate(x[at], cos[0], sin[0], 1)
     assert shared is not None and torch.equal(shared, own)
-    assert native.rotate(x, cos.repeat(3, 1, 1, 1)[:, :1].contiguous(), sin[:, :1], 1) is None
+    assert rope.rotate(x, cos.repeat(3, 1, 1, 1)[:, :1].contiguous(), sin[:, :1], 1) is None
 
 
 @needs_compiler
@@ -198,7 +198,7 @@ def test_decode_attention_is_the_same_up_to_the_order_of_sums(
     seen = Reach(rows.view(users, heads, pages), length, hidden, idle)
     assert attention_decode._in_c(q, k, seen)
     scale, links = width**-0.5, torch.tensor([[0], [-1]])
-    fast = native.attend(q, (k, v), seen, links, scale, bits or 8, bits or 8)
+    fast = attention_decode.attend(q, (k, v), seen, links, scale, bits or 8, bits or 8)
 
     def in_calls(bits: int | None) -> torch.Tensor:
         queries = (cut(q, bits).float() * scale).view(users * heads, group, width)
@@ -221,7 +221,7 @@ def test_a_compiler_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_processes_that_compile_at_once_all_get_the_library(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from backends.emulator import native; "
+        "import pathlib, sys; from backends.emulator.loops import native; "
         f"native._SOURCES = pathlib.Path({str(tmp_path)!r}); "
         "sys.exit(native.library() is None)"
     )

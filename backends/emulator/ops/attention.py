@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.fidelity import cut
+from backends.emulator.api.types import Layout, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv.paging import flat_blocks, writable
 from backends.emulator.launch import Out, launch, op
-from backends.emulator.ops import attention_specs as specs
-from backends.emulator.ops.paging import flat_blocks, writable
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import Layout, MemoryConfig
+from backends.emulator.numerics.fidelity import cut
+from backends.emulator.rules import attention as specs
 
 _MASK_ELEMENTS = 1 << 22  # of the masks (on a GPU also the scores of a head) held at once
 

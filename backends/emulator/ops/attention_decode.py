@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from backends.emulator import native
-from backends.emulator.fidelity import cut
+from backends.emulator.api.types import Layout, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv import alike
+from backends.emulator.kv.paging import GROUP, Reach, reach, read_seen, writable
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.ops import alike
-from backends.emulator.ops import attention_specs as specs
-from backends.emulator.ops.paging import GROUP, Reach, reach, read_seen, writable
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import Layout, MemoryConfig
+from backends.emulator.loops import native
+from backends.emulator.numerics.fidelity import cut
+from backends.emulator.rules import attention as specs
+
+_MOST_WIDTH, _MOST_QUERIES = 256, 4  # of a head; at once: what the C loop has room for
 
 
 @op("transformer.paged_scaled_dot_product_attention_decode")
@@ -110,7 +112,7 @@ def _decode(
         x = x.contiguous()
         if _in_c(x, k, seen):
             links = alike.of((k, v), where).links
-            return native.attend(x, (k, v), seen, links, scale, q_bits or 8, kv_bits or 8)
+            return attend(x, (k, v), seen, links, scale, q_bits or 8, kv_bits or 8)
         queries = (cut(x, q_bits) if q_bits else x).float() * scale
         queries = queries.view(-1, heads // kv_heads, width)
         return _in_calls(queries, k, v, seen, kv_bits).view(x.shape)
@@ -144,7 +146,7 @@ def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
     return (
         seen.rows is not None
         and width % native.LANES == 0
-        and width <= native.MOST_WIDTH
+        and width <= _MOST_WIDTH
         and q.dtype is k.dtype is torch.bfloat16
         and native.can_run(q, k)
     )
@@ -176,3 +178,37 @@ def _in_calls(
     if seen.idle is not None:
         out.view(users, heads, -1).masked_fill_(seen.idle, 0)
     return out
+
+
+def attend(
+    q: torch.Tensor,
+    caches: tuple[torch.Tensor, torch.Tensor],
+    seen: Reach,
+    links: torch.Tensor,
+    scale: float,
+    q_bits: int,
+    kv_bits: int,
+) -> torch.Tensor:
+    """Decode attention of queries [r, c, 1, B, H, W] over keys and values [..., size, W], bfloat16.
+
+    Of either so many significant bits count. `seen` (kv/paging.py) says where users look; `links`
+    [2, chips] which chips' users see the same (kv/alike.py). Result as q.
+    """
+    assert seen.rows is not None
+    width, size, chips = q.shape[-1], caches[0].shape[-2], links.shape[1]
+    users, heads, count = seen.rows.shape
+    group = q.numel() // (users * heads * width)
+    threads = native.threads_for(q.numel() * count)
+    out = torch.empty_like(q)
+    scores = q.new_empty(threads, _MOST_QUERIES, count * size, dtype=torch.float32)
+    native.call(
+        "attend", q, *caches, seen.rows, seen.hidden, seen.idle, links, out, scores, chips,
+        users // chips, heads, group, width, count, size, float(scale), _mask(q_bits),
+        _mask(kv_bits), threads,
+    )  # fmt: skip
+    return out
+
+
+def _mask(bits: int) -> int:
+    """Of a bfloat16's bits those that a multiplier of so many significant bits sees."""
+    return 0xFFFF & ~((1 << (8 - bits)) - 1)

@@ -10,12 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from backends.emulator import native
-from backends.emulator.configs import UnaryOpType, UnaryWithParam
-from backends.emulator.formats import BLOCK, MANTISSA_BITS, ROUNDED
-from backends.emulator.launch import Out, fatal, finish, launch, op, require
-from backends.emulator.tensor import Tensor, padded
-from backends.emulator.types import (
+from backends.emulator.api.configs import UnaryOpType, UnaryWithParam
+from backends.emulator.api.types import (
     TILE,
     DataType,
     Layout,
@@ -23,7 +19,12 @@ from backends.emulator.types import (
     ShardSpec,
     TensorMemoryLayout,
     num_cores_to_corerangeset,
+    padded,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import Out, fatal, launch, op, require
+from backends.emulator.loops import native
+from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, ROUNDED, finish
 
 Activations = Sequence[UnaryOpType | UnaryWithParam]
 
@@ -116,7 +117,7 @@ def _binary(
     def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
         y = other[0] if other else b
         if is_gated and other and x.shape == y.shape and _in_c(x, y):
-            return native.silu_multiply(x, y, MANTISSA_BITS.get(out_dtype, 0))
+            return silu_multiply(x, y, MANTISSA_BITS.get(out_dtype, 0))
         if wide:
             x, y = x.float(), y.float() if other else y
         for activation in before_a:
@@ -198,3 +199,11 @@ def _memory(
     cores = num_cores_to_corerangeset(-(-tiles // width), grid, row_wise=True)
     spec = ShardSpec(cores, (height, width * TILE))
     return MemoryConfig(wanted.memory_layout, wanted.buffer_type, spec)
+
+
+def silu_multiply(x: torch.Tensor, y: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """silu(x) y of bfloat16 in whole blocks, rounded to bfloat16 or to so many bits a block."""
+    out = torch.empty_like(x)
+    threads = native.threads_for(x.numel())
+    native.call("silu_multiply", x, y, out, x.numel() // native.LANES, mantissa_bits, threads)
+    return out

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from backends.emulator import native
-from backends.emulator.formats import BLOCK, MANTISSA_BITS
-from backends.emulator.launch import finish, launch, op
-from backends.emulator.ops import alike
-from backends.emulator.ops.cache_specs import check_dense_fill, check_fill, check_update
-from backends.emulator.ops.paging import flat_blocks, writable, written_rows
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE
+from backends.emulator.api.types import TILE
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv import alike
+from backends.emulator.kv.paging import flat_blocks, writable, written_rows
+from backends.emulator.launch import launch, op
+from backends.emulator.loops import native
+from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, finish
+from backends.emulator.rules.cache import check_dense_fill, check_fill, check_update
 
 
 @op("experimental.paged_update_cache")
@@ -54,7 +54,7 @@ def paged_update_cache(
         flat, new = cache.view(-1, width), new.reshape(-1, width)
         is_plain = flat.dtype is new.dtype is torch.bfloat16 and width % BLOCK == 0
         if is_plain and native.can_run(flat, rows, new):
-            native.put_rows(flat, rows, new, kept, MANTISSA_BITS.get(dtype, 0))
+            put_rows(flat, rows, new, kept, MANTISSA_BITS.get(dtype, 0))
         else:
             flat.index_copy_(0, rows, finish(new if kept is None else new[kept], dtype))
         return None if cache is old else cache
@@ -105,7 +105,7 @@ def paged_fill_cache(
         target = cache.view(-1, *cache.shape[3:])  # [blocks of all chips, K, size, W]
         data = F.pad(data, (0, 0, 0, rows - length)) if rows > length else data
         if not rest and target.dtype is data.dtype and native.can_run(target, data, pages):
-            native.put_pages(target, pages, data)
+            put_pages(target, pages, data)
             return None if cache is old else cache
         data = data.expand(*mesh, *data.shape[2:])
         full = data[..., : whole * size, :].unflatten(4, (whole, size))
@@ -157,3 +157,32 @@ def fill_cache(cache_tensor: Tensor, input_tensor: Tensor, batch_idx: int) -> Te
         exact=True,
         dram_bytes=2 * x.buffer_bytes(),
     )
+
+
+def put_rows(
+    table: torch.Tensor,
+    places: torch.Tensor,
+    rows: torch.Tensor,
+    kept: torch.Tensor | None,
+    mantissa_bits: int,
+) -> None:
+    """Rows [n, W] (only `kept` ones) into a table [N, W] at places, all bfloat16.
+
+    They are rounded to blocks of so many bits, if any.
+    """
+    count, width = len(places), rows.shape[1]
+    threads = native.threads_for(count * width)
+    native.call("put_rows", table, places, rows, kept, count, width, mantissa_bits, threads)
+
+
+def put_pages(table: torch.Tensor, pages: torch.Tensor, x: torch.Tensor) -> None:
+    """Prompts x [r, c, N, K, S, W], r and c the mesh's or 1, into a table [*, K, size, W].
+
+    `pages` [R, C, N, S / size] says where each chip wants them; below zero: nowhere.
+    """
+    rows, cols, users, count = pages.shape
+    own = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]).expand(rows, cols).contiguous()
+    native.call(
+        "put_pages", table, pages, own, x, rows * cols, users, table.shape[1], count,
+        table[0, 0].nbytes, native.threads_for(x.numel()),
+    )  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from backends.emulator.api.types import TILE, Layout, MemoryConfig, Topology
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import (
     Out,
     fatal,
@@ -20,9 +22,7 @@ from backends.emulator.launch import (
     require,
     unchanged,
 )
-from backends.emulator.mesh_sum import Line, mesh_sum, own_part
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE, Layout, MemoryConfig, Topology
+from backends.emulator.numerics.sums import Line, mesh_sum, own_part
 
 
 def _line(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from backends.emulator.device import MeshDevice
-from backends.emulator.formats import to_format
+from backends.emulator.api.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.chip.device import MeshDevice
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv import alike
 from backends.emulator.launch import op, require
-from backends.emulator.ops import alike
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.numerics.formats import to_format
 
 
 def _make(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from backends.emulator.api.types import DataType, Layout, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, same
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, Layout, MemoryConfig
 
 
 @op("silu")

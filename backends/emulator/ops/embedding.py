@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from backends.emulator.api.types import DataType, Layout, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, Layout, MemoryConfig
 
 
 @op("embedding")

@@ -18,11 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from backends.emulator.device import MeshDevice
+from backends.emulator.api.types import DataType, Layout
+from backends.emulator.chip.device import MeshDevice
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import op, require
 from backends.emulator.ops.host import to_device
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, Layout
 
 _LARGE_BYTES = 16 << 20
 _ROOM_BYTES = 4 << 20  # that values pass through

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
+from backends.emulator.api.types import (
     TILE,
     DataType,
     Layout,
     MemoryConfig,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import Out, launch, memory_or_default, op, require
 
 _KINDS = (DataType.FLOAT32, DataType.BFLOAT16, DataType.BFLOAT8_B)
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
+from backends.emulator.api.types import (
     TILE,
     BufferType,
     CoreCoord,
@@ -24,6 +22,8 @@ from backends.emulator.types import (
     TensorMemoryLayout,
     num_cores_to_corerangeset,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import Out, launch, op, require
 
 _WIDE = (DataType.FLOAT32, DataType.BFLOAT16)
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from backends.emulator import mesh_io  # noqa: F401  registers the mappers
-from backends.emulator.device import MeshDevice
-from backends.emulator.formats import to_format
+from backends.emulator.api.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
+from backends.emulator.chip.device import MeshDevice
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, op, require
-from backends.emulator.mesh_io import MeshComposer, MeshMapper, gather, spread
-from backends.emulator.tensor import Tensor
+from backends.emulator.numerics.formats import to_format
+from backends.emulator.ops import mesh_io  # noqa: F401  registers the mappers
+from backends.emulator.ops.mesh_io import MeshComposer, MeshMapper, gather, spread
 from backends.emulator.trace import refuse_during_capture
-from backends.emulator.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
 
 _DEFAULT_TYPES = {
     torch.float32: DataType.FLOAT32,

@@ -1,8 +1,9 @@
 """matmul and linear, with everything the matrix unit does to the numbers.
 
-Fidelity limits the bits of both operands (fidelity.py); without fp32_dest_acc_en the result passes
-through a bfloat16 accumulator. Partial sums between blocks of K are not rounded here, so narrow
-accumulation is a little better than on silicon. Next: matmul_specs.py says where results lie.
+Fidelity limits the bits of both operands (numerics/fidelity.py); without fp32_dest_acc_en the
+result passes through a bfloat16 accumulator. Partial sums between blocks of K are not rounded here,
+so narrow accumulation is a little better than on silicon. Next: rules/matmul.py says where results
+lie.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from backends.emulator import fidelity as multiplier
-from backends.emulator.configs import UnaryOpType, WormholeComputeKernelConfig
-from backends.emulator.launch import Out, fatal, finish, launch, op, require
-from backends.emulator.matmul_specs import check_operands, output_memory, output_shape
-from backends.emulator.mesh_product import Rounding, constant_product, free_product, picking
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, MathFidelity, MemoryConfig
+from backends.emulator.api.configs import UnaryOpType, WormholeComputeKernelConfig
+from backends.emulator.api.types import DataType, MathFidelity, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import Out, fatal, launch, op, require
+from backends.emulator.numerics import fidelity as multiplier
+from backends.emulator.numerics.formats import finish
+from backends.emulator.numerics.products import Rounding, constant_product, free_product, picking
+from backends.emulator.rules.matmul import check_operands, output_memory, output_shape
 
 _ACTIVATIONS = {"silu": F.silu, "relu": torch.relu, "gelu": F.gelu, "sigmoid": torch.sigmoid}
 _DEFAULT_KERNEL = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi2)
@@ -143,14 +145,14 @@ def _multiplication(
         x: torch.Tensor, w: torch.Tensor, bits: int | None, rounding: Rounding | None
     ) -> torch.Tensor:
         if is_weight:
-            return constant_product(x, b, w, transpose_b, bits, rounding)
+            return constant_product(x, b.forms, w, transpose_b, bits, rounding)
         w = multiplier.cut(w, bits)
         sums = free_product(x, w.mT if transpose_b else w)
         return sums if rounding is None else rounding(sums)
 
     def whole(x: torch.Tensor, w: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
         if a_bits is None and rounding and not (is_weight or transpose_a or transpose_b):
-            pick = picking(a, x, w)
+            pick = picking(a.forms, x, w)
             if pick is not None:
                 return rounding(pick(multiplier.cut(w, b_bits)))
         x = multiplier.cut(x.mT if transpose_a else x, a_bits)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from backends.emulator.api.types import (
+    DRAM_MEMORY_CONFIG,
+    TILE,
+    DataType,
+    Layout,
+    MemoryConfig,
+)
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import (
     Out,
     launch,
@@ -12,14 +20,6 @@ from backends.emulator.launch import (
     require,
     same,
     unchanged,
-)
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
-    DRAM_MEMORY_CONFIG,
-    TILE,
-    DataType,
-    Layout,
-    MemoryConfig,
 )
 
 

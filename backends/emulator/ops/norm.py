@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from backends.emulator import native
+from backends.emulator.api.types import TILE, DataType, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.ops.norm_specs import (
+from backends.emulator.loops import native
+from backends.emulator.rules.norm import (
     check_input,
     check_shards,
     check_stats,
@@ -16,8 +18,6 @@ from backends.emulator.ops.norm_specs import (
     output_memory,
     stats_memory,
 )
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE, DataType, MemoryConfig
 
 
 class Weight:
@@ -85,7 +85,7 @@ def rms_norm(
     def compute(data: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
         if is_plain and _fits(row, data) and native.can_run(data):
-            return native.rms_norm(data, row, None, share, epsilon)
+            return _normalised(data, row, None, share, epsilon)
         wide = data.to(torch.float32, copy=True)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = length.square_().mul_(share).add_(epsilon).rsqrt_()
@@ -123,7 +123,7 @@ def rms_norm_pre_all_gather(
 
     def compute(data: torch.Tensor) -> torch.Tensor:
         if is_plain and native.can_run(data):
-            return native.sum_squares(data)
+            return _sum_squares(data)
         wide = data.float()
         sums = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         return torch.nn.functional.pad(sums, (0, TILE - 1))
@@ -168,7 +168,7 @@ def rms_norm_post_all_gather(
         row = by.shared(weights)
         is_own = sums.shape[:2] in ((1, 1), data.shape[:2])
         if is_plain and is_own and _fits(row, data) and native.can_run(data, sums):
-            return native.rms_norm(data, row, sums, share, epsilon)
+            return _normalised(data, row, sums, share, epsilon)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
         return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
 
@@ -183,3 +183,36 @@ def rms_norm_post_all_gather(
             "compute_kernel_config": compute_kernel_config,
         },
     )
+
+
+def _sum_squares(x: torch.Tensor) -> torch.Tensor:
+    """Sums of squares of rows [..., D] of bfloat16, D a multiple of 16, in tiles [..., 32]."""
+    width = x.shape[-1]
+    out = x.new_empty(*x.shape[:-1], TILE)
+    native.call("sum_squares", x, out, x.numel() // width, width, native.threads_for(x.numel()))
+    return out
+
+
+def _normalised(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    share: float,
+    epsilon: float,
+) -> torch.Tensor:
+    """Rows [r, c, ..., D] of bfloat16, D a multiple of 16, normalised.
+
+    `weight` is float32 [D] or [r, c, ..., D]; `sums` are those of squares, in tiles' first columns
+    [..., 32 n], of x's mesh or of one place, of which `share` is the mean (None: the row's own).
+    """
+    width, chips = x.shape[-1], x.shape[0] * x.shape[1]
+    rows = x.numel() // (chips * width)
+    out = torch.empty_like(x)
+    tiles = 0 if sums is None else sums.shape[-1] // TILE
+    native.call(
+        "rms_norm", x, weight, sums, out, chips, rows, width, tiles,
+        int(weight is not None and weight.numel() > width),
+        int(sums is not None and sums.numel() > rows * tiles * TILE),
+        float(share), float(epsilon), native.threads_for(x.numel()),
+    )  # fmt: skip
+    return out

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator import native
+from backends.emulator.api.types import DataType, Layout, MemoryConfig
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, Layout, MemoryConfig
+from backends.emulator.loops import native
 
 _MOST_SHORT = 65_536  # columns that a 16-bit index can count
 
@@ -89,7 +89,7 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     is still as large as the k-th, equals may be missing, and the whole row is sorted.
     """
     if x.dtype is torch.bfloat16 and native.can_run(x):
-        done = native.largest_first(x, k)
+        done = _by_loop(x, k)
         if done is not None:
             return done
     spare = min(2 * k, x.shape[-1])
@@ -102,3 +102,14 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         all_values, all_places = x[unsure].sort(dim=-1, descending=True, stable=True)
         values[unsure], places[unsure] = all_values[:, :k], all_places[:, :k]
     return values, places
+
+
+def _by_loop(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The k largest of rows [..., D] of bfloat16 and their places; None if one is no number."""
+    values = x.new_empty(*x.shape[:-1], k)
+    places = x.new_empty(values.shape, dtype=torch.int64)
+    rows = values.numel() // k
+    done = native.call(
+        "largest_first", x, values, places, rows, x.shape[-1], k, native.threads_for(x.numel())
+    )
+    return (values, places) if done else None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from backends.emulator.api.types import Layout, MemoryConfig, ShardSpec, TensorMemoryLayout, padded
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require, unchanged
-from backends.emulator.tensor import Tensor, padded
-from backends.emulator.types import Layout, MemoryConfig, ShardSpec, TensorMemoryLayout
 
 
 @op("reshape")

@@ -6,15 +6,16 @@ product of complex numbers, which is what is computed then.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-from backends.emulator import native
+from backends.emulator.api.types import TILE, DataType, Layout, MemoryConfig, TensorMemoryLayout
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv.remember import remember_last
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.remember import remember_last
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE, DataType, Layout, MemoryConfig, TensorMemoryLayout
+from backends.emulator.loops import native
 
 _NAMES = ("input", "cos", "sin", "transformation matrix")
 
@@ -102,7 +103,7 @@ def rotary_embedding_llama(
         x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
     ) -> torch.Tensor:
         if _neighbours(turn) and native.can_run(cos, sin):
-            turned = native.rotate(x.contiguous(), cos, sin, rows)
+            turned = rotate(x.contiguous(), cos, sin, rows)
             if turned is not None:
                 return turned
         wide = x.float()
@@ -130,3 +131,25 @@ def _by_matrix(
     matrix = turn[:, :, :1, :1, :TILE, :].float().unsqueeze(2)
     turned = padded.unflatten(-1, (-1, TILE)) @ matrix
     return (wide * cos).addcmul_(turned.flatten(-2)[..., :width], sin.float())
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, table_rows: int
+) -> torch.Tensor | None:
+    """Neighbouring columns of x [..., M, W] turned by tables [..., T, W], all bfloat16.
+
+    Of the tables the first `table_rows` count: one for all of x's rows, or one for each. None
+    where matrices share tables in another way than by leading dims of 1.
+    """
+    *_, rows, width = x.shape
+    own = cos.shape[:-2]
+    while own and own[0] == 1:
+        own = own[1:]
+    if own != x.shape[x.dim() - 2 - len(own) : -2]:
+        return None
+    out = torch.empty_like(x)
+    native.call(
+        "rotate", x, cos, sin, out, x.numel() // (rows * width), rows, width, math.prod(own),
+        cos.shape[-2], int(table_rows == rows > 1), native.threads_for(x.numel()),
+    )  # fmt: skip
+    return out

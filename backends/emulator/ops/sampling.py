@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from backends.emulator.api.types import TILE, DataType, Layout
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE, DataType, Layout
 
 _MOST_USERS = 32  # one core each
 

@@ -8,6 +8,17 @@ from typing import Any
 
 import torch
 
+from backends.emulator.api.types import (
+    DRAM_MEMORY_CONFIG,
+    TILE,
+    DataType,
+    Layout,
+    MemoryConfig,
+    ShardSpec,
+    TensorMemoryLayout,
+    padded,
+)
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import (
     Out,
     fatal,
@@ -16,16 +27,6 @@ from backends.emulator.launch import (
     op,
     require,
     unchanged,
-)
-from backends.emulator.tensor import Tensor, padded
-from backends.emulator.types import (
-    DRAM_MEMORY_CONFIG,
-    TILE,
-    DataType,
-    Layout,
-    MemoryConfig,
-    ShardSpec,
-    TensorMemoryLayout,
 )
 
 

@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from backends.emulator import launch, native
-from backends.emulator.fidelity import cut
-from backends.emulator.formats import MANTISSA_BITS, ROUNDED
-from backends.emulator.kernels import Product, Weight, give_room, is_fixed, take_room
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import TILE, DataType
+from backends.emulator.api.types import TILE, DataType
+from backends.emulator.loops import native
+from backends.emulator.numerics.fidelity import cut
+from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
+from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
 
+_PANEL = 240  # rows of a product that stay in a core's cache while weights pass
+_ROWS_ANYWHERE = 16  # with more of them narrow vectors do worse than libraries
+
+Forms = dict[Hashable, Any]  # what was made of a constant operand, kept on its tensor
 Place = tuple[int | None, int | None]  # row and column of chips; None: all, their product is one
 
 
@@ -32,7 +35,7 @@ class Rounding(NamedTuple):
     is_wide: bool  # sums reach it as float32, not as bfloat16
 
     def __call__(self, sums: torch.Tensor) -> torch.Tensor:
-        return launch.finish(sums if self.is_wide else sums.to(torch.bfloat16), self.dtype)
+        return finish(sums if self.is_wide else sums.to(torch.bfloat16), self.dtype)
 
     @property
     def is_to_bfloat16(self) -> bool:
@@ -41,14 +44,14 @@ class Rounding(NamedTuple):
 
 
 def constant_product(
-    x: torch.Tensor, tensor: Tensor, data: torch.Tensor, transposed: bool, bits: int | None,
+    x: torch.Tensor, forms: Forms, data: torch.Tensor, transposed: bool, bits: int | None,
     rounding: Rounding | None,
 ) -> torch.Tensor:  # fmt: skip
     """x [r, c, ..., M, K] times a weight, rounded; sums are float32 where `rounding` is None.
 
-    What was made of the weight is kept on its tensor.
+    What is made of the weight's `data` is kept in `forms`.
     """
-    forms = _forms(tensor, data)
+    _renew(forms, data)
     key = (x.shape, x.dtype, transposed, bits, rounding, is_fixed())
     run = forms.get(key)
     if run is None:
@@ -60,13 +63,11 @@ def constant_product(
     return run(x)
 
 
-def _forms(tensor: Tensor, data: torch.Tensor) -> dict[Hashable, Any]:
-    """What was made of a constant operand's values."""
-    forms: dict[Hashable, Any] = tensor.forms
+def _renew(forms: Forms, data: torch.Tensor) -> None:
+    """Empties the forms of a constant operand that has other values now."""
     if forms.get("source") is not data:  # first use, or new values
         forms.clear()
         forms["source"] = data
-    return forms
 
 
 class MeshWeight:
@@ -95,8 +96,7 @@ class MeshWeight:
         multiply = self._one_by_one(x, places, is_narrow)
         if rounding is None:
             return multiply
-        finish = rounding
-        return lambda x: finish(multiply(x))
+        return lambda x: rounding(multiply(x))
 
     def _suits_loops(self, x: torch.Tensor, places: Sequence[Place], rounding: Rounding) -> bool:
         """Whether the C loops take this product and are the fastest way."""
@@ -107,7 +107,7 @@ class MeshWeight:
             and x.dtype is self._matrices.dtype is torch.bfloat16
             and rounding.dtype in ROUNDED
             and n % TILE == k % 2 == 0
-            and native.can_multiply(x, x.numel() // (spread * k))
+            and can_multiply(x, x.numel() // (spread * k))
         )
 
     def _in_tiles(self, places: tuple[Place, ...]) -> Tiles | None:
@@ -128,7 +128,7 @@ class MeshWeight:
 
         def run(x: torch.Tensor) -> torch.Tensor:
             rows = x.reshape(spread, -1, x.shape[-1])
-            return native.multiply(rows, tiles, shape, bits, rounding.is_wide)
+            return multiply(rows, tiles, shape, bits, rounding.is_wide)
 
         return run
 
@@ -246,15 +246,15 @@ def _equal_tiles(tiles: torch.Tensor) -> dict[int, list[int]]:
     return groups
 
 
-def picking(tensor: Tensor, x: torch.Tensor, w: torch.Tensor) -> Product | None:
+def picking(forms: Forms | None, x: torch.Tensor, w: torch.Tensor) -> Product | None:
     """The look-up that a product with x is, for a constant x of rows with a single 1 each.
 
     x [r, c, ..., M, K] of zeros and ones, w [r, c, ..., K, N] of the same dims; rows that are not
     picked do not count, not even those that are no numbers.
     """
-    if tensor.forms is None or x.dim() != w.dim() or math.prod(w.shape[2:-2]) > 1:
+    if forms is None or x.dim() != w.dim() or math.prod(w.shape[2:-2]) > 1:
         return None
-    forms = _forms(tensor, x)
+    _renew(forms, x)
     key = ("picks", w.shape)
     if key not in forms:
         ones = x == 1
@@ -282,3 +282,27 @@ def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     elif missing < 0:
         x = x.reshape(*x.shape[:2], *(1,) * -missing, *x.shape[2:])
     return torch.matmul(x.float(), w.float())
+
+
+def can_multiply(x: torch.Tensor, rows: int) -> bool:
+    """Whether products of x with so many rows are as fast here as any library's."""
+    if native.library() is None or x.device.type != "cpu":
+        return False
+    return rows <= _ROWS_ANYWHERE or native.library().lanes() == native.LANES  # type: ignore[union-attr]
+
+
+def multiply(
+    x: torch.Tensor, tiles: Tiles, shape: tuple[int, ...], mantissa_bits: int, is_wide: bool
+) -> torch.Tensor:
+    """Rows x [places, M, K] of bfloat16 times a weight, as a result of this shape.
+
+    Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of so many bits.
+    """
+    x, out = x.contiguous(), x.new_empty(shape)
+    _, rows, depth = x.shape
+    native.call(
+        "multiply", x, tiles.weights, tiles.records, tiles.goals, out, len(tiles.records), rows,
+        depth, shape[-1], mantissa_bits, int(is_wide), _PANEL,
+        native.threads_for(tiles.weights.numel()),
+    )  # fmt: skip
+    return out

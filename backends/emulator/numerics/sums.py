@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from backends.emulator import native
-from backends.emulator.formats import MANTISSA_BITS, ROUNDED
-from backends.emulator.launch import finish
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.loops import native
+from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 
 Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
 
@@ -20,7 +21,7 @@ def mesh_sum(
     is_last = dim is None or dim + 2 == x.dim() - 1
     if not others and x.shape[axis] > 1 and dtype in ROUNDED and is_last:
         parts = 1 if dim is None else chips
-        found = native.sum_over(x, axis, MANTISSA_BITS.get(dtype, 0), parts=parts)
+        found = sum_over(x, axis, MANTISSA_BITS.get(dtype, 0), parts=parts)
         if found is not None:
             return found
     for axis, chips in line:
@@ -38,3 +39,24 @@ def own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
         else:
             x = torch.diagonal(parts, 0, axis, dim + 2).movedim(-1, axis)
     return x
+
+
+def sum_over(
+    x: torch.Tensor, axis: int, mantissa_bits: int, *, parts: int = 1
+) -> torch.Tensor | None:
+    """Sum of bfloat16 [r, c, ..., D] over a mesh axis, rounded to bfloat16 or to blocks of bits.
+
+    The axis is kept with the columns dealt out to so many `parts`. None where the loop does not
+    take x.
+    """
+    width = x.shape[-1]
+    if width % (native.LANES * parts) or x.dtype is not torch.bfloat16 or not native.can_run(x):
+        return None
+    shape = (*x.shape[:axis], parts, *x.shape[axis + 1 : -1], width // parts)
+    out, outer, places = x.new_empty(shape), math.prod(x.shape[:axis]), x.shape[axis]
+    rows = x.numel() // (outer * places * width)
+    native.call(
+        "sum_places", x, out, outer, places, rows, width, parts, mantissa_bits,
+        native.threads_for(x.numel()),
+    )  # fmt: skip
+    return out

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from backends.emulator import native
+from backends.emulator.loops import native
 
 Mesh = tuple[int, ...]  # rows and columns
 
@@ -100,9 +100,16 @@ def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) ->
     known = _together((known,), tuple(each.shape[:2] for each in where))
     mesh = rows.shape[:2]
     pairs = known.pairs(mesh)
-    if pairs is not None and not native.all_equal(rows.reshape(mesh[0] * mesh[1], -1), pairs):
+    if pairs is not None and not all_equal(rows.reshape(mesh[0] * mesh[1], -1), pairs):
         values = [
             row.contiguous().view(torch.uint8).numpy().tobytes() for row in rows.flatten(0, 1)
         ]
         known = known.within([values[place] for place in known.places(mesh)])
     cache.alike = known  # type: ignore[attr-defined]
+
+
+def all_equal(rows: torch.Tensor, pairs: torch.Tensor) -> bool:
+    """Whether those of rows [*, n] that `pairs` [count, 2] names are the same, to the bit."""
+    if not native.can_run(rows):
+        return torch.equal(rows[pairs[:, 0]], rows[pairs[:, 1]])
+    return bool(native.call("all_equal", rows, pairs, len(pairs), rows.nbytes // len(rows)))

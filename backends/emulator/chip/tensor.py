@@ -10,24 +10,22 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from backends.emulator.types import (
+from backends.emulator.api.types import (
     DRAM_MEMORY_CONFIG,
-    TILE,
     BufferType,
     DataType,
     Layout,
     MemoryConfig,
     Name,
+    padded,
+    stored_bytes,
 )
+from backends.emulator.chip.memory import Allocation
 from backends.op_record import TensorSpec
-
-if TYPE_CHECKING:
-    from backends.emulator.device import MeshDevice
-    from backends.emulator.memory import Allocation
 
 _ids = itertools.count(1)
 
@@ -55,21 +53,6 @@ class Shape(tuple):
         return f"Shape({list(self)})"
 
 
-@lru_cache(maxsize=8192)
-def padded(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """Shape in memory: tiles are whole, so the last two dims (at least) are multiples of 32."""
-    if layout is Layout.ROW_MAJOR or not shape:
-        return tuple(shape)
-    shape = (1, *shape) if len(shape) == 1 else tuple(shape)
-    return (*shape[:-2], *(-(-size // TILE) * TILE for size in shape[-2:]))
-
-
-@lru_cache(maxsize=8192)
-def stored_bytes(shape: tuple[int, ...], dtype: DataType, layout: Layout) -> int:
-    """Bytes of one chip's part as the device stores it."""
-    return math.prod(padded(shape, layout)) * dtype.tile_bytes // TILE**2
-
-
 class Tensor:
     """Values (`data`, None on meta devices) and placement of one TT-NN tensor."""
 
@@ -94,7 +77,7 @@ class Tensor:
         dtype: DataType,
         layout: Layout,
         memory: MemoryConfig = DRAM_MEMORY_CONFIG,
-        device: MeshDevice | None = None,
+        device: Any = None,  # the MeshDevice it lies on; None: the host
     ) -> None:
         self.data = data
         self.dims = tuple(shape)  # `shape` without its methods: cheap to hash and compare
@@ -103,7 +86,7 @@ class Tensor:
         self._memory, self._device = memory, device
         self.tensor_id = next(_ids)
         self._allocation: Allocation | None = None  # tensors that share a buffer share it
-        self.forms: Any = None  # of a constant operand, see kernels.py
+        self.forms: Any = None  # of a constant operand, see numerics/products.py
 
     @property
     def padded_shape(self) -> Shape:
@@ -112,7 +95,8 @@ class Tensor:
     def memory_config(self) -> MemoryConfig:
         return self._memory
 
-    def device(self) -> MeshDevice | None:
+    def device(self) -> Any:
+        """The MeshDevice it lies on; None: the host."""
         return self._device
 
     def storage_type(self) -> StorageType:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from backends.emulator import native
+from backends.emulator.loops import native
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from backends.emulator.types import MathFidelity, Name
+from backends.emulator.api.types import MathFidelity, Name
 
 
 class UnaryOpType(Name):

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from backends.emulator import native
-from backends.emulator.types import DataType
+from backends.emulator.api.types import DataType
+from backends.emulator.loops import native
 
 _Rounding = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -36,7 +36,7 @@ def to_format(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
     bits = MANTISSA_BITS[dtype]
     if x.dim() > 1 and x.stride(-1) != 1 and x.mT.is_contiguous() and x.shape[-1] % BLOCK == 0:
         columns = x.mT.reshape(-1, BLOCK, x.shape[-2])
-        done = native.round_columns(columns, bits)
+        done = round_columns(columns, bits)
         if done is not None:
             return done.view(x.mT.shape).mT
         return _by_piece(columns, bits, _round_exactly).view(x.mT.shape).mT
@@ -59,7 +59,7 @@ def _by_row(x: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> tor
         return _by_row(padded, mantissa_bits, round_blocks)[..., :width].reshape(x.shape)
     blocks = x.contiguous().view(-1, BLOCK)
     if round_blocks is _round and native.can_run(blocks):
-        return native.round_blocks(blocks, mantissa_bits).view(x.shape)
+        return round_blocks(blocks, mantissa_bits).view(x.shape)
     if blocks.numel() <= _PIECE or x.is_cuda:
         return round_blocks(blocks, mantissa_bits).view(x.shape)
     return _by_piece(blocks, mantissa_bits, round_blocks).view(x.shape)
@@ -141,3 +141,42 @@ def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
     if x.dtype is torch.bfloat16:
         return x if bits >= 8 else (x.view(torch.int16) & -(1 << (8 - bits))).view(torch.bfloat16)
     return x if bits >= 24 else (x.view(torch.int32) & -(1 << (24 - bits))).view(torch.float32)
+
+
+def round_blocks(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """Blocks [N, 16] of bfloat16 or float32 rounded to so many bits, bfloat16."""
+    out = torch.empty(blocks.shape, dtype=torch.bfloat16)
+    name = "round_bfloat16" if blocks.dtype is torch.bfloat16 else "round_float32"
+    native.call(
+        name, blocks, out, blocks.shape[0], mantissa_bits, native.threads_for(blocks.numel())
+    )
+    return out
+
+
+def round_columns(columns: torch.Tensor, mantissa_bits: int) -> torch.Tensor | None:
+    """Blocks down the columns [N, 16, W] as the host's conversion rounds them, bfloat16.
+
+    None where it takes more care: odd types or widths, exponents near the ends of their range.
+    """
+    groups, _, width = columns.shape
+    is_wide = columns.dtype is torch.float32
+    if (
+        not (is_wide or columns.dtype is torch.bfloat16)
+        or width % native.LANES
+        or not native.can_run(columns)
+    ):
+        return None
+    out = columns.new_empty(columns.shape, dtype=torch.bfloat16)
+    native.want_large_pages(out)
+    done = native.call(
+        "round_columns", columns, out, groups, width, mantissa_bits, int(is_wide),
+        native.threads_for(columns.numel()),
+    )  # fmt: skip
+    return out if done else None
+
+
+def finish(data: torch.Tensor, dtype: DataType) -> torch.Tensor:
+    """A result as its output format holds it."""
+    if dtype.is_block:
+        return round_to(data, dtype)
+    return data if data.dtype is dtype.carrier else data.to(dtype.carrier)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from backends.emulator.api.types import DataType, Layout
+from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import DataType, Layout
 
 _INTEGERS = (DataType.INT32, DataType.UINT32)
 

@@ -8,7 +8,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any
 
-from backends.emulator.configs import ProgramConfig, WormholeComputeKernelConfig
+from backends.emulator.api.configs import ProgramConfig, WormholeComputeKernelConfig
 
 _KERNEL_FIELDS = ("math_fidelity", "math_approx_mode", "fp32_dest_acc_en", "packer_l1_acc")
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from backends.emulator.configs import (
+from backends.emulator.api.configs import (
     MatmulMultiCoreReuseMultiCast1DProgramConfig,
     MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig,
     MatmulMultiCoreReuseMultiCastProgramConfig,
     grid_xy,
 )
-from backends.emulator.launch import fatal, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
+from backends.emulator.api.types import (
     DRAM_MEMORY_CONFIG,
     TILE,
     CoreCoord,
@@ -24,6 +22,8 @@ from backends.emulator.types import (
     core_rectangle,
     num_cores_to_corerangeset,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import fatal, require
 
 
 def check_operands(a: Tensor, b: Tensor, bias: Tensor | None) -> None:

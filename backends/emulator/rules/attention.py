@@ -6,11 +6,8 @@ import math
 import struct
 from typing import Any
 
-from backends.emulator import fidelity as multiplier
-from backends.emulator.configs import grid_xy
-from backends.emulator.launch import fatal, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
+from backends.emulator.api.configs import grid_xy
+from backends.emulator.api.types import (
     DRAM_MEMORY_CONFIG,
     TILE,
     DataType,
@@ -18,6 +15,9 @@ from backends.emulator.types import (
     MathFidelity,
     MemoryConfig,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import fatal, require
+from backends.emulator.numerics import fidelity as multiplier
 
 _NARROW = (DataType.BFLOAT16, DataType.BFLOAT8_B, DataType.BFLOAT4_B)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from backends.emulator.device import MeshDevice
+from backends.emulator.chip.device import MeshDevice
 from backends.emulator.launch import op, require
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from backends.device_specs import SPECS, DeviceSpec
-from backends.emulator import native
-from backends.emulator.memory import MemoryView, Pool
-from backends.emulator.system import Arch, MeshShape
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import BufferType, CoreCoord, CoreGrid
+from backends.emulator.api.system import Arch, MeshShape
+from backends.emulator.api.types import BufferType, CoreCoord, CoreGrid
+from backends.emulator.chip.memory import MemoryView, Pool
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.loops import native
 
 _TORCH_DEVICES = ("cpu", "cuda", "meta")
 _state: dict[str, Any] = {"torch_device": "cpu", "spec": "N150"}

@@ -1,7 +1,7 @@
 """The vocabulary of TT-NN: data types, layouts, core ranges, memory configs.
 
 Plain frozen values that print like the wheel's. Program configs are in configs.py, meshes in
-system.py; behaviour is in tensor.py and ops/.
+system.py; behaviour is in chip/tensor.py and ops/.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import torch
 
@@ -334,3 +335,18 @@ def _cuts(
     if orientation is ShardOrientation.ROW_MAJOR:
         return box.rows, box.columns
     return box.columns, box.rows
+
+
+@lru_cache(maxsize=8192)
+def padded(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """Shape in memory: tiles are whole, so the last two dims (at least) are multiples of 32."""
+    if layout is Layout.ROW_MAJOR or not shape:
+        return tuple(shape)
+    shape = (1, *shape) if len(shape) == 1 else tuple(shape)
+    return (*shape[:-2], *(-(-size // TILE) * TILE for size in shape[-2:]))
+
+
+@lru_cache(maxsize=8192)
+def stored_bytes(shape: tuple[int, ...], dtype: DataType, layout: Layout) -> int:
+    """Bytes of one chip's part as the device stores it."""
+    return math.prod(padded(shape, layout)) * dtype.tile_bytes // TILE**2

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from backends.emulator.types import Name
+from backends.emulator.api.types import Name
 
 
 class Arch(Name):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from backends.emulator.fidelity import cut
-from backends.emulator.remember import remember_last
+from backends.emulator.kv.remember import remember_last
+from backends.emulator.numerics.fidelity import cut
 
 Mesh = tuple[int, ...]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from backends.emulator.configs import LayerNormShardedMultiCoreProgramConfig, grid_xy
-from backends.emulator.launch import fatal, require
-from backends.emulator.tensor import Tensor
-from backends.emulator.types import (
+from backends.emulator.api.configs import LayerNormShardedMultiCoreProgramConfig, grid_xy
+from backends.emulator.api.types import (
     TILE,
     CoreCoord,
     CoreRange,
@@ -18,6 +16,8 @@ from backends.emulator.types import (
     ShardSpec,
     TensorMemoryLayout,
 )
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import fatal, require
 
 _FLOATS = (DataType.FLOAT32, DataType.BFLOAT16, DataType.BFLOAT8_B)
 

@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from backends.emulator.tensor import padded
-from backends.emulator.types import (
+from backends.emulator.api.types import (
     TILE,
     DataType,
     Layout,
     MemoryConfig,
     ShardSpec,
     TensorMemoryLayout,
+    padded,
 )
 
 _ROW_ALIGNMENT = {"DRAM": 32, "L1": 16}  # bytes; rows of a row-major tensor start there

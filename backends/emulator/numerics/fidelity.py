@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.formats import keep_significant_bits
-from backends.emulator.types import DataType, MathFidelity
+from backends.emulator.api.types import DataType, MathFidelity
+from backends.emulator.numerics.formats import keep_significant_bits
 
 IN1_PASS_BITS, IN0_PASS_BITS = 5, 7
 _SIGNIFICANT_BITS = {

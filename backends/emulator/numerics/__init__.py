@@ -1,0 +1,1 @@
+"""Numbers: block formats, fidelity, products and sums of torch tensors with leading mesh dims."""
