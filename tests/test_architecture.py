@@ -21,7 +21,6 @@ ON_TOP = {"demo", "lt"}  # nobody below imports these, nor each other
 NOBODY_IMPORTS = {"runtime.vllm_adapter"}
 
 MAX_FILE_LINES = 400
-MAX_OPS_FILE_LINES = 200
 MAX_FUNCTION_LINES = 60
 LONG_FILES: dict[str, str] = {
     "tests/ops/model_op_cases.py": "a list of calls with their expected refusals: data that runs",
@@ -177,8 +176,7 @@ def test_files_are_short() -> None:
     found = {}
     for path in python_files():
         lines = len((ROOT / path).read_text("utf-8").splitlines())
-        ops = path.startswith("backends/emulator/ops/")
-        if lines > (MAX_OPS_FILE_LINES if ops else MAX_FILE_LINES):
+        if lines > MAX_FILE_LINES:
             found[path] = f"{path} has {lines} lines"
     over = [text for path, text in found.items() if path not in LONG_FILES]
     assert not over, listing(over)
