@@ -100,7 +100,7 @@ COMMANDS: dict[str, Command] = {
     "accuracy-acc": _accuracy("accuracy"),
     "predict": _predict("performance"),
     "predict-acc": _predict("accuracy"),
-    "dry-run": Command(("-m", "backends.dry_run"), "checked by the real TT-NN on mock chips"),
+    "dry-run": Command(("-m", "runtime.dry_run"), "checked by the real TT-NN on mock chips"),
     "test-ops": _tests("tests/ops", "emulated ops against the wheel's"),
     "test-model": _tests("tests/model", "the stack against Hugging Face"),
     "test-unit": _tests("tests/unit", "the parts"),
@@ -185,7 +185,7 @@ def _plans_of(name: str, models: list[str], devices: list[str]) -> Iterator[Plan
 def _plan(
     name: str, arguments: tuple[str, ...], model: str, device: str, optimizations: str = ""
 ) -> Plan:
-    if arguments[1] in ("perf.predict", "backends.dry_run"):
+    if arguments[1] in ("perf.predict", "runtime.dry_run"):
         arguments = (*arguments, "--model", model, "--device", device)
         return Plan(name, model, device, arguments, (), optimizations)
     variables = [("MESH_DEVICE", device)]

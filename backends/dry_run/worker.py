@@ -6,19 +6,15 @@ which Python line was running.
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 900.0
 _FAULT_FRAME = re.compile(r'^  File "(?P<path>[^"]+)", line (?P<line>\d+)', re.M)
 
 
@@ -46,38 +42,6 @@ def run_module(module: str, arguments: Sequence[str], *, timeout_s: float) -> Ou
     if done.returncode == 0:
         return Outcome(done.stdout, done.stderr)
     return Outcome(done.stdout, done.stderr, _problem(done.returncode, done.stderr))
-
-
-def run_checks(
-    checks: Sequence[dict[str, Any]],
-    *,
-    cache_dir: Path | None = None,
-    timeout_s: float = TIMEOUT_S,
-) -> list[dict[str, Any]]:
-    """Checks of one device in one process, which saves imports; a crash costs only its own check.
-
-    Each entry is the fields of runtime/dry_run_passes.py's CheckOptions; one report for each.
-    """
-    reports: list[dict[str, Any]] = []
-    while len(reports) < len(checks):
-        left = checks[len(reports) :]
-        with tempfile.TemporaryDirectory() as folder:
-            answers = Path(folder) / "reports.jsonl"
-            arguments = ["--checks", json.dumps(left), "--reports", str(answers)]
-            if cache_dir is not None:
-                arguments += ["--cache_dir", str(cache_dir)]
-            outcome = run_module(
-                "runtime.dry_run_check", arguments, timeout_s=timeout_s * len(left)
-            )
-            if answers.is_file():
-                lines = answers.read_text(encoding="utf-8").splitlines()
-                reports += [json.loads(line) for line in lines]
-        if outcome.problem is not None and len(reports) < len(checks):
-            failed = checks[len(reports)]
-            subject = {name: failed.get(name) for name in ("model", "device", "optimizations")}
-            status = "timeout" if outcome.timed_out else "crash"
-            reports.append(subject | {"status": status, "reason": outcome.problem, "runs": []})
-    return reports
 
 
 def _problem(code: int, errors: str) -> str:

@@ -12,7 +12,8 @@ import pytest
 
 from backends.device_specs import SPECS
 from backends.dry_run import environment
-from backends.dry_run.worker import run_checks, run_module
+from backends.dry_run.worker import run_module
+from runtime.dry_run.worker import run_checks
 
 
 @pytest.fixture(scope="session", autouse=True)

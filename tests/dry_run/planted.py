@@ -16,7 +16,8 @@ import backends
 backends.select("dry-run", "N150")
 
 from backends import op_record, ttnn  # noqa: E402
-from runtime import dry_run_passes, loading  # noqa: E402
+from runtime import loading  # noqa: E402
+from runtime.dry_run import passes  # noqa: E402
 
 MODEL = "Llama-3.2-1B"
 Change = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -42,7 +43,7 @@ def planted(
 
 def check(**options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"batch_sizes": (1,), "max_seq_len": 1024, "layers": 2} | options
-    return dry_run_passes.check(dry_run_passes.CheckOptions(MODEL, "N150", **given))
+    return passes.check(passes.CheckOptions(MODEL, "N150", **given))
 
 
 def unsharded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -82,7 +83,7 @@ def packed_rotation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def full_dram() -> dict[str, Any]:
     """Caches of two layers where one fits, with the check that refuses it before switched off."""
-    modules = (loading, dry_run_passes)
+    modules = (loading, passes)
     originals = [module.check_fits for module in modules]
     for module in modules:
         module.check_fits = lambda *_: None  # type: ignore[attr-defined]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.dry_run import __main__ as command
-from backends.dry_run import environment, worker
+from backends.dry_run import environment
 from backends.dry_run.errors import DryRunError, words_of
 from backends.dry_run.worker import Outcome, run_module
+from runtime.dry_run import __main__ as command
+from runtime.dry_run import worker
 
 SMALL = ["--model", "Llama-3.2-1B", "--device", "N300", "--layers", "1", "--batch_size", "32"]
 

@@ -69,7 +69,7 @@ def test_a_check_writes_into_its_cache_directory_only(tmp_path: Path) -> None:
     for folder in folders.values():
         folder.mkdir()
     options = {"model": "default", "device": "N150", "layers": 1, "batch_sizes": [1]}
-    command = [sys.executable, "-m", "runtime.dry_run_check", "--checks", json.dumps([options])]
+    command = [sys.executable, "-m", "runtime.dry_run.check", "--checks", json.dumps([options])]
     command += ["--reports", str(tmp_path / "report"), "--cache_dir", str(folders["cache"])]
     subprocess.run(
         command,

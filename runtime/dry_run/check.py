@@ -1,7 +1,7 @@
 """Checks of the dry run in a process of their own: a process is one mocked system, and may crash.
 
-`python -m backends.dry_run` starts it and reads the JSON lines it writes, one for each check; what
-is run is in dry_run_passes.py.
+`python -m runtime.dry_run` starts it and reads the JSON lines it writes, one for each check; what
+is run is in passes.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     (device,) = {options["device"] for options in checks}
     load(device, given.cache_dir)
     backends.select("dry-run", device)
-    from runtime.dry_run_passes import CheckOptions, check
+    from runtime.dry_run.passes import CheckOptions, check
 
     for options in checks:
         report = check(CheckOptions(**options))

@@ -1,6 +1,6 @@
-"""Check a model on mock chips: `python -m backends.dry_run --model NAME --device DEVICE`.
+"""Check a model on mock chips: `python -m runtime.dry_run --model NAME --device DEVICE`.
 
-Starts runtime/dry_run_check.py as a process, so that a crash of the wheel is a reported failure.
+Starts check.py as a process, so that a crash of the wheel is a reported failure.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backends.device_specs import SPECS
-from backends.dry_run import environment, report
-from backends.dry_run.worker import TIMEOUT_S, run_checks
+from backends.dry_run import environment
+from runtime.dry_run import report
+from runtime.dry_run.worker import TIMEOUT_S, run_checks
 
 EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m backends.dry_run",
+        prog="python -m runtime.dry_run",
         description="Run a model of full size through the real TT-NN on mock chips.",
     )
     add = parser.add_argument

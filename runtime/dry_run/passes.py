@@ -1,7 +1,7 @@
 """Every path of a run on mock chips: prefill short, whole, chunked and together; decode; sampling.
 
 Imported after the dry run is selected. The weights are placeholders of full size, the plans, the
-engine and the traces are the real ones. Returns plain data; backends/dry_run/report.py prints it.
+engine and the traces are the real ones. Returns plain data; report.py prints it.
 """
 
 from __future__ import annotations

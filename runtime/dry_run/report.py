@@ -1,4 +1,4 @@
-"""Reports of the dry run for people; runtime/dry_run_passes.py writes them as data."""
+"""Reports of the dry run for people; passes.py writes them as data."""
 
 from __future__ import annotations
 
