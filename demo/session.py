@@ -53,7 +53,8 @@ def find_model(case: Case, settings: Settings) -> Model:
     """Config and tokenizer of the model to run; random weights need neither files nor network."""
     from models.checkpoints.open import locate
     from models.registry import load_config
-    from runtime.tokenizer import load_tokenizer, stand_in_tokenizer
+    from runtime.tokenizer import stand_in_tokenizer
+    from runtime.tokenizer_files import load_tokenizer
 
     name = settings.checkpoint or "default"
     if case.weights == "random" and name != "default" and not Path(name).exists():

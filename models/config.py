@@ -8,10 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from models.families import ROPE_KINDS, Family, family_of
 
@@ -94,31 +91,6 @@ class ModelConfig:
                     f"{self.name}: rope {key} has {len(factors)} numbers, "
                     f"head_dim {self.head_dim} needs {self.head_dim // 2}"
                 )
-
-    @classmethod
-    def from_hf(
-        cls, source: Mapping[str, Any] | str | Path, name: str | None = None
-    ) -> ModelConfig:
-        """From HF's config.json: its content, its path, or the directory that holds it."""
-        from models.config_readers import config_from_hf
-
-        return config_from_hf(source, name)
-
-    @classmethod
-    def from_meta(
-        cls, source: Mapping[str, Any] | str | Path, name: str | None = None
-    ) -> ModelConfig:
-        """From Meta's params.json: its content, its path, or the directory that holds it."""
-        from models.config_readers import config_from_meta
-
-        return config_from_meta(source, name)
-
-    @classmethod
-    def from_gguf(cls, path: str | Path, name: str | None = None) -> ModelConfig:
-        """From the metadata of a GGUF file."""
-        from models.config_readers import config_from_gguf
-
-        return config_from_gguf(path, name)
 
     @property
     def family(self) -> Family:

@@ -6,13 +6,17 @@ The dataclass itself is in config.py; tensors are read in checkpoints/.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.config import ModelConfig, RopeScaling
 from models.families import ROPE_KINDS, Family, family_of, family_of_gguf
+
+if TYPE_CHECKING:
+    from models.checkpoints.gguf_file import GgufFile
 
 _HF_SIZES = {
     "dim": "hidden_size",
@@ -267,7 +271,7 @@ def config_from_gguf(path: str | Path, name: str | None = None) -> ModelConfig:
             vocab_size=file.vocab_size(),
             norm_eps=_shortest(number("attention.layer_norm_rms_epsilon")),
             rope_theta=_shortest(number("rope.freq_base", 10000.0)),
-            rope_scaling=file.rope_scaling(architecture),
+            rope_scaling=_gguf_rope(file, architecture),
             max_position_embeddings=max_positions,
             tie_word_embeddings=not file.has_tensor("output.weight"),
             qkv_bias=family.qkv_bias,
@@ -276,3 +280,52 @@ def config_from_gguf(path: str | Path, name: str | None = None) -> ModelConfig:
             bos_token_ids=_token_ids(file.field("tokenizer.ggml.bos_token_id", None)),
             eos_token_ids=_token_ids(file.field("tokenizer.ggml.eos_token_id", None)),
         )
+
+
+def _gguf_rope(file: GgufFile, architecture: str) -> RopeScaling | None:
+    """Llama 3 and Phi 3 store divisors per frequency as tensors, others name a kind."""
+    prefix = f"{architecture}.rope.scaling."
+    original = file.fields.get(prefix + "original_context_length")
+    if file.has_tensor("rope_freqs.weight"):
+        divisors = file.read("rope_freqs.weight").tolist()
+        return _llama3_of(divisors, file.field(f"{architecture}.rope.freq_base", 10000.0))
+    if file.has_tensor("rope_factors_long.weight"):
+        return RopeScaling(
+            kind="longrope",
+            original_max_position_embeddings=original,
+            attention_factor=file.fields.get(prefix + "attn_factor"),
+            short_factor=tuple(file.read("rope_factors_short.weight").tolist()),
+            long_factor=tuple(file.read("rope_factors_long.weight").tolist()),
+        )
+    kind = file.fields.get(prefix + "type", "none")
+    if kind == "none":
+        return None
+    return RopeScaling(
+        kind=kind,
+        factor=file.fields.get(prefix + "factor"),
+        original_max_position_embeddings=original,
+    )
+
+
+def _llama3_of(divisors: list[float], theta: float) -> RopeScaling:
+    """The scaling whose divisors llama.cpp stored: Llama 3's factor is the largest of them.
+
+    Divisors of any other rule are kept as they are, as a longrope without amplitude.
+    """
+    from models.rope_tables import llama3_frequency
+
+    exact = tuple(divisors)
+    llama3 = RopeScaling(
+        kind="llama3",
+        factor=max(divisors),
+        original_max_position_embeddings=8192,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    )
+    for index, divisor in enumerate(divisors):
+        plain = theta ** (-index / len(divisors))
+        if not math.isclose(plain / llama3_frequency(plain, llama3, 8192), divisor, rel_tol=1e-4):
+            return RopeScaling(
+                kind="longrope", attention_factor=1.0, short_factor=exact, long_factor=exact
+            )
+    return llama3

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from models.config import ModelConfig
+from models.config_readers import config_from_gguf, config_from_hf, config_from_meta
 
 MODEL_PARAMS = Path(__file__).parent / "model_params"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -60,10 +61,10 @@ def load_config(name_or_dir: str | Path) -> ModelConfig:
     """Config of a known model by name, or of the model in a directory or GGUF file."""
     path = Path(name_or_dir)
     if (path / "config.json").is_file():
-        return ModelConfig.from_hf(path)
+        return config_from_hf(path)
     if (path / "params.json").is_file():
-        return ModelConfig.from_meta(path)
+        return config_from_meta(path)
     if path.suffix == ".gguf" and path.is_file():
-        return ModelConfig.from_gguf(path)
+        return config_from_gguf(path)
     directory = model_params_dir(str(name_or_dir))
-    return ModelConfig.from_hf(directory, name=directory.name)
+    return config_from_hf(directory, name=directory.name)

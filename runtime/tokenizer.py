@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 SENTINEL = "\u241f"  # stands for the user's text while a template is taken apart
@@ -139,21 +138,3 @@ class StandInCodec:
 def stand_in_tokenizer(vocab_size: int, eos_ids: Iterable[int] = ()) -> Tokenizer:
     """A tokenizer for models whose vocabulary is not at hand."""
     return Tokenizer(StandInCodec(vocab_size), eos_ids=eos_ids)
-
-
-def load_tokenizer(source: str | Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
-    """Tokenizer of a GGUF file, an HF directory or a Meta directory; `eos_ids` are added."""
-    from runtime.tokenizer_files import read_gguf, read_huggingface, read_meta
-
-    path = Path(source)
-    if path.is_file() and path.suffix == ".gguf":
-        return read_gguf(path, eos_ids)
-    if (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file():
-        return read_huggingface(path, eos_ids)
-    if (path / "tokenizer.model").is_file():
-        return read_meta(path, eos_ids)
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "nothing"
-    raise ValueError(
-        f"no tokenizer in {path} (found {found}): expected tokenizer.json (Hugging Face), "
-        "tokenizer.model (Meta) or a .gguf file"
-    )

@@ -272,3 +272,19 @@ def _ids(value: int | list[int] | None) -> set[int]:
     if value is None:
         return set()
     return {value} if isinstance(value, int) else set(value)
+
+
+def load_tokenizer(source: str | Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
+    """Tokenizer of a GGUF file, an HF directory or a Meta directory; `eos_ids` are added."""
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        return read_gguf(path, eos_ids)
+    if (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file():
+        return read_huggingface(path, eos_ids)
+    if (path / "tokenizer.model").is_file():
+        return read_meta(path, eos_ids)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "nothing"
+    raise ValueError(
+        f"no tokenizer in {path} (found {found}): expected tokenizer.json (Hugging Face), "
+        "tokenizer.model (Meta) or a .gguf file"
+    )

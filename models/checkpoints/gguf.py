@@ -9,7 +9,7 @@ import torch
 from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.gguf_file import GgufFile
 from models.checkpoints.names import GGUF, find_sources
-from models.config import ModelConfig
+from models.config_readers import config_from_gguf
 
 
 class GgufCheckpoint(FileCheckpoint):
@@ -20,7 +20,7 @@ class GgufCheckpoint(FileCheckpoint):
     ) -> None:
         path = Path(path)
         self._file = GgufFile(path)
-        config = ModelConfig.from_gguf(path)
+        config = config_from_gguf(path)
         sources = find_sources(
             config,
             GGUF,

@@ -19,9 +19,6 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from models.config import RopeScaling
-from models.rope_tables import llama3_frequency
-
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?")))
 _SCALARS |= {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -107,30 +104,6 @@ class GgufFile:
             out[row : row + step] = dequantize(raw[row : row + step], entry.kind)
         return torch.from_numpy(out).reshape(shape)
 
-    def rope_scaling(self, architecture: str) -> RopeScaling | None:
-        """Llama 3 and Phi 3 store divisors per frequency as tensors, others name a kind."""
-        prefix = f"{architecture}.rope.scaling."
-        original = self.fields.get(prefix + "original_context_length")
-        if self.has_tensor("rope_freqs.weight"):
-            divisors = self.read("rope_freqs.weight").tolist()
-            return _llama3_of(divisors, self.field(f"{architecture}.rope.freq_base", 10000.0))
-        if self.has_tensor("rope_factors_long.weight"):
-            return RopeScaling(
-                kind="longrope",
-                original_max_position_embeddings=original,
-                attention_factor=self.fields.get(prefix + "attn_factor"),
-                short_factor=tuple(self.read("rope_factors_short.weight").tolist()),
-                long_factor=tuple(self.read("rope_factors_long.weight").tolist()),
-            )
-        kind = self.fields.get(prefix + "type", "none")
-        if kind == "none":
-            return None
-        return RopeScaling(
-            kind=kind,
-            factor=self.fields.get(prefix + "factor"),
-            original_max_position_embeddings=original,
-        )
-
     def _read_header(self) -> None:
         if self._map[:4] != b"GGUF":
             raise ValueError(f"{self.path} is not a GGUF file (it begins {self._map[:4]!r})")
@@ -193,25 +166,3 @@ class GgufFile:
         if kind not in _SCALARS:
             raise ValueError(f"{self.path}: metadata of unknown type {kind}")
         return self._scalar(_SCALARS[kind])
-
-
-def _llama3_of(divisors: list[float], theta: float) -> RopeScaling:
-    """The scaling whose divisors llama.cpp stored: Llama 3's factor is the largest of them.
-
-    Divisors of any other rule are kept as they are, as a longrope without amplitude.
-    """
-    exact = tuple(divisors)
-    llama3 = RopeScaling(
-        kind="llama3",
-        factor=max(divisors),
-        original_max_position_embeddings=8192,
-        low_freq_factor=1.0,
-        high_freq_factor=4.0,
-    )
-    for index, divisor in enumerate(divisors):
-        plain = theta ** (-index / len(divisors))
-        if not math.isclose(plain / llama3_frequency(plain, llama3, 8192), divisor, rel_tol=1e-4):
-            return RopeScaling(
-                kind="longrope", attention_factor=1.0, short_factor=exact, long_factor=exact
-            )
-    return llama3

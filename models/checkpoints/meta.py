@@ -19,6 +19,7 @@ from models.checkpoints.base import expected_shapes
 from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.names import META, canonical_to_stored, find_sources, normalised
 from models.config import ModelConfig
+from models.config_readers import config_from_meta
 
 
 def load_pth(path: Path) -> dict[str, torch.Tensor]:
@@ -168,7 +169,7 @@ class MetaCheckpoint(FileCheckpoint):
         self, directory: str | Path, *, num_layers: int | None = None, check_finite: bool = True
     ) -> None:
         directory = Path(directory)
-        config = ModelConfig.from_meta(directory)
+        config = config_from_meta(directory)
         self._meta = MetaFiles(directory, stored_shapes(config))
         if not any(normalised(META, name) == "output.weight" for name in self._meta.shapes):
             config = dataclasses.replace(config, tie_word_embeddings=True)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT
 from models.checkpoints.meta import MetaFiles, load_pth, stored_shapes
 from models.checkpoints.names import META, normalised
-from models.config import ModelConfig
+from models.config_readers import config_from_meta
 
 
 def repack(
@@ -36,7 +36,7 @@ def repack(
     source, target = Path(in_dir), Path(out_dir)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}: it must be at least 1, and 10 is usual")
-    config = ModelConfig.from_meta(source)
+    config = config_from_meta(source)
     if num_layers not in (None, config.num_layers):
         raise ValueError(f"{source} has {config.num_layers} layers, not {num_layers}")
     wanted = stored_shapes(config)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.names import HF, find_sources
-from models.config import ModelConfig
+from models.config_readers import config_from_hf
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -26,7 +26,7 @@ class SafetensorsCheckpoint(FileCheckpoint):
         self, directory: str | Path, *, num_layers: int | None = None, check_finite: bool = True
     ) -> None:
         directory = Path(directory)
-        config = ModelConfig.from_hf(directory)
+        config = config_from_hf(directory)
         shapes, self._shard_of = _read_headers(directory)
         sources = find_sources(
             config,

@@ -33,7 +33,7 @@ def _reference(dtype: torch.dtype) -> Any:
 def _prompts() -> list[list[int]]:
     from models.checkpoints.default_model import default_model_path
     from runtime.prompts import load_prompts
-    from runtime.tokenizer import load_tokenizer
+    from runtime.tokenizer_files import load_tokenizer
 
     tokenizer = load_tokenizer(default_model_path())
     prompts = load_prompts(SAMPLE_PROMPTS / "input_data_questions_prefill_128.json", instruct=True)

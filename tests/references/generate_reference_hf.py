@@ -27,7 +27,7 @@ from runtime.teacher_forcing import (
     save_reference,
     weights_digest,
 )
-from runtime.tokenizer import load_tokenizer
+from runtime.tokenizer_files import load_tokenizer
 
 TEXT = Path(__file__).parent / "tale_of_two_cities.txt"  # Dickens, 1859: in the public domain
 

@@ -17,7 +17,7 @@ from models.checkpoints import Checkpoint, RandomCheckpoint, expected_shapes, op
 from models.checkpoints.base import get_rows
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT, FileCheckpoint
 from models.checkpoints.reference import build_reference, hf_reference
-from models.config import ModelConfig
+from models.config_readers import config_from_gguf
 from models.registry import load_config
 from models.rope_tables import rope_frequencies
 from tests.tiny_formats import write_gguf, write_meta
@@ -180,7 +180,7 @@ def test_gguf_weights_equal_the_dequantised_load_of_transformers(
 @pytest.mark.parametrize("family_name", TINY)
 def test_gguf_metadata_gives_the_same_config(tmp_path: Path, family_name: str) -> None:
     config = tiny_config(family_name, num_layers=1)
-    read = ModelConfig.from_gguf(write_gguf(TinyCheckpoint(config), tmp_path / "m.gguf"))
+    read = config_from_gguf(write_gguf(TinyCheckpoint(config), tmp_path / "m.gguf"))
     assert read.eos_token_ids == config.eos_token_ids[-1:]
     # a GGUF stores float32: compare what the rope comes to
     for length in (128, config.max_position_embeddings):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.config import ModelConfig, RopeScaling
+from models.config import RopeScaling
+from models.config_readers import config_from_hf, config_from_meta
 from models.families import FAMILIES
 from models.registry import MODEL_PARAMS, load_config, model_names
 from models.rope_tables import rope_frequencies
@@ -115,7 +116,7 @@ def test_params_json_means_the_same_model_as_config_json(
 ) -> None:
     # Meta's file does not say whether the embeddings are tied; the checkpoint does.
     hf = replace(load_config(name), tie_word_embeddings=False)
-    assert ModelConfig.from_meta(params, name=name) == hf
+    assert config_from_meta(params, name=name) == hf
 
 
 def test_old_and_new_spelling_of_rope_in_config_json_agree() -> None:
@@ -123,19 +124,19 @@ def test_old_and_new_spelling_of_rope_in_config_json_agree() -> None:
     numbers["original_max_position_embeddings"] = 8192
     old = facts(rope_theta=5e5, rope_scaling={"type": "llama3", **numbers})
     new = facts(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **numbers})
-    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(new)
-    assert ModelConfig.from_hf(new).rope_theta == 5e5
+    assert config_from_hf(old) == config_from_hf(new)
+    assert config_from_hf(new).rope_theta == 5e5
 
 
 def test_a_null_head_dim_is_the_width_divided_by_the_heads() -> None:
-    assert ModelConfig.from_hf(facts(head_dim=None)).head_dim == 16
-    assert ModelConfig.from_hf(facts(head_dim=32)).q_dim == 128
+    assert config_from_hf(facts(head_dim=None)).head_dim == 16
+    assert config_from_hf(facts(head_dim=32)).q_dim == 128
 
 
 def test_stop_tokens_of_generation_config_are_added(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(facts(eos_token_id=1)))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
-    assert ModelConfig.from_hf(tmp_path).eos_token_ids == (1, 7)
+    assert config_from_hf(tmp_path).eos_token_ids == (1, 7)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_stop_tokens_of_generation_config_are_added(tmp_path: Path) -> None:
 def test_a_sliding_window_counts_only_where_it_can_clip(
     changes: dict[str, object], window: int | None
 ) -> None:
-    assert ModelConfig.from_hf(facts(**changes)).sliding_window == window
+    assert config_from_hf(facts(**changes)).sliding_window == window
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_a_sliding_window_counts_only_where_it_can_clip(
 )
 def test_what_cannot_run_is_refused_in_one_line(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        ModelConfig.from_hf(facts(**changes))
+        config_from_hf(facts(**changes))
     assert "\n" not in str(error.value)
 
 
@@ -210,7 +211,7 @@ def test_what_cannot_run_is_refused_in_one_line(changes: dict[str, object], mess
 def test_a_broken_config_json_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match="config.json"):
-        ModelConfig.from_hf(tmp_path)
+        config_from_hf(tmp_path)
 
 
 YARN = RopeScaling(kind="yarn", factor=4.0, original_max_position_embeddings=1024)

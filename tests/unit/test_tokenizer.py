@@ -9,7 +9,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from runtime.tokenizer import load_tokenizer, stand_in_tokenizer
+from runtime.tokenizer import stand_in_tokenizer
+from runtime.tokenizer_files import load_tokenizer
 
 CORPUS = ["the cat sat on the mat", "the dog ate 12 of the 345 cakes", "don't you see the sea?"]
 TEXTS = ["the cat ate 12345 cakes", "  two  spaces\n\nand lines\t", "Ünïcode ☃ <e>", "", "don't"]
