@@ -47,7 +47,7 @@ def modelled(session: Session, ops: OpLists, *, prefill_len: int) -> Modelled | 
 def run_of(session: Session, ops: OpLists) -> RunOps:
     """The calls of one data-parallel group."""
     from perf.op_list import OpList, RunOps
-    from runtime.loading import group_shape
+    from runtime.blueprint import group_shape
 
     case = session.case
     groups = case.data_parallel

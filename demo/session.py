@@ -166,7 +166,8 @@ def open_session(case: Case, settings: Settings, model: Model) -> Iterator[Sessi
     """Load the model on the device and make a generator for it."""
     from demo.progress import ShownGenerator
     from models.kv_cache import CacheConfig
-    from runtime.loading import LoadOptions, load_engines
+    from runtime.blueprint import LoadOptions
+    from runtime.loading import load_engines
 
     pages = case.page_params
     device = device_of(case, settings)

@@ -120,7 +120,8 @@ class Bench:
     def forced(self, optimizations: str, tokens: int | None) -> tuple[Any, float]:
         """Token accuracy, and the mean square of log-probabilities' distance from HF's."""
         from models.kv_cache import CacheConfig
-        from runtime.loading import LoadOptions, load_engines
+        from runtime.blueprint import LoadOptions
+        from runtime.loading import load_engines
         from runtime.settings import Settings
         from runtime.teacher_forcing import find_reference, force
 
@@ -162,7 +163,7 @@ def run_search(models: str, device: str, out: Path, *, tokens: int) -> int:
     import backends
 
     backends.select("emulator")
-    from runtime.loading import LoadOptions, precision_of
+    from runtime.blueprint import LoadOptions, precision_of
 
     bench = Bench(models, device)
     base = precision_of(LoadOptions(optimizations=BASE), bench.config)

@@ -42,7 +42,8 @@ def measure(
     backends.select("emulator")
     from backends.emulator.numerics.kernels import arithmetic
     from models.kv_cache import CacheConfig
-    from runtime.loading import LoadOptions, load_engines
+    from runtime.blueprint import LoadOptions
+    from runtime.loading import load_engines
     from runtime.settings import Settings
     from runtime.teacher_forcing import find_reference, force
 

@@ -110,7 +110,8 @@ class Ours:
 def our_engine(batch: int, optimizations: str, device: str = "N150") -> Iterator[Any]:
     """The default model on an emulated device."""
     from models.kv_cache import CacheConfig
-    from runtime.loading import LoadOptions, load_engines
+    from runtime.blueprint import LoadOptions
+    from runtime.loading import load_engines
 
     options = LoadOptions(
         device=device,

@@ -10,10 +10,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
+
+if TYPE_CHECKING:
+    from models.config import ModelConfig
+    from runtime.blueprint import Blueprint
 
 BLOCK = 32  # positions of a cache page
 GENERATED = 200  # tokens of a published run; its decode context grows by as many
@@ -80,28 +84,18 @@ def record_run(job: Job) -> RunOps:
     if backends.select("emulator") != "emulator":
         raise AssertionError
     from models.registry import load_config
-    from runtime.loading import LoadOptions, check_options, group_shape, precision_of
 
     config = load_config(job.model)
     padded = 1 << (config.head_dim - 1).bit_length()
     if job.pad_heads and padded != config.head_dim:  # frequencies change no op
         config = replace(config, head_dim=padded, rope_scaling=None)
-    length = _round_up(job.prefill_len + job.generated, 1024)
-    options = LoadOptions(
-        model=str(job.model),
-        optimizations=job.optimizations,
-        max_batch_size=job.batch_size,
-        max_seq_len=min(length, config.max_position_embeddings),
-    )
-    check_options(options, config)
-    precision = precision_of(options, config)
+    plan = blueprint(job, config)
+    precision = plan.precision
     kinds = Counter(precision.layer(i) for i in range(config.num_layers))
     lists = []
     for kind, count in kinds.items():
         index = next(i for i in range(config.num_layers) if precision.layer(i) == kind)
-        recorded = _record_layer(job, config, precision, group_shape(job.spec, job.data_parallel),
-                                 index, options.max_seq_len)  # fmt: skip
-        lists.append((recorded, index, count))
+        lists.append((_record_layer(job, plan, index), index, count))
     first = lists[0][0]
     return replace(
         first,
@@ -110,56 +104,51 @@ def record_run(job: Job) -> RunOps:
     )
 
 
-def _record_layer(
-    job: Job, config: Any, precision: Any, shape: tuple[int, int], index: int, max_seq_len: int
-) -> RunOps:
-    """Op lists of a model that has only the layer `index`."""
-    from backends.emulator.chip.device import MeshDevice
-    from models.collectives import Links
-    from models.footprint import check_fits, footprint, max_prefill_chunk
+def blueprint(job: Job, config: ModelConfig) -> Blueprint:
+    """What a program would load for the job, with pages for the positions that it uses."""
     from models.kv_cache import CacheConfig
-    from models.sharding import TILE, Sharding
-    from models.transformer import ModelOptions, Transformer
-    from perf.shapes import ShapeCheckpoint
-    from runtime.engine import Engine
+    from runtime.blueprint import LoadOptions, draw
+    from runtime.settings import Settings
 
-    users, pages = job.batch_size, _round_up(max_seq_len, BLOCK) // BLOCK
-    used = _round_up(min(job.prefill_len + job.generated, max_seq_len), BLOCK) // BLOCK
-    cache = CacheConfig(BLOCK, used * users)
-    sharding = Sharding(config, *shape, job.pad_mlp_cores)
-    slots = TILE if job.fill_grid and sharding.is_2d else sharding.slots(users)
-    ring = any(job.spec.ring) and job.data_parallel == 1
-    needs = footprint(
-        sharding,
-        precision,
-        cache,
-        spec=job.spec,
-        slots=slots,
+    used = job.prefill_len + job.generated
+    max_seq_len = min(_round_up(used, 1024), config.max_position_embeddings)
+    pages = _round_up(min(used, max_seq_len), BLOCK) // BLOCK
+    options = LoadOptions(
+        model=str(job.model),
+        optimizations=job.optimizations,
+        max_batch_size=job.batch_size,
         max_seq_len=max_seq_len,
-        ring=ring,
-    )
-    check_fits(needs, job.spec, config.name)
-    options = ModelOptions(
-        max_batch_size=users,
-        slots=slots,
-        max_seq_len=max_seq_len,
-        cache=cache,
-        layers=range(index, index + 1),
-        pad_mlp_cores=job.pad_mlp_cores,
-        links=Links(num_links=(max(1, job.spec.links[0]), max(1, job.spec.links[1])), ring=ring),
-    )
-    mesh = MeshDevice(job.spec, shape, "meta")
-    checkpoint = ShapeCheckpoint(config)
-    model = Transformer(mesh, job.spec, config, precision, checkpoint, None, options)
-    engine = Engine(
-        model,
-        max_prefill_chunk=max_prefill_chunk(sharding, job.spec, needs),
+        cache=CacheConfig(BLOCK, pages * job.batch_size),
+        data_parallel=job.data_parallel,
         enable_trace=False,
         batched_prefill=job.batched_prefill,
+        fill_grid=job.fill_grid,
     )
-    found = _record_passes(engine, job, users, pages)
+    settings = Settings(backend="emulator", pad_mlp_cores=job.pad_mlp_cores)
+    plan = draw(options, settings, config, job.spec)
+    plan.check_fits()
+    return plan
+
+
+def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
+    """Op lists of a model that has only the layer `index`."""
+    from backends.emulator.chip.device import MeshDevice
+    from perf.shapes import ShapeCheckpoint
+    from runtime.loading import build_engine
+
+    chunk = plan.max_prefill_chunk  # of the whole model
+    one_layer = replace(plan.options, layers=range(index, index + 1), max_prefill_chunk=chunk)
+    mesh = MeshDevice(job.spec, plan.mesh_shape, "meta")
+    engine = build_engine(
+        replace(plan, options=one_layer, prefill_chunk=chunk),
+        mesh,
+        ShapeCheckpoint(plan.config),
+        None,
+    )
+    pages = _round_up(plan.options.max_seq_len, BLOCK) // BLOCK
+    found = _record_passes(engine, job, job.batch_size, pages)
     engine.close()
-    return replace(found, mesh_shape=shape)
+    return replace(found, mesh_shape=plan.mesh_shape)
 
 
 def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:

@@ -9,30 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from backends import op_record, ttnn
-from backends.device_specs import SPECS
 from backends.dry_run import DryRunError, watch
 from backends.dry_run.memory import core_usage
 from models.config import ModelConfig
-from models.footprint import check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
 from models.registry import load_config
-from models.sharding import MAX_USERS, Sharding
+from models.sharding import MAX_USERS
+from runtime.blueprint import Blueprint, LoadOptions, draw
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
 from runtime.engine import Engine
-from runtime.loading import (
-    LoadOptions,
-    check_options,
-    group_shape,
-    links_of,
-    load_engines,
-    precision_of,
-)
+from runtime.loading import load_engines
 from runtime.sampling import DeviceSampling
 from runtime.settings import Settings
 
@@ -88,56 +80,22 @@ def check(options: CheckOptions) -> dict[str, Any]:
 # --- what fits
 
 
-class Budget:
-    """DRAM of one chip, shared out before anything is opened."""
-
-    def __init__(self, options: LoadOptions, config: ModelConfig) -> None:
-        self.options, self.config = options, config
-        self.spec = SPECS[options.device]
-        shape = group_shape(self.spec, options.data_parallel)
-        self.sharding = Sharding(config, *shape)
-        self.precision = precision_of(options, config)
-        self.ring = links_of(Settings(backend="dry-run"), options, self.spec).ring
-
-    def needs(self, num_blocks: int, max_seq_len: int) -> Any:
-        """Footprint with a cache of `num_blocks`."""
-        cache = replace(self.options.cache, num_blocks=num_blocks)
-        return footprint(
-            self.sharding,
-            self.precision,
-            cache,
-            spec=self.spec,
-            layers=self.options.layers,
-            slots=self.sharding.slots(self.options.max_batch_size),
-            max_seq_len=max_seq_len,
-            ring=self.ring,
-        )
-
-    def blocks_that_fit(self, max_seq_len: int) -> int:
-        """Blocks beside the weights and the activations of the largest prefill."""
-        empty = self.needs(0, max_seq_len)
-        per_block = self.needs(1024, max_seq_len).cache / 1024
-        chunk = min(max_prefill_chunk(self.sharding, self.spec, empty), max_seq_len)
-        free = dram_bytes(self.spec) - empty.weights - empty.tables
-        return int((free - empty.prefill_room(chunk)) // per_block)
-
-
-def plan_cache(options: CheckOptions, config: ModelConfig, load: LoadOptions) -> LoadOptions:
+def plan_cache(options: CheckOptions, plan: Blueprint) -> Blueprint:
     """Choose context and page pool: what was asked for, else the most that fits."""
-    budget = Budget(load, config)
-    check_fits(budget.needs(0, BUCKET), budget.spec, config.name)
+    plan.with_cache(0, BUCKET).check_fits()
     block = options.block_size
-    length = options.max_seq_len or config.max_position_embeddings
+    length = options.max_seq_len or plan.config.max_position_embeddings
     if options.max_seq_len is None:
-        while length > BUCKET and budget.blocks_that_fit(length) * block < length:
+        while length > BUCKET and plan.blocks_that_fit(length) * block < length:
             length //= 2
     blocks = options.num_blocks
     if blocks is None:
         one_user = -(-length // block)
-        wanted = one_user * load.max_batch_size
-        blocks = max(one_user, min(wanted, budget.blocks_that_fit(length)))
-    check_fits(budget.needs(blocks, length), budget.spec, config.name)
-    return replace(load, max_seq_len=length, cache=CacheConfig(block, blocks))
+        wanted = one_user * plan.options.max_batch_size
+        blocks = max(one_user, min(wanted, plan.blocks_that_fit(length)))
+    plan = plan.with_cache(blocks, length)
+    plan.check_fits()
+    return plan
 
 
 # --- one batch size
@@ -158,11 +116,11 @@ def _check_batch(
         data_parallel=options.data_parallel,
         ring=options.ring,
     )
-    check_options(load, config)
-    load = plan_cache(options, config, load)
-    needs = Budget(load, config).needs(load.cache.num_blocks, load.max_seq_len)
+    settings = Settings(backend="dry-run", device=options.device)
+    plan = plan_cache(options, draw(load, settings, config))
+    needs = plan.needs
     watch().memory.clear()
-    with load_engines(load, Settings(backend="dry-run", device=options.device)) as loaded:
+    with load_engines(plan.options, settings) as loaded:
         engine = loaded.engines[0]
         passes = Passes(engine, run)
         run.update(

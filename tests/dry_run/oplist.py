@@ -34,7 +34,8 @@ def op_lists(
 ) -> Iterator[tuple[str, list[Line]]]:
     """(path, ops) of prefill and decode of `batch` users."""
     from models.kv_cache import CacheConfig
-    from runtime.loading import LoadOptions, load_engines
+    from runtime.blueprint import LoadOptions
+    from runtime.loading import load_engines
     from runtime.sampling import DeviceSampling
     from runtime.settings import Settings
 

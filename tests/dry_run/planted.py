@@ -16,7 +16,7 @@ import backends
 backends.select("dry-run", "N150")
 
 from backends import op_record, ttnn  # noqa: E402
-from runtime import loading  # noqa: E402
+from runtime import blueprint  # noqa: E402
 from runtime.dry_run import passes  # noqa: E402
 
 MODEL = "Llama-3.2-1B"
@@ -83,15 +83,12 @@ def packed_rotation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def full_dram() -> dict[str, Any]:
     """Caches of two layers where one fits, with the check that refuses it before switched off."""
-    modules = (loading, passes)
-    originals = [module.check_fits for module in modules]
-    for module in modules:
-        module.check_fits = lambda *_: None  # type: ignore[attr-defined]
+    original = blueprint.check_fits
+    blueprint.check_fits = lambda *_: None
     try:
         return check(num_blocks=240_000)  # 3.9 GiB of keys, as much of values, and 12 GiB there are
     finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.check_fits = original  # type: ignore[attr-defined]
+        blueprint.check_fits = original
 
 
 def main() -> None:

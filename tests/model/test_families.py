@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models.checkpoints.reference import build_reference
-from runtime.loading import LoadOptions, load_engines
+from runtime.blueprint import LoadOptions
+from runtime.loading import load_engines
 from runtime.settings import Settings
 from tests.model.helpers import (
     BF16,

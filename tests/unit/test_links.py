@@ -6,7 +6,7 @@ import pytest
 from loguru import logger
 
 from backends.device_specs import SPECS
-from runtime.loading import LONGEST_ON_LINES, LoadOptions, links_of
+from runtime.blueprint import LONGEST_ON_LINES, LoadOptions, links_of
 from runtime.settings import Settings
 
 

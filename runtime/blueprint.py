@@ -1,0 +1,222 @@
+"""All that is decided about a run before a mesh is opened: shapes, precision, memory, wires.
+
+Drawn once from options, settings and a model's config; what loads a model (loading.py), what
+records its ops (perf) and what tries it on mock chips (dry_run/) all build from the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from loguru import logger
+
+from backends.device_specs import SPECS, DeviceSpec
+from models.collectives import Links
+from models.config import ModelConfig
+from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
+from models.kv_cache import CacheConfig
+from models.precision import ModelPrecision
+from models.sharding import TILE, Sharding
+from models.transformer import ModelOptions
+from runtime.settings import Settings
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
+WEIGHTS = ("instruct", "random", "placeholder")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What to run and how; everything has a default that runs the default model."""
+
+    model: str = "default"  # name of model_params, directory, GGUF file or hub name
+    device: str = "N150"
+    weights: str = "instruct"  # instruct: the checkpoint's own; placeholder: sizes only (dry run)
+    optimizations: str = "performance"  # a preset, or the grammar of models/precision.py
+    decoder_config_file: Path | None = None
+    max_batch_size: int = 1  # per data-parallel group
+    max_seq_len: int = 1024
+    cache: CacheConfig = CacheConfig(block_size=32, num_blocks=1024)
+    layers: range | None = None
+    data_parallel: int = 1
+    max_prefill_chunk: int | None = None
+    enable_trace: bool = True
+    batched_prefill: bool = True
+    ring: bool | None = None  # None: closed where the device can and one group has all of it
+    trace_region_size: int = 50_000_000
+    fill_grid: bool = False  # 2D meshes decode a whole tile of users, as some software does
+    seed: int = 0  # of random weights
+
+
+def spec_of(options: LoadOptions) -> DeviceSpec:
+    """Facts of the device the options name."""
+    if options.device not in SPECS:
+        raise ValueError(f"unknown device {options.device!r}: choose one of {', '.join(SPECS)}")
+    return SPECS[options.device]
+
+
+def check_options(options: LoadOptions, config: ModelConfig, spec: DeviceSpec) -> None:
+    """Refuse what no engine can do, before anything is opened."""
+    if options.max_batch_size not in BATCH_SIZES:
+        raise ValueError(
+            f"batch size {options.max_batch_size} is not supported: "
+            f"choose one of {', '.join(map(str, BATCH_SIZES))}"
+        )
+    if options.weights not in WEIGHTS:
+        raise ValueError(f"unknown weights {options.weights!r}: choose one of {', '.join(WEIGHTS)}")
+    if options.max_seq_len > config.max_position_embeddings:
+        raise ValueError(
+            f"max_seq_len {options.max_seq_len} is longer than the context of {config.name}, "
+            f"{config.max_position_embeddings} tokens: use a smaller one"
+        )
+    chips = spec.num_chips
+    if options.data_parallel < 1 or chips % options.data_parallel:
+        fits = [n for n in range(1, chips + 1) if chips % n == 0]
+        raise ValueError(
+            f"data_parallel {options.data_parallel} does not divide the {chips} chips of "
+            f"{spec.name}: choose one of {', '.join(map(str, fits))}"
+        )
+
+
+def group_shape(spec: DeviceSpec, data_parallel: int) -> tuple[int, int]:
+    """Mesh shape of one data-parallel group."""
+    rows, cols = spec.mesh_shape
+    chips = rows * cols // data_parallel
+    if data_parallel == 1:
+        return rows, cols
+    # groups of a 2D mesh are its columns' halves, wholes, ... read as 1D meshes
+    return (1, chips)
+
+
+def precision_of(options: LoadOptions, config: ModelConfig) -> ModelPrecision:
+    """A decoder file beats the optimizations string, which beats the preset."""
+    if options.decoder_config_file is not None:
+        return ModelPrecision.from_decoder_config(
+            options.decoder_config_file, config, preset=options.optimizations
+        )
+    if options.optimizations in ("performance", "accuracy"):
+        return ModelPrecision.preset(options.optimizations, config)
+    return ModelPrecision.parse(options.optimizations, config)
+
+
+def links_of(settings: Settings, options: LoadOptions, spec: DeviceSpec) -> Links:
+    """Wires for collectives, with the debug switches of the environment.
+
+    A ring unless told otherwise, where the device closes one and a single group has all of it.
+    """
+    closes = any(spec.ring) and options.data_parallel == 1
+    ring = closes if options.ring is None else options.ring
+    names = settings.line_all_gather_names
+    if settings.line_all_gather:
+        names = frozenset({"QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM"})
+    if ring and (settings.line_reduce_scatter or names) and options.max_seq_len > LONGEST_ON_LINES:
+        logger.warning(
+            f"collectives over lines are meant for debugging up to {LONGEST_ON_LINES} tokens, "
+            f"max_seq_len is {options.max_seq_len}: unset LINE_RS, LINE_AG and USE_LINE_AG"
+        )
+    return Links(
+        num_links=(max(1, spec.links[0]), max(1, spec.links[1])),
+        ring=ring,
+        line_reduce=settings.line_reduce_scatter,
+        line_gather=names,
+    )
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """One run, decided; `sharding` and all bytes are of one data-parallel group."""
+
+    options: LoadOptions
+    config: ModelConfig
+    spec: DeviceSpec
+    precision: ModelPrecision
+    links: Links
+    sharding: Sharding
+    prefill_chunk: int | None = None  # what the user asked for
+
+    @property
+    def mesh_shape(self) -> tuple[int, int]:
+        """Rows and columns of chips of one group."""
+        return self.sharding.rows, self.sharding.cols
+
+    @property
+    def slots(self) -> int:
+        """Users whom a decode step has room for."""
+        if self.options.fill_grid and self.sharding.is_2d:
+            return TILE
+        return self.sharding.slots(self.options.max_batch_size)
+
+    @cached_property
+    def needs(self) -> Footprint:
+        """Bytes that one chip has to hold."""
+        return footprint(
+            self.sharding,
+            self.precision,
+            self.options.cache,
+            spec=self.spec,
+            layers=self.options.layers,
+            slots=self.slots,
+            max_seq_len=self.options.max_seq_len,
+            ring=self.links.ring,
+        )
+
+    @property
+    def max_prefill_chunk(self) -> int:
+        """Tokens to prefill at once."""
+        return self.prefill_chunk or max_prefill_chunk(self.sharding, self.spec, self.needs)
+
+    @property
+    def model_options(self) -> ModelOptions:
+        """How the model of one group is built."""
+        return ModelOptions(
+            max_batch_size=self.options.max_batch_size,
+            slots=self.slots,
+            max_seq_len=self.options.max_seq_len,
+            cache=self.options.cache,
+            layers=self.options.layers,
+            pad_mlp_cores=self.sharding.pad_mlp_cores,
+            links=self.links,
+        )
+
+    def check_fits(self) -> None:
+        """Refuse with the numbers what one chip cannot hold."""
+        check_fits(self.needs, self.spec, self.config.name)
+
+    def with_cache(self, num_blocks: int, max_seq_len: int) -> Blueprint:
+        """The same run with another page pool and context."""
+        cache = replace(self.options.cache, num_blocks=num_blocks)
+        return replace(self, options=replace(self.options, max_seq_len=max_seq_len, cache=cache))
+
+    def blocks_that_fit(self, max_seq_len: int) -> int:
+        """Pages that DRAM holds beside the weights and the activations of the largest prefill."""
+        empty = self.with_cache(0, max_seq_len)
+        per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024
+        chunk = min(empty.max_prefill_chunk, max_seq_len)
+        free = dram_bytes(self.spec) - empty.needs.weights - empty.needs.tables
+        return int((free - empty.needs.prefill_room(chunk)) // per_block)
+
+
+def draw(
+    options: LoadOptions,
+    settings: Settings,
+    config: ModelConfig,
+    spec: DeviceSpec | None = None,
+) -> Blueprint:
+    """The blueprint of a run; `spec` takes the place of the named device's facts.
+
+    Raises ValueError for what no engine can do; whether it fits is Blueprint.check_fits's to say.
+    """
+    spec = spec or spec_of(options)
+    check_options(options, config, spec)
+    shape = group_shape(spec, options.data_parallel)
+    return Blueprint(
+        options,
+        config,
+        spec,
+        precision_of(options, config),
+        links_of(settings, options, spec),
+        Sharding(config, *shape, settings.pad_mlp_cores),
+        options.max_prefill_chunk or settings.max_prefill_chunk,
+    )
