@@ -1,7 +1,7 @@
 """The op list of a run: one OpRecord per TT-NN call, written alike by the emulator and the dry run.
 
 Shapes are per device. `cost` is filled by the emulator (its ops know their arithmetic) and left
-empty by the dry run. Next: backends/emulator/launch.py writes records, perf/op_cost.py times them.
+empty by the dry run. Next: backends/emulator/launch.py writes records.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from runtime.sampling import SamplingParams
 if TYPE_CHECKING:
     from demo.flow import OpLists
     from perf.gate import Verdict
-    from perf.op_list import RunOps
-    from perf.predict import Prediction
+    from perf.op_lists.record import RunOps
+    from perf.predict.figures import Prediction
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def modelled(session: Session, ops: OpLists, *, prefill_len: int) -> Modelled | 
     """Prediction for the session's device; None on hardware and where a phase did not run."""
     if session.settings.backend == "silicon" or not (ops.prefill and ops.decode):
         return None
-    from perf.predict import predict_ops
+    from perf.predict.figures import predict_ops
 
     case = session.case
     run = run_of(session, ops)
@@ -46,7 +46,7 @@ def modelled(session: Session, ops: OpLists, *, prefill_len: int) -> Modelled | 
 
 def run_of(session: Session, ops: OpLists) -> RunOps:
     """The calls of one data-parallel group."""
-    from perf.op_list import OpList, RunOps
+    from perf.op_lists.record import OpList, RunOps
     from runtime.blueprint import group_shape
 
     case = session.case
@@ -68,7 +68,7 @@ def verdict_on(session: Session, run: RunOps, *, prefill_len: int) -> Verdict | 
     if not _as_recorded(session.case) or not session.generator.sample_on_device:
         return None
     from perf.gate import check_modelled
-    from perf.op_list import Job
+    from perf.op_lists.record import Job
 
     case = session.case
     job = Job(

@@ -10,7 +10,7 @@ from loguru import logger
 from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, WHOLE_TTFT_DEFINITION, Metrics
 
 if TYPE_CHECKING:
-    from perf.predict import Prediction
+    from perf.predict.figures import Prediction
     from runtime.generator import Step
     from runtime.prompts import Prompt
     from runtime.tokenizer import Tokenizer

@@ -113,7 +113,7 @@ class Bench:
     def speed(self, optimizations: str) -> Any:
         """Modelled figures of one user."""
         from backends.device_specs import SPECS
-        from perf.predict import job_for, predict
+        from perf.predict.figures import job_for, predict
 
         return predict(job_for(self.model, SPECS[self.device], optimizations=optimizations))
 

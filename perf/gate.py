@@ -21,13 +21,14 @@ from typing import Any
 from backends.device_specs import SPECS
 from models.registry import model_names
 from perf import targets
-from perf.constants import load_constants, round_to
-from perf.op_cost import State, op_time
-from perf.op_list import Job, OpList, RunOps
-from perf.op_list_cache import run_ops
-from perf.op_text import text_of_run
-from perf.predict import job_for, predict_ops, unfolded
-from perf.software import OWN
+from perf.cost.constants import load_constants, round_to
+from perf.cost.price import op_time
+from perf.cost.software import OWN
+from perf.cost.units import State
+from perf.op_lists.kept import run_ops
+from perf.op_lists.record import Job, OpList, RunOps
+from perf.op_lists.text import text_of_run
+from perf.predict.figures import job_for, predict_ops, unfolded
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
 CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}

@@ -1,7 +1,7 @@
 """One JSON line per run in generated/benchmark_records.jsonl: what ran, and what came out.
 
 `provenance` says whose figures ttft_ms and tokens_per_s* are: measured (silicon), modelled
-(perf/predict.py, from the ops that ran), or host (wall clock of the emulator, nothing predicted).
+(perf/predict, from the ops that ran), or host (wall clock of the emulator, nothing predicted).
 The host_* fields are always wall clock.
 """
 

@@ -3,7 +3,7 @@
     python -m perf.report            writes PERF.md
     python -m perf.report --print    prints it
 
-Published figures come from targets.json, modelled ones from perf/predict.py (for the software the
+Published figures come from targets.json, modelled ones from perf/predict (for the software the
 published figures come from), measured ones from generated/benchmark_records.jsonl where a run on
 hardware left them. Nothing reads PERF.md.
 """
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from backends.device_specs import SPECS
-from perf.op_list_cache import ROOT
-from perf.predict import Prediction, job_for, predict
-from perf.published_rows import Row, load_rows
+from perf.calibrate.published_rows import Row, load_rows
+from perf.op_lists.kept import ROOT
+from perf.predict.figures import Prediction, job_for, predict
 from perf.record import RECORDS, read_records
 from perf.targets import Target, load, published
 

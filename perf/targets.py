@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models.registry import canonical_name
-from perf.published_rows import FIGURES
+from perf.calibrate.published_rows import FIGURES
 
 PATH = Path(__file__).with_name("targets.json")
 

@@ -11,14 +11,14 @@ import pytest
 
 from backends.device_specs import SPECS
 from perf import gate, targets
-from perf.calibrate import Data, half, judge
-from perf.constants import as_json, load_constants
-from perf.op_list import CountedOp, RunOps
-from perf.op_list_cache import run_ops
-from perf.op_rows import collective
-from perf.predict import job_for
-from perf.published_rows import FIGURES
-from perf.software import OWN
+from perf.calibrate.judge import Data, half, judge
+from perf.calibrate.op_rows import collective
+from perf.calibrate.published_rows import FIGURES
+from perf.cost.constants import as_json, load_constants
+from perf.cost.software import OWN
+from perf.op_lists.kept import run_ops
+from perf.op_lists.record import CountedOp, RunOps
+from perf.predict.figures import job_for
 
 MODEL, DEVICE = "Llama-3.1-8B", "N300"
 

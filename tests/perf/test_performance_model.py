@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.device_specs import SPECS
-from perf.constants import load_constants
-from perf.cost_links import pass_us
-from perf.op_cost import State, op_time
-from perf.op_list_cache import run_ops
-from perf.op_rows import bank_product, collective, decode_scores, prefill_scores, product
-from perf.predict import Prediction, job_for, predict, predict_ops
-from perf.predict_cli import main as predict_main
-from perf.software import SOFTWARE
+from perf.calibrate.op_rows import bank_product, collective, decode_scores, prefill_scores, product
+from perf.cost.constants import load_constants
+from perf.cost.links import pass_us
+from perf.cost.price import op_time
+from perf.cost.software import SOFTWARE
+from perf.cost.units import State
+from perf.op_lists.kept import run_ops
+from perf.predict.__main__ import main as predict_main
+from perf.predict.figures import Prediction, job_for, predict, predict_ops
 
 CONSTANTS = load_constants()
 N300 = SPECS["N300"]

@@ -159,7 +159,7 @@ _DTYPES = {Precision.BFP4: "bfloat4_b", Precision.BFP8: "bfloat8_b", Precision.B
 def _ops(optimizations: str) -> dict[str, list[OpRecord]]:
     """Matmul and attention records of layer 1 of two, by the op group they belong to."""
     from backends.device_specs import SPECS
-    from perf.op_list import Job, record_run
+    from perf.op_lists.record import Job, record_run
 
     run = record_run(Job("Llama-3.2-1B", SPECS["N150"], optimizations=optimizations))
     found: dict[str, list[OpRecord]] = {}

@@ -1,18 +1,20 @@
-"""Command line of perf/predict.py: arguments, what-if devices, and the printed answer."""
+"""Command line of perf.predict: arguments, what-if devices, and the printed answer."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from backends.device_specs import SPECS, DeviceSpec
-from perf.constants import Constants, load_constants
-from perf.predict import Job, Prediction, dump_json, job_for, predict
-from perf.software import SOFTWARE, Software, software_named
+from perf.cost.constants import Constants, load_constants
+from perf.cost.software import SOFTWARE, Software, software_named
+from perf.predict.figures import Job, Prediction, dump_json, job_for, predict
 
 SPEC_FIELDS = {f.name for f in fields(DeviceSpec)}
 
@@ -162,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         p.exit(2, f"{p.prog}: {error}\n")
     if options.trace or options.plot:
-        from perf.timeline import trace, write_plot, write_trace
+        from perf.predict.timeline import trace, write_plot, write_trace
 
         found = trace(job, software, constants)
         if options.trace:
@@ -179,3 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(describe(answer))
     return 0
+
+
+if __name__ == "__main__":
+    gc.disable()  # else loading torch, and taking it down, spends a fifth of the time on it
+    status = main()
+    gc.freeze()
+    sys.exit(status)

@@ -1,4 +1,4 @@
-"""The report of perf/calibrate.py: errors on unseen rows, baselines, noise, what was left out."""
+"""The report of a calibration: errors on unseen rows, baselines, noise, what was left out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from perf.calibrate import Data, Judged, half, leave_out
-from perf.fit import row_state
-from perf.op_list_cache import run_ops
-from perf.predict import Phase, PrefillRun, decode_phase, prefill_phase
-from perf.published_rows import Row, twins
+from perf.calibrate.fit import row_state
+from perf.calibrate.judge import Data, Judged, half, leave_out
+from perf.calibrate.published_rows import Row, twins
+from perf.op_lists.kept import run_ops
+from perf.predict.figures import Phase, PrefillRun, decode_phase, prefill_phase
 
 
 def line(name: str, errors: np.ndarray) -> str:

@@ -6,8 +6,8 @@ import math
 from functools import cache
 
 from backends.op_record import OpRecord
-from perf.constants import Constants
-from perf.op_cost import (
+from perf.cost.constants import Constants
+from perf.cost.units import (
     TILE_BYTES,
     State,
     bytes_us,

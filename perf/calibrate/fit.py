@@ -15,13 +15,14 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.sparse import csr_matrix, lil_matrix
 
-from perf.constants import LOOSE, TIGHT, Constants, facts
-from perf.op_cost import OpTime, State, op_time
-from perf.op_list import OpList, RunOps
-from perf.op_list_cache import run_ops
-from perf.op_rows import OpRow
-from perf.predict import Dispatch, PrefillRun, decode_host_ms, unfolded
-from perf.published_rows import Row
+from perf.calibrate.op_rows import OpRow
+from perf.calibrate.published_rows import Row
+from perf.cost.constants import LOOSE, TIGHT, Constants, facts
+from perf.cost.price import OpTime, op_time
+from perf.cost.units import State
+from perf.op_lists.kept import run_ops
+from perf.op_lists.record import OpList, RunOps
+from perf.predict.figures import Dispatch, PrefillRun, decode_host_ms, unfolded
 
 STEP = 1e-3  # of a logarithm, for slopes
 

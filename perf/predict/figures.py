@@ -4,22 +4,22 @@
         --optimizations performance [--data_parallel N] [--json]
 
 Time = sum of op times + launch gaps + host work; definitions as in perf/metrics.py. How good it is:
-python -m perf.calibrate --report. The command line is in predict_cli.py.
+python -m perf.calibrate --report. The command line is in __main__.py.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
-from perf.constants import Constants, intervals, load_constants
-from perf.op_cost import COLLECTIVES, FOLDED, PAIRED, OpTime, State, is_view, op_time
-from perf.op_list import CountedOp, Job, OpList, RunOps
-from perf.software import OWN, PUBLISHED, Software
+from perf.cost.constants import Constants, intervals, load_constants
+from perf.cost.price import OpTime, op_time
+from perf.cost.software import OWN, PUBLISHED, Software
+from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view
+from perf.op_lists.record import CountedOp, Job, OpList, RunOps
 
 TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
 
@@ -274,8 +274,8 @@ def predict(
     constants: Constants | None = None,
     without: Sequence[str] = (),
 ) -> Prediction:
-    """Figures of a job; see op_list.Job for what it says."""
-    from perf.op_list_cache import run_ops
+    """Figures of a job; see op_lists/record.py for what it says."""
+    from perf.op_lists.kept import run_ops
 
     return predict_ops(
         run_ops(job),
@@ -331,14 +331,3 @@ def dump_json(values: Mapping[str, object]) -> str:
         return value
 
     return json.dumps(tidy(values), indent=2)
-
-
-if __name__ == "__main__":
-    import gc
-
-    from perf.predict_cli import main
-
-    gc.disable()  # else loading torch, and taking it down, spends a fifth of the time on it
-    status = main()
-    gc.freeze()
-    sys.exit(status)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.device_specs import SPECS
-from perf.op_list import Job
-from perf.predict import job_for
-from perf.software import SOFTWARE, Software
+from perf.cost.software import SOFTWARE, Software
+from perf.op_lists.record import Job
+from perf.predict.figures import job_for
 
-FIGURES = Path(__file__).with_name("published") / "model_figures.csv"
+FIGURES = Path(__file__).parents[1] / "published" / "model_figures.csv"
 NOT_MODELLED = ("90B",)
 
 # the formats that the tables name, and the fidelities that went with them

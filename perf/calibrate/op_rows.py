@@ -14,11 +14,11 @@ from typing import Any
 
 from backends.device_specs import SPECS, DeviceSpec
 from backends.op_record import OpRecord, TensorSpec
-from perf.constants import Constants
-from perf.op_cost import State
-from perf.software import SOFTWARE, Software
+from perf.cost.constants import Constants
+from perf.cost.software import SOFTWARE, Software
+from perf.cost.units import State
 
-TIMINGS = Path(__file__).with_name("published") / "op_timings.csv"
+TIMINGS = Path(__file__).parents[1] / "published" / "op_timings.csv"
 FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b"}
 
 Shape = tuple[int, ...]

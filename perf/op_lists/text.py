@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.op_record import OpRecord, TensorSpec
-from perf.op_list import OpList, RunOps
+from perf.op_lists.record import OpList, RunOps
 
 SHOWN = ("math_fidelity", "in0_block_w", "per_core_M", "per_core_N",
          "compute_with_storage_grid_size", "num_devices", "num_links", "topology")  # fmt: skip

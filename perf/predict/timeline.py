@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perf.constants import Constants
-from perf.op_cost import State, op_time
-from perf.op_list import CountedOp, Job, OpList
-from perf.op_list_cache import run_ops
-from perf.predict import Phase, Prediction, group_of, unfolded
-from perf.software import Software
+from perf.cost.constants import Constants
+from perf.cost.price import op_time
+from perf.cost.software import Software
+from perf.cost.units import State
+from perf.op_lists.kept import run_ops
+from perf.op_lists.record import CountedOp, Job, OpList
+from perf.predict.figures import Phase, Prediction, group_of, unfolded
 
 MOST_LAYERS = 8  # of each kind that are drawn; more show nothing new
 

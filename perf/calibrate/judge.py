@@ -1,30 +1,19 @@
-"""Finds the constants of the performance model, and says how good they are on rows not fitted.
+"""Fits on some rows and judges on the others: halves, one device or family left out, intervals.
 
-    python -m perf.calibrate            writes perf/constants.json
-    python -m perf.calibrate --report   fits again and again on halves and prints the errors
-
-Constants come from single-op timings first, then from one half of the published rows of whole
-models (which half is written down with them); rerunning gives the same. The tables that --report
-prints are made in calibrate_report.py.
+Constants come from single-op timings first, then from published rows of whole models.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from perf.constants import PATH, Constants, as_json, fitted
-from perf.fit import Phase, decode_rows, fit, op_rows, prefill_rows
-from perf.op_rows import OpRow, load_op_rows
-from perf.published_rows import Row, load_rows, twins
-
-SPLITS = 8
-SHIPPED_SPLIT = 0
+from perf.calibrate.fit import Phase, decode_rows, fit, op_rows, prefill_rows
+from perf.calibrate.op_rows import OpRow, load_op_rows
+from perf.calibrate.published_rows import Row, load_rows, twins
+from perf.cost.constants import Constants, fitted
 
 
 @dataclass
@@ -130,54 +119,3 @@ def interval(errors: np.ndarray) -> tuple[float, float]:
     """Ratios measured / predicted between which 80 % of unseen rows lie."""
     low, high = np.quantile(1 / (1 + errors), [0.1, 0.9])
     return round(float(low), 3), round(float(high), 3)
-
-
-def shipped(data: Data, splits: Sequence[Judged]) -> str:
-    """Text of constants.json: the constants of one stated half, and the spread of all splits."""
-    from perf.op_list_cache import ROOT
-
-    split = splits[SHIPPED_SPLIT]
-    table = Path(__file__).with_name("published").relative_to(ROOT)
-    provenance = {
-        "command": "python -m perf.calibrate",
-        "tables": [f"{table}/model_figures.csv", f"{table}/op_timings.csv"],
-        "interval": {
-            "decode": interval(np.concatenate([s.speed for s in splits])),
-            "ttft": interval(np.concatenate([s.ttft for s in splits])),
-        },
-        "unseen_error_percent": {
-            "decode": round(100 * float(np.abs(split.speed).mean()), 1),
-            "ttft": round(100 * float(np.abs(split.ttft).mean()), 1),
-        },
-        "fitted_rows": [str(data.rows[i]) for i in split.fitted_rows],
-    }
-    return as_json(split.constants, provenance)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or report; 0 when all is well."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--report", action="store_true", help="print errors on rows not fitted")
-    parser.add_argument("--splits", type=int, default=SPLITS, help="halves to try (at least 6)")
-    parser.add_argument("--output", type=Path, default=PATH, help="where constants go")
-    options = parser.parse_args(arguments)
-    if options.splits < 6:
-        parser.error(f"--splits {options.splits}: use at least 6")
-    data = Data.load()
-    splits = [judge(data, f"split {n}", half(data.rows, n)) for n in range(options.splits)]
-    if options.report:
-        from perf.calibrate_report import report
-
-        print(report(data, splits))
-        return 0
-    options.output.write_text(shipped(data, splits[:SPLITS]), encoding="utf-8")
-    print(f"wrote {options.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

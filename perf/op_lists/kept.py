@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from backends.op_record import Cost, OpRecord, TensorSpec
-from perf.op_list import CountedOp, Job, OpList, RunOps, record_run
+from perf.op_lists.record import CountedOp, Job, OpList, RunOps, record_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / "generated" / "op_lists"
-SOURCES = ("backends", "models", "runtime", "perf/op_list.py")
+SOURCES = ("backends", "models", "runtime", "perf/op_lists/record.py")
 
 
 @lru_cache(maxsize=512)

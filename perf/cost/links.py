@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from backends.op_record import OpRecord
-from perf.constants import Constants
-from perf.op_cost import State, bytes_us, stored_bytes
+from perf.cost.constants import Constants
+from perf.cost.units import State, bytes_us, stored_bytes
 
 
 def _shape(record: OpRecord) -> tuple[int, int, bool, float]:

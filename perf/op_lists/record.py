@@ -1,7 +1,7 @@
 """The op list of a run without running it: the real forward on the emulator's meta tensors.
 
 Layers of equal precision issue equal ops, so one of each kind is recorded and counted as often as
-it occurs. Nothing here knows the network; next: op_cost.py times the records.
+it occurs. Nothing here knows the network; next: cost/price.py times the records.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def blueprint(job: Job, config: ModelConfig) -> Blueprint:
 def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
     """Op lists of a model that has only the layer `index`."""
     from backends.emulator.chip.device import MeshDevice
-    from perf.shapes import ShapeCheckpoint
+    from perf.op_lists.shapes import ShapeCheckpoint
     from runtime.loading import build_engine
 
     chunk = plan.max_prefill_chunk  # of the whole model

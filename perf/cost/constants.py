@@ -1,7 +1,7 @@
 """The few numbers that the performance model cannot derive: named, with unit, range and source.
 
-Values lie in constants.json, written by perf/calibrate.py. Facts about products (bandwidths,
-clocks, grids) are in backends/device_specs.py instead.
+Values lie in constants.json, written by `python -m perf.calibrate`. Facts about products
+(bandwidths, clocks, grids) are in backends/device_specs.py instead.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Op lists of real forwards: recorded, kept on disk, shown as text."""

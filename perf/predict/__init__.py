@@ -1,0 +1,1 @@
+"""Predicted TTFT and tokens/s/user: `python -m perf.predict`."""
