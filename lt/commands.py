@@ -17,8 +17,8 @@ from models.precision import compared_settings
 from models.registry import DEFAULT_MODEL, load_config, model_names
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGURATIONS = ROOT / "tests" / "configurations"
-REFERENCES = ROOT / "tests" / "references"  # of runtime/teacher_forcing.py, which loads torch
+CONFIGURATIONS = ROOT / "lt" / "configurations"
+REFERENCES = ROOT / "references"  # of runtime/teacher_forcing.py, which loads torch
 DEMO = ("-m", "pytest", "-q", "demo/simple_text_demo.py")
 FORCED_TOKENS = 512
 
@@ -110,7 +110,7 @@ COMMANDS: dict[str, Command] = {
         members=("accuracy", "predict", "accuracy-acc", "predict-acc"),
     ),
     "pareto": Command((), "accuracy and speed of all compared settings"),
-    "pareto_from_json": Command((), "the same of tests/configurations/*.json"),
+    "pareto_from_json": Command((), "the same of lt/configurations/*.json"),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Half of a recorded text is the prompt; then every step takes the text's own next token, and the
 token the model would have chosen is compared with HF's best one (top-1) and five best (top-5).
 Forcing skips sampling and can pass on a model that writes garbage, so beside it the model writes
-alone and HF judges the text. tests/references/generate_reference_hf.py records the references.
+alone and HF judges the text. references/generate_reference_hf.py records the references.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 import backends
 from runtime.paging import BlockPool
 
-REFERENCES = Path(__file__).resolve().parent.parent / "tests" / "references"
-GENERATE = "python -m tests.references.generate_reference_hf --model <checkpoint>"
+REFERENCES = Path(__file__).resolve().parent.parent / "references"
+GENERATE = "python -m references.generate_reference_hf --model <checkpoint>"
 FREE_TOKENS = 64  # written alone
 FREE_MARGIN = 1.0  # nats per token that such a text may be less likely than HF's own
 FREE_WORST_RANK = 100  # every token must be among HF's likeliest so many

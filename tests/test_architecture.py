@@ -16,8 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # Imports point down: a package may import itself and what stands after it.
-LAYERS = ("demo", "lt", "perf", "runtime", "models", "backends")
-ON_TOP = {"demo", "lt"}  # nobody below imports these, nor each other
+LAYERS = ("demo", "lt", "references", "perf", "runtime", "models", "backends")
+ON_TOP = {"demo", "lt", "references"}  # nobody below imports these, nor each other
+# Within a package: a room may import itself and what stands on floors below, not its neighbours.
+# Modules that no floor names stand above all of them.
+FLOORS = {
+    "backends.emulator": (
+        ("ops",), ("trace",), ("rules",), ("kv", "launch"), ("chip", "numerics"), ("loops",),
+        ("api",),
+    ),
+    "perf": (
+        ("calibrate",), ("predict",), ("cost", "op_lists", "metrics", "record"), ("profiler",),
+    ),
+}  # fmt: skip
 NOBODY_IMPORTS = {"runtime.vllm_adapter"}
 
 MAX_FILE_LINES = 400
@@ -31,6 +42,10 @@ CASE_TABLES = "_cases.py"  # a list of calls to try, one after the other: data t
 ENVIRONMENT_READERS = {
     "runtime/settings.py": "the one reader",
     "backends/dry_run/environment.py": "writes what the wheel reads when it is imported",
+}
+COMMANDS_SHOWN = {
+    "perf/report.py": "PERF.md says which command gives a figure",
+    "runtime/teacher_forcing.py": "the error of a missing reference says how to record it",
 }
 WHEEL_IMPORTERS = ("backends/",)
 
@@ -90,6 +105,53 @@ def layer(name: str) -> int | None:
     return LAYERS.index(first) if first in LAYERS else None
 
 
+def floor(package: str, module: str) -> tuple[int, str] | None:
+    """Floor (0 is the top) and room of a module; None: it is not of this package."""
+    if not module.startswith(package + "."):
+        return None
+    room = module.removeprefix(package + ".").split(".")[0]
+    for number, rooms in enumerate(FLOORS[package], 1):
+        if room in rooms:
+            return number, room
+    return 0, room
+
+
+def module_of(path: str) -> str:
+    """backends/emulator/ops/__init__.py is backends.emulator.ops."""
+    return path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules of which each reaches every other one."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        rest = [start]
+        while rest:
+            rest += graph.get(rest.pop(), set()) - seen
+            seen |= set(rest)
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    groups = {
+        tuple(sorted(other for other in found if module in reach.get(other, set())))
+        for module, found in reach.items()
+        if module in found
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """The nodes, by id, that are docstrings."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                found.add(id(first.value))
+    return found
+
+
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method."""
     for node in ast.walk(tree):
@@ -119,6 +181,50 @@ def test_nobody_imports_the_programs_on_top() -> None:
         if foreign or (module in NOBODY_IMPORTS and package != "tests"):
             found.append(f"{path}:{line} imports {module}")
     assert not found, listing(found)
+
+
+def test_rooms_only_look_down() -> None:
+    found = []
+    for path, line, module in all_imports():
+        for package in FLOORS:
+            here, there = floor(package, module_of(path)), floor(package, module)
+            if here is None or there is None or here[1] == there[1]:
+                continue
+            if there[0] <= here[0] and here[0]:
+                found.append(f"{path}:{line} imports {module}")
+    assert not found, listing(found)
+    for package, floors in FLOORS.items():
+        folder = ROOT / package.replace(".", "/")
+        gone = [room for rooms in floors for room in rooms if not [*folder.glob(f"{room}*")]]
+        assert not gone, f"{package} has no {gone}: remove them from FLOORS"
+
+
+def test_imports_form_no_circles() -> None:
+    ours = {module_of(path): path for path in python_files() if layer(path) is not None}
+    graph: dict[str, set[str]] = {module: set() for module in ours}
+    for path, _, imported in all_imports():
+        if layer(path) is not None and imported in ours:
+            graph[module_of(path)].add(imported)
+    for module in graph:  # `from package import name` reads the package, which knows its parts
+        graph[module] -= {module, *(m for m in graph[module] if module.startswith(m + "."))}
+    assert not circles(graph), listing([" <-> ".join(group) for group in circles(graph)])
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+
+
+def test_no_string_names_a_higher_package() -> None:
+    names = re.compile(rf"(?<![\w./-])({'|'.join(LAYERS)})[./]\w+")
+    found: dict[str, list[str]] = {}
+    for path, tree in python_files().items():
+        here, texts = layer(path), docstrings(tree)
+        for node in ast.walk(tree):
+            if here is None or not isinstance(node, ast.Constant) or id(node) in texts:
+                continue
+            for match in names.finditer(node.value if isinstance(node.value, str) else ""):
+                if max(LAYERS.index(match.group(1)), len(ON_TOP) - 1) < here:
+                    found.setdefault(path, []).append(f"{path}:{node.lineno} {match.group()}")
+    over = [text for path, texts in found.items() if path not in COMMANDS_SHOWN for text in texts]
+    assert not over, listing(over)
+    assert set(COMMANDS_SHOWN) <= set(found), "an exception is no longer needed"
 
 
 def test_nothing_of_ours_imports_tests() -> None:

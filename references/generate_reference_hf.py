@@ -1,8 +1,8 @@
 """Records what Hugging Face says about a text, for the accuracy test of one model.
 
-    python -m tests.references.generate_reference_hf [--model default] [--tokens 1024]
+    python -m references.generate_reference_hf [--model default] [--tokens 1024]
 
-Writes tests/references/<model>.json: tokens (half prompt, half forced), HF float32's five likeliest
+Writes references/<model>.json: tokens (half prompt, half forced), HF float32's five likeliest
 tokens after each, what HF reaches in bfloat16, and HF's own greedy text after the prompt.
 """
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
     parser.add_argument("--text", type=Path, default=TEXT, help="a plain text file")
     parser.add_argument("--tokens", type=int, default=1024, help="half prompt, half forced")
-    parser.add_argument("--out", type=Path, help="default: tests/references/<model>.json")
+    parser.add_argument("--out", type=Path, help="default: references/<model>.json")
     given = parser.parse_args(arguments)
     try:
         checkpoint = open_checkpoint(given.model)
