@@ -1,4 +1,4 @@
-"""Opening and closing a product's mesh, alike for silicon, dry run and emulator.
+"""Opening and closing a product's mesh, in one way for silicon, dry run and emulator.
 
 Fabric before the mesh, dispatch cores with it, and everything closed again whatever happens.
 Facts about products are in device_specs.py.

@@ -1,4 +1,4 @@
-"""The op list of a run: one OpRecord per TT-NN call, written alike by the emulator and the dry run.
+"""The op list of a run: one OpRecord per TT-NN call, in one form for the emulator and the dry run.
 
 Shapes are per device. `cost` is filled by the emulator (its ops know their arithmetic) and left
 empty by the dry run. Next: backends/emulator/launch.py writes records.

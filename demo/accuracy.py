@@ -57,7 +57,7 @@ def run_accuracy_demo(case: Case, given: dict[str, Any], settings: Settings) -> 
 def force_timed(
     session: Session, case: Case, reference: Reference, profiler: Profiler
 ) -> TokenAccuracy:
-    """Force the text on all users, who must choose alike; time every step."""
+    """Force the text on all users, who must all choose the same tokens; time every step."""
     steps = min(case.max_generated_tokens, len(reference.forced))
     last = time.perf_counter()
     with tqdm(total=steps, desc="teacher forcing", leave=False, disable=None) as bar:

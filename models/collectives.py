@@ -193,5 +193,5 @@ class GridMesh:
 
 
 def collectives(sharding: Sharding, links: Links, mesh: Any, slots: int) -> LineMesh | GridMesh:
-    """The collectives of a mesh shape, for so many decode slots."""
+    """The collectives of a mesh shape, for a number of decode slots."""
     return (GridMesh if sharding.is_2d else LineMesh)(sharding, links, mesh, slots)

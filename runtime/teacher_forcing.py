@@ -25,7 +25,7 @@ REFERENCES = Path(__file__).resolve().parent.parent / "references"
 GENERATE = "python -m references.generate_reference_hf --model <checkpoint>"
 FREE_TOKENS = 64  # written alone
 FREE_MARGIN = 1.0  # nats per token that such a text may be less likely than HF's own
-FREE_WORST_RANK = 100  # every token must be among HF's likeliest so many
+FREE_WORST_RANK = 100  # every token must be among HF's 100 likeliest
 
 
 @dataclass(frozen=True)

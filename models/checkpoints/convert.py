@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--optimizations", default="performance", help="preset or grammar string")
     parser.add_argument("--cache", type=Path, help="where, as TT_CACHE_PATH")
     parser.add_argument("--pad_mlp_cores", type=int, help="as PAD_MLP_CORES of the runs to come")
-    parser.add_argument("--layers", type=int, help="only the first so many")
+    parser.add_argument("--layers", type=int, help="how many layers, from the first")
     parser.add_argument("--report", action="store_true", help="print figures as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the workers are the parallelism

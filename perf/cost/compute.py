@@ -20,7 +20,7 @@ from perf.cost.units import (
 
 CHUNK = 32  # positions of a tile of keys
 MERGED_FROM = 256  # positions a core takes before the next one joins in
-MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most so many cores
+MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most 16 cores
 
 
 def matmul_work(record: OpRecord) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int
 
 @cache
 def _is_rectangle(cores: int) -> bool:
-    """Whether an 8 x 8 grid has a rectangle of so many cores."""
+    """Whether an 8 x 8 grid has a rectangle of that number of cores."""
     return any(cores % rows == 0 and cores // rows <= 8 for rows in range(1, 9))
 
 
@@ -96,8 +96,8 @@ def cycles_per_product(c: Constants, fidelity: str, arch: str) -> float:
 def matmul_2d_us(record: OpRecord, state: State) -> float:
     """A grid of cores; its first row reads the weight, its first column the activations.
 
-    Each reader core draws only so many bytes a second, then hands blocks on: at 128 rows that,
-    not arithmetic, sets the time.
+    A reader core draws a limited number of bytes a second, then hands blocks on: at 128 rows
+    that, not arithmetic, sets the time.
     """
     c, spec = state.constants, state.spec
     a, b = record.inputs[:2]

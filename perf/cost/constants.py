@@ -280,5 +280,5 @@ def as_json(values: Constants, provenance: Mapping[str, Any]) -> str:
 
 
 def round_to(value: float, digits: int = 3) -> float:
-    """`value` with so many significant digits: more would pretend to be known."""
+    """`value` rounded to a number of significant digits: more would pretend to be known."""
     return float(f"{value:.{digits}g}")

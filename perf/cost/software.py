@@ -19,7 +19,7 @@ class Software:
     """One release's habits."""
 
     name: str
-    device_sampling_users: int = 1  # up to so many users the device picks tokens, else the host
+    device_sampling_users: int = 1  # most users for whom the device picks tokens
     device_sampling_on_grid: bool = False  # also on 2D meshes
     fills_grid: bool = True  # 2D meshes decode a whole tile of users, however few there are
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched

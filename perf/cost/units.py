@@ -67,12 +67,12 @@ def stored_bytes(tensor: TensorSpec) -> int:
 
 
 def cycles_us(cycles: float, spec: DeviceSpec) -> float:
-    """Microseconds of so many cycles."""
+    """Microseconds that a number of cycles takes."""
     return cycles / (spec.clock_ghz * 1000)
 
 
 def bytes_us(num_bytes: float, gbps: float) -> float:
-    """Microseconds of so many bytes."""
+    """Microseconds that moving a number of bytes takes."""
     return num_bytes / (gbps * 1000)
 
 

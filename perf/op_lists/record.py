@@ -35,7 +35,7 @@ class Job:
     data_parallel: int = 1
     device_sampling: bool = True
     batched_prefill: bool = False
-    pad_mlp_cores: int | None = None  # hidden width padded so that so many cores share it
+    pad_mlp_cores: int | None = None  # hidden width padded to a multiple of this many cores
     fill_grid: bool = False  # 2D meshes decode a whole tile of users
     pad_heads: bool = False  # head width padded to a power of two
     generated: int = GENERATED
@@ -183,7 +183,7 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
 
 
 def _merge(lists: list[tuple[OpList, int, int]]) -> tuple[CountedOp, ...]:
-    """One list with the layers of every kind: each list is (ops, its layer, how many alike)."""
+    """One list with the layers of every kind: each entry is (ops, their layer, number of layers of that kind)."""
     merged: list[CountedOp] = []
     base, index, count = lists[0]
     position = 0

@@ -119,7 +119,7 @@ def call(name: str, *arguments: torch.Tensor | int | float | None) -> int:
 
 
 def threads_for(values: int) -> int:
-    """Threads to share out so many values to."""
+    """Number of threads worth waking for a loop over a number of values."""
     return torch.get_num_threads() if values >= _WORTH_THREADS else 1
 
 

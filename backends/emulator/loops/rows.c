@@ -191,7 +191,7 @@ int64_t largest_first(const uint16_t *x, uint16_t *values, int64_t *places, int6
 static inline floats first_of(words pairs) { return (floats)(pairs << 16); }
 static inline floats second_of(words pairs) { return (floats)(pairs & 0xFFFF0000u); }
 
-/* Pairs of neighbours, so many bytes of them, turned. */
+/* `bytes` of neighbouring pairs, turned. */
 static inline __attribute__((always_inline)) void
 turn(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uint16_t *out, size_t bytes) {
   words pairs = {0}, c = {0}, s = {0};

@@ -131,7 +131,7 @@ static inline void store_block(const float *x, uint16_t *out, int mantissa_bits)
 }
 #endif
 
-/* BLOCK results as their format holds them: a block of so many bits, or bfloat16 (no bits). */
+/* BLOCK results as their format holds them: a block of `bits` mantissa bits, or bfloat16 (0 bits). */
 static inline void store_as(const float *x, uint16_t *out, int64_t mantissa_bits) {
   if (mantissa_bits) {
     store_block(x, out, (int)mantissa_bits);

@@ -144,7 +144,7 @@ def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def round_blocks(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """Blocks [N, 16] of bfloat16 or float32 rounded to so many bits, bfloat16."""
+    """Blocks [N, 16] of bfloat16 or float32 rounded to `mantissa_bits`, bfloat16."""
     out = torch.empty(blocks.shape, dtype=torch.bfloat16)
     name = "round_bfloat16" if blocks.dtype is torch.bfloat16 else "round_float32"
     native.call(

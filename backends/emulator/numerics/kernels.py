@@ -22,7 +22,7 @@ from backends.emulator.loops import native
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
-_MEASURED_ROWS = 512  # a kernel that is best for so many rows is best for more
+_MEASURED_ROWS = 512  # the best kernel for 512 rows is the best for more
 _ROUNDS, _PATIENCE_S = 6, 0.1  # each kernel is tried so often, or for so long
 _FEW_ROWS = 64  # up to here reading the weight, not arithmetic, takes the time
 _CACHE_FLOATS = 12 << 20  # more than processors' caches hold
@@ -48,7 +48,7 @@ def _packed(x: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
 
 
 def _pack(matrix: torch.Tensor, rows: int) -> torch.Tensor:
-    """The weight in oneDNN's own order of blocks for so many rows."""
+    """The weight in the order of blocks that oneDNN chooses for `rows`."""
     return torch.ops.mkldnn._reorder_linear_weight(matrix, rows)
 
 
@@ -82,7 +82,7 @@ _state = {"fixed": False}
 
 
 def take_room(size: int) -> bool:
-    """Whether so many bytes may be kept of a weight beside itself; they count from now on."""
+    """Whether a weight's form of `size` bytes may be kept; if so it is counted from now on."""
     if size > _budget["left"]:
         return False
     _budget["left"] -= size

@@ -285,7 +285,7 @@ def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def can_multiply(x: torch.Tensor, rows: int) -> bool:
-    """Whether products of x with so many rows are as fast here as any library's."""
+    """Whether the C loops multiply `rows` rows of x as fast as any library."""
     if native.library() is None or x.device.type != "cpu":
         return False
     return rows <= _ROWS_ANYWHERE or native.library().lanes() == native.LANES  # type: ignore[union-attr]
@@ -296,7 +296,7 @@ def multiply(
 ) -> torch.Tensor:
     """Rows x [places, M, K] of bfloat16 times a weight, as a result of this shape.
 
-    Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of so many bits.
+    Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of `mantissa_bits`.
     """
     x, out = x.contiguous(), x.new_empty(shape)
     _, rows, depth = x.shape

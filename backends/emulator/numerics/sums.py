@@ -46,8 +46,8 @@ def sum_over(
 ) -> torch.Tensor | None:
     """Sum of bfloat16 [r, c, ..., D] over a mesh axis, rounded to bfloat16 or to blocks of bits.
 
-    The axis is kept with the columns dealt out to so many `parts`. None where the loop does not
-    take x.
+    The axis is kept, of size `parts`, with the columns dealt out to them. None where the loop does
+    not take x.
     """
     width = x.shape[-1]
     if width % (native.LANES * parts) or x.dtype is not torch.bfloat16 or not native.can_run(x):

@@ -191,8 +191,9 @@ def attend(
 ) -> torch.Tensor:
     """Decode attention of queries [r, c, 1, B, H, W] over keys and values [..., size, W], bfloat16.
 
-    Of either so many significant bits count. `seen` (kv/paging.py) says where users look; `links`
-    [2, chips] which chips' users see the same (kv/alike.py). Result as q.
+    `q_bits` and `kv_bits` are the significant bits of each that count. `seen` (kv/paging.py) says
+    where users look; `links` [2, chips] which chips' users see the same (kv/alike.py). The result
+    has the shape of q.
     """
     assert seen.rows is not None
     width, size, chips = q.shape[-1], caches[0].shape[-2], links.shape[1]
@@ -210,5 +211,5 @@ def attend(
 
 
 def _mask(bits: int) -> int:
-    """Of a bfloat16's bits those that a multiplier of so many significant bits sees."""
+    """Mask of the bits of a bfloat16 that a multiplier of `bits` significant bits sees."""
     return 0xFFFF & ~((1 << (8 - bits)) - 1)

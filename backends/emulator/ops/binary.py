@@ -202,7 +202,7 @@ def _memory(
 
 
 def silu_multiply(x: torch.Tensor, y: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
-    """silu(x) y of bfloat16 in whole blocks, rounded to bfloat16 or to so many bits a block."""
+    """silu(x) y of bfloat16 in whole blocks; `mantissa_bits` of the block format, 0: bfloat16."""
     out = torch.empty_like(x)
     threads = native.threads_for(x.numel())
     native.call("silu_multiply", x, y, out, x.numel() // native.LANES, mantissa_bits, threads)

@@ -168,7 +168,7 @@ def put_rows(
 ) -> None:
     """Rows [n, W] (only `kept` ones) into a table [N, W] at places, all bfloat16.
 
-    They are rounded to blocks of so many bits, if any.
+    Rows are rounded to blocks of `mantissa_bits`; 0: they are stored as they are.
     """
     count, width = len(places), rows.shape[1]
     threads = native.threads_for(count * width)

@@ -42,7 +42,7 @@ def interleaved(memory: MemoryConfig | None) -> MemoryConfig:
 
 
 def cache_bytes(cache: Tensor, positions: int) -> int:
-    """Bytes of keys and values of one user at so many positions."""
+    """Bytes of the keys and values that one user has at a number of positions."""
     tiles = math.ceil(positions / TILE) * cache.dims[1] * math.ceil(cache.dims[3] / TILE)
     return 2 * tiles * cache.dtype.tile_bytes
 
