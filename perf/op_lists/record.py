@@ -183,7 +183,7 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
 
 
 def _merge(lists: list[tuple[OpList, int, int]]) -> tuple[CountedOp, ...]:
-    """One list with the layers of every kind: each entry is (ops, their layer, number of layers of that kind)."""
+    """One list with the layers of every kind, given as (ops, layer, layers of that kind)."""
     merged: list[CountedOp] = []
     base, index, count = lists[0]
     position = 0
