@@ -12,11 +12,12 @@ from tqdm import tqdm
 from demo import report
 from demo.cases import Case
 from demo.records import provenance_of, save_record
-from demo.session import Session, find_model, fit_context, open_session
+from demo.session import Session, fit_context, open_session
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
-from runtime.generator import Request
+from runtime.find import find_model
+from runtime.requests import Request
 from runtime.settings import Settings
 from runtime.teacher_forcing import (
     FREE_TOKENS,
@@ -32,7 +33,7 @@ JUDGED_PARAMETERS = 2e9  # Hugging Face's float32 copy of a larger model would n
 
 def run_accuracy_demo(case: Case, given: dict[str, Any], settings: Settings) -> None:
     """Print and record top-1 and top-5, and judge a text written alone, which forcing cannot."""
-    model = find_model(case, settings)
+    model = find_model(settings.checkpoint, weights=case.weights)
     case = fit_context(case, given, model.config, [])
     profiler = Profiler()
     with open_session(case, settings, model) as session:

@@ -93,6 +93,14 @@ class Case:
         """Users of all data-parallel groups."""
         return self.batch_size * self.data_parallel
 
+    @property
+    def sampling(self) -> list[SamplingParams]:
+        """Each user's sampling."""
+        chosen = self.sampling_params
+        if isinstance(chosen, tuple):
+            return [chosen[user % len(chosen)] for user in range(self.users)]
+        return [chosen.for_user(user) for user in range(self.users)]
+
 
 def spread(
     users: int,

@@ -13,7 +13,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from demo.options import add_options, given_options
-from demo.session import device_of
+from runtime.find import device_of
 from runtime.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +94,9 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
     settings = Settings.from_env(fake_device=request.config.getoption("FAKE_DEVICE"))
     first: Any = request.session.items[0]
-    backends.select(settings.backend, device_of(first.callspec.params["case"], settings))
+    backends.select(
+        settings.backend, device_of(settings, first.callspec.params["case"].default_device)
+    )
     return settings
 
 

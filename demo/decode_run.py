@@ -1,13 +1,12 @@
 """The course of the decode-only demo: prompts go through decode token by token, then answers.
 
-Every user owns a window of positions; a stress run starts the window's end over again and again,
-so half a million tokens take no more memory than a few thousand.
+A stress run uses every user's last positions again and again, so half a million tokens take no
+more memory than a few thousand.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 from loguru import logger
 from tqdm import tqdm
 
@@ -28,19 +26,13 @@ from demo.cases import (
     DecodeCase,
 )
 from demo.records import provenance_of, save_record
-from demo.session import (
-    Session,
-    encode_prompts,
-    find_model,
-    find_prompts,
-    fit_context,
-    open_session,
-)
+from demo.session import Session, fit_context, open_session
 from perf.metrics import measure
 from perf.profiler import Profiler
-from runtime.paging import BlockPool
+from runtime.find import encode_prompts, find_model, find_prompts
+from runtime.generator import Generator
 from runtime.prompts import Prompt, for_users, load_prompts
-from runtime.sampling import Sampler, SamplingParams, device_sampling
+from runtime.requests import Request
 from runtime.settings import Settings
 
 KEPT_TOKENS = 512  # per user, of which the text is printed at the end
@@ -57,37 +49,28 @@ class DecodeLog:
     num_generated: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Positions a user may write: it starts at `start`, and from `wrap` on it may be reused."""
-
-    start: int
-    wrap: int
-    end: int
-
-    def position(self, step: int) -> int:
-        """Position of the step-th token; those from `wrap` to `end` repeat for ever."""
-        position = self.start + step
-        if position < self.end:
-            return position
-        return self.wrap + (position - self.wrap) % (self.end - self.wrap)
-
-
 def run_decode_demo(case: DecodeCase, given: dict[str, Any], settings: Settings) -> None:
     """Run a case, print texts and speeds, fail where speed leaves its band."""
     if case.data_parallel != 1:
         raise ValueError(f"demo_decode runs one model: data_parallel {case.data_parallel} is not 1")
     path = find_prompts(case.input_prompts)
-    model = find_model(case, settings)
+    model = find_model(settings.checkpoint, weights=case.weights)
     case = fit_context(case, given, model.config, [])
     instruct = case.instruct and model.tokenizer.is_instruct and case.weights != "random"
     prompts = for_users(load_prompts(path, instruct=instruct), case.batch_size)
     if case.weights == "random":
         prompts = [Prompt("This is a test")] * case.batch_size  # random weights answer nothing
-    ids = encode_prompts(case, model, prompts)
-    window = window_of(case, max(map(len, ids)))
-    with open_session(case, settings, model) as session:
-        log = decode_all(session, case, ids, window)
+    ids = encode_prompts(
+        model,
+        prompts,
+        instruct=case.instruct and model.tokenizer.is_instruct,
+        max_seq_len=case.max_seq_len,
+        max_new_tokens=case.max_generated_tokens,
+        wraps=case.stress_test,
+    )
+    requests = requests_of(case, ids)
+    with open_session(case, settings, model, prompts_by_decode=True) as session:
+        log = decode_all(session.generator, requests)
     for user, (prompt, tokens) in enumerate(zip(prompts, log.tokens, strict=True)):
         dropped = log.num_generated[user] - len(tokens)
         note = f" (after {dropped} tokens not kept)" if dropped else ""
@@ -98,9 +81,13 @@ def run_decode_demo(case: DecodeCase, given: dict[str, Any], settings: Settings)
     report_speed(session, case, log)
 
 
-def window_of(case: DecodeCase, longest: int) -> Window:
-    """Positions every user gets; one clear line if a run that does not wrap needs more."""
-    end = case.max_seq_len
+def requests_of(case: DecodeCase, prompts: Sequence[Sequence[int]]) -> list[Request]:
+    """One request per user, all of which end at the same step.
+
+    In a stress run a user's positions start again after its prompt, for ever, once its share of
+    the cache is full; one clear line if a run that does not wrap needs more.
+    """
+    end, longest = case.max_seq_len, max(map(len, prompts))
     if case.paged_attention:
         pages = case.page_params
         end = min(end, pages.max_num_blocks // case.batch_size * pages.block_size)
@@ -111,73 +98,33 @@ def window_of(case: DecodeCase, longest: int) -> Window:
             f"{longest}, {case.max_generated_tokens} to generate), max_seq_len and page_params "
             f"give {end}: raise them, generate less, or use --stress_test 1 to wrap positions"
         )
-    return Window(case.start_pos, case.start_pos + longest, end)
-
-
-def page_table(case: DecodeCase, window: Window) -> torch.Tensor | None:
-    """Every user's pages for its whole window, in random order."""
-    if not case.paged_attention:
-        return None
-    pool = BlockPool(case.page_params.max_num_blocks, case.page_params.block_size, seed=0)
-    for user in range(case.batch_size):
-        pool.allocate(user, [0], limit=window.end)
-        pool.grow(user, window.end)
-    width = -(-case.max_seq_len // pool.block_size)
-    rows = [pool.table(user, width) for user in range(case.batch_size)]
-    return torch.tensor(rows, dtype=torch.int32)
-
-
-def user_sampling(case: DecodeCase) -> list[SamplingParams]:
-    """Sampling of each user."""
-    chosen = case.sampling_params
-    if isinstance(chosen, tuple):
-        return [chosen[user % len(chosen)] for user in range(case.batch_size)]
-    return [chosen.for_user(user) for user in range(case.batch_size)]
-
-
-def decode_all(
-    session: Session, case: DecodeCase, prompts: Sequence[Sequence[int]], window: Window
-) -> DecodeLog:
-    """Feed prompts, then each user's own tokens; all users are at the same position."""
-    engine = session.loaded.engines[0]
-    params, users = user_sampling(case), range(case.batch_size)
-    on_device = device_sampling(params) if case.sample_on_device else None
-    sampler = Sampler(case.batch_size, engine.vocab_size)
-    for user in users:
-        sampler.assign(user, params[user], prompts[user])
-    table = page_table(case, window)
-    log = DecodeLog(
-        tokens=[deque(maxlen=KEPT_TOKENS) for _ in users], num_generated=[0 for _ in users]
-    )
-    stops = session.model.tokenizer.eos_ids if case.stop_at_eos else frozenset()
-    inputs = [prompt[0] for prompt in prompts]
-    active = set(users)
-    longest = max(map(len, prompts))
-    steps = range(longest + case.max_generated_tokens - 1)
-    for step in tqdm(steps, desc="decode", leave=False, disable=None):
-        position = window.position(step)
-        positions = torch.tensor([position if user in active else -1 for user in users])
-        begin = time.perf_counter()
-        out = engine.decode(
-            torch.tensor(inputs, dtype=torch.int32),
-            positions.to(torch.int32),
-            page_table=table,
-            sampling=on_device,
+    return [
+        Request(
+            prompt,
+            case.max_generated_tokens + longest - len(prompt),
+            sampling,
+            max_positions=end if case.stress_test else None,
+            start=case.start_pos,
         )
-        if on_device is None:
-            out = sampler.sample(out, list(users))
-        note_time(log, step - longest + 1, time.perf_counter() - begin, len(active))
-        for user in sorted(active):
-            if step + 1 < len(prompts[user]):
-                inputs[user] = prompts[user][step + 1]
-                continue
-            inputs[user] = token = int(out[user])
+        for prompt, sampling in zip(prompts, case.sampling, strict=True)
+    ]
+
+
+def decode_all(generator: Generator, requests: Sequence[Request]) -> DecodeLog:
+    """Feed prompts, then each user's own tokens, one step for all users at a time."""
+    log = DecodeLog(
+        tokens=[deque(maxlen=KEPT_TOKENS) for _ in requests], num_generated=[0 for _ in requests]
+    )
+    longest = max(len(request.prompt) for request in requests)
+    num_steps = max(len(r.prompt) + r.max_new_tokens for r in requests) - 1
+    steps = tqdm(
+        generator.generate(requests), total=num_steps, desc="decode", leave=False, disable=None
+    )
+    for number, step in enumerate(steps):
+        note_time(log, number - longest + 1, step.seconds, len(step.users))
+        for user, token in step.tokens.items():
             log.tokens[user].append(token)
             log.num_generated[user] += 1
-            if token in stops:
-                active.discard(user)
-        if not active:
-            break
     return log
 
 

@@ -14,19 +14,18 @@ from tqdm import tqdm
 
 from demo import report
 from demo.cases import Case
-from demo.session import (
+from demo.session import Session, cache_of, fit_context
+from perf.profiler import Profiler
+from runtime.find import (
     Model,
-    Session,
     check_pages,
     encode_prompts,
     find_model,
     find_prompts,
-    fit_context,
     make_requests,
 )
-from perf.profiler import Profiler
-from runtime.generator import Request, Step, StepKind
 from runtime.prompts import Prompt, build_prompt, for_users, load_entries
+from runtime.requests import Request, Step, StepKind
 from runtime.settings import Settings
 
 WARM_UP_TOKENS = 4096  # the emulator compiles nothing: longer prompts are not run twice there
@@ -73,7 +72,7 @@ class OpLists:
 def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
     """Read and check everything that can be checked before weights are loaded."""
     entries = load_entries(find_prompts(case.input_prompts))
-    model = find_model(case, settings)
+    model = find_model(settings.checkpoint, weights=case.weights)
     case = fit_context(case, given, model.config, entries)
     if case.instruct and not model.tokenizer.is_instruct and "instruct" not in given:
         logger.info(f"{model.config.name} has no chat template: prompts are continued as text")
@@ -92,10 +91,28 @@ def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
     ]
     shifts = [batch if case.rotate_prompts else 0 for batch in range(case.repeat_batches)]
     batches = [for_users(prompts, case.users, shift=shift) for shift in shifts]
-    requests = [make_requests(case, encode_prompts(case, model, batch)) for batch in batches]
+    requests = [requests_of(case, model, batch) for batch in batches]
     for batch in requests:
-        check_pages(case, batch)
+        check_pages(batch, cache_of(case), case.batch_size)
     return Job(case, model, batches, requests)
+
+
+def requests_of(case: Case, model: Model, prompts: Sequence[Prompt]) -> list[Request]:
+    """One batch's requests, by the case's limits and sampling."""
+    ids = encode_prompts(
+        model,
+        prompts,
+        instruct=case.instruct,
+        max_seq_len=case.max_seq_len,
+        max_new_tokens=case.max_generated_tokens,
+        wraps=case.stress_test,
+    )
+    return make_requests(
+        ids,
+        case.sampling,
+        max_new_tokens=case.max_generated_tokens,
+        wrap_at=case.max_seq_len if case.stress_test else None,
+    )
 
 
 def recorded(steps: Iterator[Step], ops: OpLists) -> Iterator[Step]:

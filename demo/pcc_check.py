@@ -17,7 +17,7 @@ from loguru import logger
 
 from demo.hooks import wrapped
 from demo.session import Session
-from runtime.generator import Request
+from runtime.requests import Request
 
 PREFILL_LIMIT, DECODE_LIMIT = 0.90, 0.91  # what the reference implementation asks for
 COMPARED_STEPS = 20

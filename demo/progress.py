@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from demo.hooks import wrapped
 from runtime.chunking import plan_chunks
-from runtime.generator import Generator, Step
+from runtime.generator import Generator
+from runtime.requests import Step
 
 
 class ShownGenerator(Generator):

@@ -11,8 +11,8 @@ from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, WHOLE_TTFT_DEFINITIO
 
 if TYPE_CHECKING:
     from perf.predict.figures import Prediction
-    from runtime.generator import Step
     from runtime.prompts import Prompt
+    from runtime.requests import Step
     from runtime.tokenizer import Tokenizer
 
 EVERY_ITERATION_UNTIL, THEN_EVERY = 200, 100

@@ -16,10 +16,11 @@ from demo.cases import Case
 from demo.flow import Answers, Job, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
-from demo.session import Session, device_of, find_prompts, open_session
+from demo.session import Session, open_session
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
+from runtime.find import device_of, find_prompts
 from runtime.prompts import load_entries
 from runtime.settings import Settings
 
@@ -30,7 +31,7 @@ def skip_reason(case: Case, given: dict[str, Any], settings: Settings) -> str | 
         return "CI runs the ci cases only"
     if settings.ci and case.optimizations == "accuracy" and not case.token_accuracy:
         return "CI runs accuracy mode for token matching only"
-    rows, cols = SPECS[device_of(case, settings)].mesh_shape
+    rows, cols = SPECS[device_of(settings, case.default_device)].mesh_shape
     if (rows * cols) % case.data_parallel and "data_parallel" not in given:
         return f"{case.data_parallel} data-parallel groups do not fit {rows * cols} chips"
     return None

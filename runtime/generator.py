@@ -1,126 +1,35 @@
 """Turns requests into tokens: who gets which slot and which pages, one prefill or decode at a time.
 
-Continuous batching: a slot that is freed takes the next waiting request. Knows no benchmark and no
-text; runtime/engine.py runs the model, demo/ times and prints what is yielded here.
+Continuous batching: a slot that is freed takes the next waiting request. Programs add, step and
+cancel; `generate` does that for a list. Knows no benchmark and no text: engine.py runs the model,
+requests.py says what goes in and out. Not thread-safe.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Protocol
 
 import torch
 
 from runtime.paging import NO_BLOCK, BlockPool
-from runtime.sampling import (
-    GREEDY,
-    DeviceSampling,
-    Sampler,
-    SamplingParams,
-    device_sampling,
-)
-
-
-class Engine(Protocol):
-    """What the generator needs of runtime/engine.py."""
-
-    max_batch_size: int
-    max_seq_len: int
-    block_size: int | None
-    num_blocks: int
-    vocab_size: int
-    supports_device_sampling: bool
-
-    def prefill(
-        self,
-        tokens: Sequence[Sequence[int]],
-        *,
-        slots: Sequence[int],
-        page_table: torch.Tensor | None = None,
-        start_positions: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        """Logits float32 [n, vocab] of each prompt's last token."""
-        ...
-
-    def decode(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        *,
-        page_table: torch.Tensor | None = None,
-        sampling: DeviceSampling | None = None,
-    ) -> torch.Tensor:
-        """Logits float32 [B, vocab], or int32 [B] tokens with `sampling`."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all users."""
-        ...
-
-
-class Finish(Enum):
-    """Why a user's answer ended."""
-
-    EOS = "eos"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt in tokens and how to answer it.
-
-    `max_positions` is for stress tests: having reached it, positions go on from the prompt's end.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    sampling: SamplingParams = GREEDY
-    max_positions: int | None = None
-
-    @property
-    def cache_length(self) -> int:
-        """Positions the cache must hold: the last generated token is never written."""
-        length = len(self.prompt) + self.max_new_tokens - 1
-        return length if self.max_positions is None else min(length, self.max_positions)
-
-    def next_position(self, position: int) -> int:
-        """Where the token after the one at `position` is written."""
-        if self.max_positions is not None and position + 1 >= self.max_positions:
-            return len(self.prompt)
-        return position + 1
-
-
-class StepKind(Enum):
-    """What a step ran."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One prefill of new users or one decode of all: new tokens and ends, by request number."""
-
-    kind: StepKind
-    seconds: float
-    tokens: dict[int, int]
-    finished: dict[int, Finish] = field(default_factory=dict)
-    log_probs: dict[int, float] = field(default_factory=dict)  # of the tokens, where asked for
+from runtime.requests import Engine, Finish, Request, Step, StepKind
+from runtime.sampling import DeviceSampling, Sampler, device_sampling
 
 
 @dataclass
 class _User:
-    """A request in a slot. `position` is where its newest token will be written."""
+    """A request in a slot: its next decode step is given `token`, to be written at `position`."""
 
-    number: int
+    handle: int
     request: Request
     token: int = 0
     position: int = 0
     num_new: int = 0
+    unfed: deque[int] = field(default_factory=deque)  # prompt tokens that decode has still to take
     history: list[int] = field(default_factory=list)  # kept only where answers are shared
 
 
@@ -140,32 +49,43 @@ class Generator:
         share_answers: bool = True,
         sample_on_device: bool = False,
         log_probs: bool = False,
+        prompts_by_decode: bool = False,
+        on_logits: Callable[[list[int], torch.Tensor], None] | None = None,
     ) -> None:
         """`page_seed` hands pages out in random order, so that a wrong page table shows.
 
         `share_answers` shares generated tokens' blocks too, once their user is done; not for 2D
         meshes, where decode fills only the cache of the column that owns the user.
-        `log_probs` reports how likely each chosen token was; it needs logits, so the host samples.
+        `log_probs` reports how likely each chosen token was; `on_logits` is shown the requests'
+        handles and their logits [n, vocab]: both need logits, so the host samples.
+        `prompts_by_decode` feeds prompts token by token through decode, without a prefill.
         """
         self.engines = list(engines)
         first = self.engines[0]
         self.slots_per_engine = first.max_batch_size
         self.num_slots = self.slots_per_engine * len(self.engines)
         self.eos_ids = frozenset(eos_ids)
-        self.share_prefixes = share_prefixes and first.block_size is not None
+        self.prompts_by_decode = prompts_by_decode
+        self.share_prefixes = (
+            share_prefixes and first.block_size is not None and not prompts_by_decode
+        )
         self.share_answers = self.share_prefixes and share_answers
-        self.log_probs = log_probs
+        self.log_probs, self.on_logits = log_probs, on_logits
+        reads_logits = log_probs or on_logits is not None
         self.sample_on_device = (
-            sample_on_device and first.supports_device_sampling and not log_probs
+            sample_on_device and first.supports_device_sampling and not reads_logits
         )
         self.page_seed = page_seed
         self.sampler = Sampler(self.num_slots, first.vocab_size)
+        self._handles = itertools.count()
         self.reset()
 
     def reset(self) -> None:
-        """Forget all users and what the caches hold."""
+        """Forget all requests and what the caches hold; handles are not given out again."""
         self.users: list[_User | None] = [None] * self.num_slots
         self.waiting: deque[tuple[int, Request]] = deque()
+        self._mailbox: deque[Step] = deque()  # of requests that were added
+        self._inboxes: dict[int, deque[Step]] = {}  # where an unfinished request's steps go
         self.pools = [self._new_pool(engine) for engine in self.engines]
         self._tables = [self._new_table(engine) for engine in self.engines]
         for slot in range(self.num_slots):
@@ -173,24 +93,82 @@ class Generator:
         for engine in self.engines:
             engine.reset()
 
+    def add(self, request: Request) -> int:
+        """Queue a request; returns the handle under which `step` reports it, unique for ever."""
+        self.check(request)
+        return self._queue(request, self._mailbox)
+
+    def step(self) -> Step | None:
+        """What the next prefill or decode gave the requests that were added; None after the last.
+
+        Requests of `generate` move on as well, but are only seen there.
+        """
+        while not self._mailbox:
+            if not any(inbox is self._mailbox for inbox in self._inboxes.values()):
+                return None
+            self._advance()
+        return self._mailbox.popleft()
+
+    def cancel(self, handle: int) -> None:
+        """End a request now, waiting or running; its slot and pages are free at once."""
+        self._inboxes.pop(handle, None)
+        self.waiting = deque(entry for entry in self.waiting if entry[0] != handle)
+        for slot, user in enumerate(self.users):
+            if user is not None and user.handle == handle:
+                self._release(slot)
+
+    def is_finished(self, handle: int) -> bool:
+        """Whether a request has its whole answer, or was cancelled."""
+        return handle not in self._inboxes
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Answer every request, numbered in order; yields each prefill and each decode step."""
+        """Answer these requests, numbered in order; yields each step that some of them took.
+
+        Others may add requests or generate at the same time: everyone sees only their own. Who
+        stops early cancels what is left.
+        """
         requests = list(requests)
         for number, request in enumerate(requests):
             self.check(request, number)
-        self.waiting.extend(enumerate(requests))
-        while self.waiting or any(self.users):
-            admitted = self.admit()
-            if admitted:
-                yield self.prefill(admitted)
-            elif any(self.users):
-                yield self.decode()
-            else:
-                raise ValueError(self._full_line(self.waiting[0][1]))
+        inbox: deque[Step] = deque()
+        numbers = {self._queue(request, inbox): n for n, request in enumerate(requests)}
+        try:
+            while inbox or not all(map(self.is_finished, numbers)):
+                if inbox:
+                    yield inbox.popleft().renumbered(numbers)
+                else:
+                    self._advance()
+        finally:
+            for handle in numbers:
+                self.cancel(handle)
+
+    def _queue(self, request: Request, inbox: deque[Step]) -> int:
+        handle = next(self._handles)
+        self._inboxes[handle] = inbox
+        self.waiting.append((handle, request))
+        return handle
+
+    def _advance(self) -> None:
+        """Prefill those who now find room, else decode all; everyone's inbox gets their part."""
+        admitted = self.admit()
+        if admitted and not self.prompts_by_decode:
+            step = self.prefill(admitted)
+        else:
+            assert any(self.users), "a request that passed its check finds room when all is free"
+            step = self.decode()
+        shares: dict[int, tuple[deque[Step], dict[int, int]]] = {}
+        for handle in step.users:
+            inbox = self._inboxes[handle]
+            shares.setdefault(id(inbox), (inbox, {}))[1][handle] = handle
+        for inbox, own in shares.values():
+            inbox.append(step.renumbered(own))
+        for handle in step.finished:
+            del self._inboxes[handle]
 
     def check(self, request: Request, number: int = 0) -> None:
         """Raise one clear line for a request that could never be answered."""
         length, engine = len(request.prompt), self.engines[0]
+        assert self.prompts_by_decode or not request.start, "a prefill begins at position 0"
         if not length or request.max_new_tokens < 1:
             raise ValueError(
                 f"request {number}: {length} prompt tokens and {request.max_new_tokens} to "
@@ -211,7 +189,7 @@ class Generator:
         slots: list[int] = []
         unwritten: set[tuple[int, ...]] = set()  # first blocks this very prefill will write
         while self.waiting:
-            number, request = self.waiting[0]
+            handle, request = self.waiting[0]
             slot = self._free_slot(request)
             if slot is None:
                 break
@@ -222,11 +200,14 @@ class Generator:
                     break
                 unwritten.add(start)
             self.waiting.popleft()
-            user = _User(number, request)
+            user = _User(handle, request)
             pool = self.pools[slot // self.slots_per_engine]
             if pool is not None:
                 limit = request.cache_length
                 user.position = pool.allocate(slot, request.prompt, limit=limit)
+            if self.prompts_by_decode:
+                user.position, user.unfed = request.start, deque(request.prompt)
+                user.token = user.unfed.popleft()
             self._write_table(slot)
             self.users[slot] = user
             self.sampler.assign(slot, request.sampling, request.prompt)
@@ -236,6 +217,7 @@ class Generator:
     def prefill(self, slots: Sequence[int]) -> Step:
         """Prefill the users of these slots and choose their first tokens."""
         begin = time.perf_counter()
+        handles = tuple(self._user(slot).handle for slot in slots)
         chosen: list[_Chosen] = []
         for index, engine in enumerate(self.engines):
             own = [s for s in slots if s // self.slots_per_engine == index]
@@ -252,21 +234,24 @@ class Generator:
             for slot, user in zip(own, users, strict=True):
                 user.position = len(user.request.prompt)
                 self._publish(slot, user.request.prompt)
-        return self._finish_step(StepKind.PREFILL, chosen, begin)
+        return self._finish_step(StepKind.PREFILL, handles, chosen, begin)
 
     def decode(self) -> Step:
         """One token more for every user; slots without a user are idle at position -1."""
         begin = time.perf_counter()
+        handles = tuple(user.handle for user in self.users if user is not None)
         chosen: list[_Chosen] = []
         for index, engine in enumerate(self.engines):
             first = index * self.slots_per_engine
             slots = [s for s in range(first, first + self.slots_per_engine) if self.users[s]]
             if slots:
                 chosen += self._decode_engine(engine, index, slots)
-        return self._finish_step(StepKind.DECODE, chosen, begin)
+        return self._finish_step(StepKind.DECODE, handles, chosen, begin)
 
     def _choose(self, logits: torch.Tensor, slots: list[int]) -> list[_Chosen]:
         """Sample on the host, one row per slot."""
+        if self.on_logits is not None:
+            self.on_logits([self._user(slot).handle for slot in slots], logits)
         tokens = self.sampler.sample(logits, slots)
         log_probs: list[float | None] = [None] * len(slots)
         if self.log_probs:
@@ -291,25 +276,33 @@ class Generator:
             if self.share_answers and user.request.max_positions is None:
                 user.history.append(user.token)  # positions that wrap are written over
             user.position = user.request.next_position(user.position)
-        rows = out[[slot - first for slot in slots]]
-        if on_device is None:
-            return self._choose(rows, slots)
-        return [(slot, token, None) for slot, token in zip(slots, rows.tolist(), strict=True)]
-
-    def _finish_step(self, kind: StepKind, chosen: list[_Chosen], begin: float) -> Step:
-        """Note the new tokens, free the slots of finished users, and report."""
-        step = Step(kind, time.perf_counter() - begin, {})
-        for slot, token, log_prob in chosen:
+        speaking = [slot for slot in slots if not self._user(slot).unfed]
+        for slot in set(slots).difference(speaking):
             user = self._user(slot)
-            user.token = step.tokens[user.number] = token
+            user.token = user.unfed.popleft()
+        rows = out[[slot - first for slot in speaking]]
+        if on_device is None:
+            return self._choose(rows, speaking) if speaking else []
+        return [(slot, token, None) for slot, token in zip(speaking, rows.tolist(), strict=True)]
+
+    def _finish_step(
+        self, kind: StepKind, handles: tuple[int, ...], chosen: list[_Chosen], begin: float
+    ) -> Step:
+        """The step's report, once new tokens are noted and the slots of finished users freed."""
+        step = Step(kind, time.perf_counter() - begin, handles)
+        for slot, token, log_prob in chosen:
+            user, request = self._user(slot), self._user(slot).request
+            step.tokens[user.handle] = token
+            forced = user.num_new < len(request.forced)
+            user.token = request.forced[user.num_new] if forced else token
             user.num_new += 1
             if log_prob is not None:
-                step.log_probs[user.number] = log_prob
+                step.log_probs[user.handle] = log_prob
             if token in self.eos_ids:
-                step.finished[user.number] = Finish.EOS
-            elif user.num_new == user.request.max_new_tokens:
-                step.finished[user.number] = Finish.LENGTH
-            if user.number in step.finished:
+                step.finished[user.handle] = Finish.EOS
+            elif user.num_new == request.max_new_tokens:
+                step.finished[user.handle] = Finish.LENGTH
+            if user.handle in step.finished:
                 self._release(slot)
         return step
 
@@ -317,7 +310,8 @@ class Generator:
         user = self._user(slot)
         pool = self.pools[slot // self.slots_per_engine]
         if pool is not None:
-            self._publish(slot, [*user.request.prompt, *user.history])
+            if user.num_new:  # else its prompt was never written
+                self._publish(slot, [*user.request.prompt, *user.history])
             pool.free(slot)
         self._write_table(slot)
         self.users[slot] = None

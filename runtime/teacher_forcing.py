@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 import backends
-from runtime.paging import BlockPool
+from runtime.generator import Generator
+from runtime.requests import Request
 
 REFERENCES = Path(__file__).resolve().parent.parent / "references"
 GENERATE = "python -m references.generate_reference_hf --model <checkpoint>"
@@ -168,40 +169,29 @@ def _force(
             f"token accuracy needs {needed} positions, max_seq_len is {engine.max_seq_len}: "
             "raise --max_seq_len or lower --max_generated_tokens"
         )
-    pages = _pages(engine, needed, users)
-    logits = engine.prefill([prompt] * users, slots=list(range(users)), page_table=pages)
-    chosen, likely = [logits.argmax(dim=-1)], [_log_probs(logits, reference.top5[0][0])]
-    for step, token in enumerate(forced[:-1]):
+    likely: dict[int, list[float]] = {}  # by handle: of HF's best token, where ours was chosen
+
+    def note(handles: list[int], logits: torch.Tensor) -> None:
+        step = len(likely.get(handles[0], ()))
+        row = _log_probs(logits, reference.top5[step][0]).tolist()
+        for handle, value in zip(handles, row, strict=True):
+            likely.setdefault(handle, []).append(value)
+
+    generator = Generator([engine], on_logits=note)
+    request = Request(prompt, len(forced), forced=forced)
+    chosen: dict[int, list[int]] = {generator.add(request): [] for _ in range(users)}
+    while (step := generator.step()) is not None:
+        for handle, token in step.tokens.items():
+            chosen[handle].append(token)
         if on_token is not None:
-            on_token(step + 1)
-        tokens = torch.full((users,), token, dtype=torch.int32)
-        positions = torch.full((users,), len(prompt) + step, dtype=torch.int32)
-        logits = engine.decode(tokens, positions, page_table=pages)
-        chosen.append(logits[:users].argmax(dim=-1))
-        likely.append(_log_probs(logits[:users], reference.top5[step + 1][0]))
-    if on_token is not None:
-        on_token(len(chosen))
-    engine.reset()
-    rows = (torch.stack(values, dim=1).tolist() for values in (chosen, likely))
-    return [TokenAccuracy.of(row, reference.top5, log) for row, log in zip(*rows, strict=True)]
+            on_token(len(chosen[step.users[0]]))
+    generator.reset()
+    return [TokenAccuracy.of(row, reference.top5, likely[user]) for user, row in chosen.items()]
 
 
 def _log_probs(logits: torch.Tensor, token: int) -> torch.Tensor:
     """Of one token, for each user."""
     return logits.float().log_softmax(dim=-1)[:, token]
-
-
-def _pages(engine: Any, length: int, users: int) -> torch.Tensor | None:
-    """A page table for equal lengths; pages are dealt in random order, so a wrong table shows."""
-    if engine.block_size is None:
-        return None
-    pool = BlockPool(engine.num_blocks, engine.block_size, seed=0)
-    width = -(-engine.max_seq_len // engine.block_size)
-    table = torch.full((engine.max_batch_size, width), -1, dtype=torch.int32)
-    for slot in range(users):
-        pool.allocate(slot, range(length), limit=length)
-        table[slot] = torch.tensor(pool.table(slot, width), dtype=torch.int32)
-    return table
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from backends.emulator.numerics.kernels import arithmetic
 from models.checkpoints import RandomCheckpoint
 from perf.accuracy import EXACT, settings
 from perf.targets import accuracy_target
-from runtime.generator import Generator, Request
+from runtime.generator import Generator
+from runtime.requests import Request
 from runtime.teacher_forcing import (
     FREE_TOKENS,
     Reference,

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from models.checkpoints import RandomCheckpoint
-from runtime.generator import Generator, Request
+from runtime.generator import Generator
+from runtime.requests import Request
 from tests.model.helpers import engine_of
 from tests.tiny_models import tiny_config
 

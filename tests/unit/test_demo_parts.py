@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from backends import silicon
+from demo import decode_run
 from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
-from demo.decode_run import DecodeLog, Window, check_band, page_table, window_of
+from demo.decode_run import DecodeLog, check_band
 from demo.modelled import Modelled
 from demo.pcc_check import pcc
 from demo.records import figures_of, judge, published_target
 from demo.report import needles_found, users_with_garbage
-from demo.session import device_of
 from perf.gate import Verdict
 from perf.metrics import measure
 from perf.profiler import Profiler
+from runtime.find import device_of
 from runtime.prompts import Prompt
 from runtime.settings import Settings
 from runtime.tokenizer import Tokenizer, stand_in_tokenizer
@@ -27,29 +28,14 @@ STRESS = next(case for case in DECODE_CASES if case.id == "stress-test")
 FULL = next(case for case in DECODE_CASES if case.id == "full")
 
 
-def test_half_a_million_steps_stay_within_the_window_and_keep_the_prompt() -> None:
-    window = window_of(replace(STRESS, max_seq_len=8192), longest=60)
-    assert window == Window(0, 60, 8192)
-    positions = [window.position(step) for step in range(0, 500_000)]
-    assert max(positions) == 8191
-    assert min(positions[60:]) == 60
-    assert positions[8190:8194] == [8190, 8191, 60, 61]
-
-
-def test_the_pages_bound_the_window() -> None:
+def test_the_pages_bound_a_stress_run_and_all_users_end_together() -> None:
     case = replace(STRESS, page_params=PageParams(32, 64), batch_size=32)
-    assert window_of(case, longest=20).end == 64
+    prompts = [[1] * (20 - user % 3) for user in range(32)]
+    requests = decode_run.requests_of(case, prompts)
+    assert {request.cache_length for request in requests} == {64}
+    assert len({len(request.prompt) + request.max_new_tokens for request in requests}) == 1
     with pytest.raises(ValueError, match="give 64: raise them, generate less, or use --stress"):
-        window_of(replace(case, stress_test=False), longest=20)
-
-
-def test_every_user_owns_the_pages_of_its_whole_window() -> None:
-    case = replace(FULL, max_seq_len=512, page_params=PageParams(32, 64), batch_size=4)
-    window = window_of(replace(case, max_generated_tokens=100), longest=20)
-    table = page_table(case, window)
-    assert table is not None
-    assert table.shape == (4, 16)
-    assert sorted(table.flatten().tolist()) == list(range(64))
+        decode_run.requests_of(replace(case, stress_test=False), prompts)
 
 
 def test_a_log_of_any_length_is_bounded() -> None:
@@ -105,16 +91,16 @@ def test_hardware_without_a_choice_is_used_whole(
 ) -> None:
     wheel = SimpleNamespace(GetNumAvailableDevices=lambda: count, get_arch_name=lambda: arch)
     monkeypatch.setattr(silicon, "load", lambda: wheel)
-    assert device_of(FULL, Settings(backend="silicon")) == device
-    assert device_of(FULL, Settings(backend="silicon", device="N300")) == "N300"
-    assert device_of(FULL, Settings(backend="emulator")) == "TG"
+    assert device_of(Settings(backend="silicon"), "TG") == device
+    assert device_of(Settings(backend="silicon", device="N300"), "TG") == "N300"
+    assert device_of(Settings(backend="emulator"), "TG") == "TG"
 
 
 def test_an_unknown_number_of_chips_asks_for_mesh_device(monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = SimpleNamespace(GetNumAvailableDevices=lambda: 3, get_arch_name=lambda: "wormhole_b0")
     monkeypatch.setattr(silicon, "load", lambda: wheel)
     with pytest.raises(ValueError, match="3 wormhole_b0 chips.*set MESH_DEVICE"):
-        device_of(FULL, Settings(backend="silicon"))
+        device_of(Settings(backend="silicon"), "TG")
 
 
 def session_of(model: str, device: str) -> Any:

@@ -2,13 +2,16 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.generator import Finish, Generator, Request, StepKind
+from runtime.generator import Generator
+from runtime.requests import Finish, Request, StepKind
 from runtime.sampling import DeviceSampling, SamplingParams
 
 VOCAB = 101
@@ -31,6 +34,7 @@ class FakeEngine:
         block_size: int | None = 4,
         num_blocks: int = 64,
     ) -> None:
+        self.first = 0  # position of the first token that counts
         self.max_batch_size, self.max_seq_len = batch, max_seq_len
         self.block_size, self.num_blocks = block_size, num_blocks
         self.prefilled_tokens = 0
@@ -47,7 +51,7 @@ class FakeEngine:
         return block, position % self.block_size
 
     def _logits(self, table: torch.Tensor | None, slot: int, length: int) -> torch.Tensor:
-        tokens = [self.cache[self._cell(table, slot, p)] for p in range(length)]
+        tokens = [self.cache[self._cell(table, slot, p)] for p in range(self.first, length)]
         return torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash(tuple(tokens))))
 
     def prefill(
@@ -202,3 +206,114 @@ def test_a_request_that_can_never_fit_is_refused_before_anything_runs(
     with pytest.raises(ValueError, match=words):
         list(Generator([engine]).generate([Request([1], 1), request_]))
     assert not engine.prefilled_tokens
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), share=st.booleans())
+def test_callers_who_add_cancel_and_generate_at_random_get_their_own_answers_and_lose_no_page(
+    seed: int, share: bool
+) -> None:
+    rng = random.Random(seed)
+    engines = [FakeEngine(num_blocks=24), FakeEngine(num_blocks=24)]
+    generator = Generator(engines, share_prefixes=share, page_seed=seed)
+
+    def request() -> Request:
+        prompt = [rng.choice((1, 2)) for _ in range(rng.randint(1, 20))]
+        return Request(prompt, rng.randint(1, 12))
+
+    listed = [request() for _ in range(6)]
+    listing = [generator.generate(listed[:3]), generator.generate(listed[3:])]
+    requests: dict[int, Request] = {}
+    answers: dict[object, list[int]] = {number: [] for number in ("0", "1", "2", "3", "4", "5")}
+    cancelled: set[int] = set()
+    for _ in range(200):
+        choice = rng.random()
+        if choice < 0.2 and len(requests) < 30:
+            new = request()
+            handle = generator.add(new)
+            assert handle not in requests
+            requests[handle], answers[handle] = new, []
+        elif choice < 0.25 and requests:
+            cancelled.add(handle := rng.choice(list(requests)))
+            generator.cancel(handle)
+            assert generator.is_finished(handle)
+        elif choice < 0.6:
+            caller = rng.randrange(2)
+            if (step := next(listing[caller], None)) is not None:
+                assert set(step.users) <= {0, 1, 2}
+                for number, token in step.tokens.items():
+                    answers[str(3 * caller + number)].append(token)
+        elif (step := generator.step()) is not None:
+            assert set(step.users) <= set(requests)
+            for handle, token in step.tokens.items():
+                answers[handle].append(token)
+    while (step := generator.step()) is not None:
+        for handle, token in step.tokens.items():
+            answers[handle].append(token)
+    for caller, steps in enumerate(listing):
+        for step in steps:
+            for number, token in step.tokens.items():
+                answers[str(3 * caller + number)].append(token)
+    assert [answers[str(n)] for n in range(6)] == [alone(request) for request in listed]
+    for handle, asked in requests.items():
+        whole = alone(asked)
+        assert answers[handle] == (whole[: len(answers[handle])] if handle in cancelled else whole)
+    assert all(pool is not None and pool.num_free == 24 for pool in generator.pools)
+
+
+def test_a_caller_who_leaves_early_cancels_what_is_left() -> None:
+    generator = Generator([FakeEngine(batch=1)])
+    handle = generator.add(Request([1], 2))
+    steps = generator.generate([Request([2], 9)])
+    next(steps)
+    steps.close()
+    while generator.step() is not None:
+        pass
+    assert generator.is_finished(handle)
+    assert not any(generator.users)
+
+
+def test_a_request_cancelled_before_its_prompt_was_written_shares_nothing() -> None:
+    class Failing(FakeEngine):
+        fails = True
+
+        def prefill(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if self.fails:
+                raise RuntimeError("the device hung up")
+            return super().prefill(*args, **kwargs)
+
+    engine, request = Failing(), Request(list(range(1, 20)), 3)
+    generator = Generator([engine], share_prefixes=True)
+    with pytest.raises(RuntimeError, match="hung up"):
+        next(generator.generate([request]))
+    engine.fails = False
+    assert run(generator, [request]) == [alone(request)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), start=st.integers(0, 9))
+def test_prompts_that_are_decoded_get_the_answers_of_those_that_are_prefilled(
+    lengths: list[int], start: int
+) -> None:
+    rng = random.Random(start)
+    requests = [Request([rng.randrange(VOCAB) for _ in range(n)], 5, start=start) for n in lengths]
+    engine = FakeEngine(batch=4)
+    generator = Generator([engine], prompts_by_decode=True)
+    engine.first = start  # a model that looks at what was written only
+    answers = run(generator, requests)
+    assert answers == [alone(replace(request, start=0)) for request in requests]
+    assert not engine.prefilled_tokens
+
+
+def test_forced_tokens_are_fed_and_the_chosen_ones_reported() -> None:
+    text = [3, 1, 4, 1, 5, 9]
+    request = Request([7, 8], 6, forced=text)
+    shown: list[int] = []
+
+    def note(handles: list[int], logits: torch.Tensor) -> None:
+        shown.extend(logits.argmax(dim=-1).tolist())
+
+    answers = run(Generator([FakeEngine()], on_logits=note, sample_on_device=True), [request])
+    expected = [alone(Request([7, 8, *text[:n]], 1))[0] for n in range(6)]
+    assert answers == [expected]
+    assert shown == expected
