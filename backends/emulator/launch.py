@@ -17,15 +17,13 @@ from backends import op_record
 from backends.emulator.api.attributes import describe
 from backends.emulator.api.types import (
     DRAM_MEMORY_CONFIG,
-    BufferType,
     DataType,
     Layout,
     MemoryConfig,
-    stored_bytes,
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.numerics.formats import finish
-from backends.op_record import Cost, OpRecord
+from backends.op_record import Cost, OpRecord, operand_bytes
 
 REGISTRY: dict[str, Callable[..., Any]] = {}
 
@@ -79,14 +77,15 @@ def launch(
     flops: int = 0,
     link_bytes: int = 0,
     dram_bytes: int | None = None,
+    cached_bytes: int = 0,
 ) -> Any:
     """Run one op; returns one tensor, or a tuple where it has several outputs.
 
     compute(*data) gets the inputs' torch tensors, mesh dims leading, and returns one result per
     output. `into` is an existing tensor that takes the result (None: compute wrote it in place).
     A `view` shares the first input's buffer and moves no bytes. `exact`: results need no rounding.
-    `host`: host tensors are taken too. `dram_bytes` replaces the default, which is that all that
-    lies in DRAM is read or written once.
+    `host`: host tensors are taken too. The last four are its Cost; without
+    `dram_bytes`, all that lies in DRAM is read or written once.
     """
     if host and inputs[0]._device is None:
         outputs = [Tensor(None, *out) for out in outs]
@@ -108,7 +107,13 @@ def launch(
         else:
             _run(compute, inputs, outputs, exact)
     if op_record.recording():
-        cost = Cost() if view else _cost(inputs, outputs, flops, link_bytes, dram_bytes)
+        cost = Cost()
+        if not view:
+            operands = [tensor.spec() for tensor in (*inputs, *outputs)]
+            if dram_bytes is None:
+                dram_bytes = operand_bytes(operands, "DRAM")
+            in_l1 = operand_bytes(operands, "L1")
+            cost = Cost(flops, dram_bytes, cached_bytes, in_l1, link_bytes)
         record(name, inputs, outputs, attributes, cost)
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -153,23 +158,6 @@ def is_alias(compute: Callable[..., Any], source: Tensor, target: Tensor) -> boo
     return kept or source.dtype is target.dtype
 
 
-def _cost(
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    flops: int,
-    link_bytes: int,
-    dram_bytes: int | None,
-) -> Cost:
-    in_dram = in_l1 = 0
-    for tensor in (*inputs, *outputs):
-        size = stored_bytes(tensor.dims, tensor.dtype, tensor.layout)
-        if tensor._memory.buffer_type is BufferType.DRAM:
-            in_dram += size
-        else:
-            in_l1 += size
-    return Cost(flops, in_dram if dram_bytes is None else dram_bytes, in_l1, link_bytes)
-
-
 def record(
     name: str,
     inputs: Sequence[Tensor],
@@ -188,11 +176,6 @@ def record(
             cost,
         )
     )
-
-
-def bytes_of(shape: Sequence[int], dtype: DataType, layout: Layout = Layout.TILE) -> int:
-    """Bytes the device stores for a tensor of one chip."""
-    return stored_bytes(tuple(shape), dtype, layout)
 
 
 def memory_or_default(memory: MemoryConfig | None, like: Tensor) -> MemoryConfig:

@@ -51,7 +51,7 @@ class OpTable:
         """Number of an op; equal ops in equal states share one."""
         decode = record.name.endswith("attention_decode")
         key = (
-            record.name, record.inputs, record.outputs, repr(record.attributes),
+            record.name, record.inputs, record.outputs, repr(record.attributes), record.cost,
             record.scope.rpartition(".")[2], state.spec, state.software.name, state.is_grid,
             state.isolated, state.prefill, (state.context, state.active_users) if decode else None,
         )  # fmt: skip

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.device_specs import SPECS, DeviceSpec
-from backends.op_record import OpRecord, TensorSpec
+from backends.op_record import TILE_BYTES, Cost, OpRecord, TensorSpec, operand_bytes
+from backends.work import attention_flops, kv_bytes, link_bytes, product_flops, update_bytes
 from perf.cost.constants import Constants
 from perf.cost.software import SOFTWARE, Software
 from perf.cost.units import State
@@ -78,9 +79,27 @@ def tensor(
     return TensorSpec(shape, padded, FORMATS[dtype], "TILE", buffer, layout, shard)
 
 
-def product(
-    rows: int, inner: int, columns: int, dtype: str, fidelity: str, **attributes: Any
+def op(
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    attributes: dict[str, Any] | None = None,
+    **work: int,
 ) -> OpRecord:
+    """An op that was timed elsewhere, with the cost that the emulated op would state."""
+    operands = (*inputs, *outputs)
+    default = {
+        "l1_bytes": operand_bytes(operands, "L1"),
+        "dram_bytes": operand_bytes(operands, "DRAM"),
+    }
+    work = default | work
+    return OpRecord(name, inputs, outputs, attributes or {}, cost=Cost(**work))
+
+
+def product(
+    rows: int, inner: int, columns: int, dtype: str, fidelity: str, left: str = "bf16",
+    **attributes: Any,
+) -> OpRecord:  # fmt: skip
     """A 2D multicast matmul on operands in DRAM, on the 8-wide grid the plans use."""
     height = min(8, max(1, rows // 32))
     config = {
@@ -90,9 +109,10 @@ def product(
         "per_core_N": -(-columns // 32 // 8),
         "math_fidelity": fidelity,
     }
-    operands = tensor((1, 1, rows, inner)), tensor((1, 1, inner, columns), dtype)
+    operands = tensor((1, 1, rows, inner), left), tensor((1, 1, inner, columns), dtype)
     out = tensor((1, 1, rows, columns))
-    return OpRecord("linear", operands, (out,), config | attributes)
+    flops = product_flops(rows, inner, columns)
+    return op("linear", operands, (out,), config | attributes, flops=flops)
 
 
 def bank_product(
@@ -100,7 +120,7 @@ def bank_product(
 ) -> OpRecord:
     """A DRAM-sharded matmul of one tile row."""
     weight = tensor((1, 1, inner, columns), dtype, banks=banks)
-    return OpRecord(
+    return op(
         "linear",
         (tensor((1, 1, 32, inner), buffer="L1", cores=32), weight),
         (tensor((1, 1, 32, columns), buffer="L1", cores=32),),
@@ -109,6 +129,8 @@ def bank_product(
             "in0_block_w": block,
             "math_fidelity": fidelity,
         },
+        flops=product_flops(32, inner, columns),
+        dram_bytes=weight.sharded_bytes,
     )
 
 
@@ -128,13 +150,18 @@ def collective(
     before, after = {
         "all_gather": (part, full), "reduce_scatter": (full, part), "all_reduce": (full, full),
     }[kind]  # fmt: skip
-    at = {"cluster_axis": axis, "num_devices": chips, "num_links": links}
-    return OpRecord(kind, (before,), (after,), at | {"topology": "Ring" if ring else "Linear"})
+    at = {
+        "cluster_axis": axis, "num_devices": chips, "num_links": links,
+        "topology": "Ring" if ring else "Linear",
+    }  # fmt: skip
+    passes = 2 if kind == "all_reduce" else 1
+    sent = passes * link_bytes(full.stored_bytes, chips, ring=ring)
+    return op(kind, (before,), (after,), at, link_bytes=sent)
 
 
 def simple(name: str, before: TensorSpec, after: TensorSpec, **attributes: Any) -> OpRecord:
     """An op with one operand."""
-    return OpRecord(name, (before,), (after,), attributes)
+    return op(name, (before,), (after,), attributes)
 
 
 def prefill_scores(heads: int, kv_heads: int, length: int, width: int, chunk: int) -> OpRecord:
@@ -142,16 +169,25 @@ def prefill_scores(heads: int, kv_heads: int, length: int, width: int, chunk: in
     q = tensor((1, heads, length, width), "bfp8")
     kv = tensor((1, kv_heads, length, width), "bfp8")
     at = {"compute_with_storage_grid_size": "8x8", "q_chunk_size": chunk, "math_fidelity": "HiFi4"}
-    return OpRecord("transformer.scaled_dot_product_attention", (q, kv, kv), (q,), at)
+    flops = attention_flops(heads * length, length / 2, width)
+    return op("transformer.scaled_dot_product_attention", (q, kv, kv), (q,), at, flops=flops)
 
 
 def decode_scores(users: int, heads: int, kv_heads: int, width: int, grid: str) -> OpRecord:
     """Attention of one query per user."""
     q = tensor((1, users, heads, width), buffer="L1")
     cache = tensor((64, kv_heads, 32, width), "bfp8")
-    at = {"compute_with_storage_grid_size": grid, "math_fidelity": "HiFi2", "context": 1 << 20}
+    context = 1 << 20
+    at = {
+        "compute_with_storage_grid_size": grid, "math_fidelity": "HiFi2", "context": context,
+        "users": users, "kv_heads": kv_heads,
+    }  # fmt: skip
+    cached = users * kv_bytes(TILE_BYTES[cache.dtype], kv_heads, context, width)
+    flops = attention_flops(users * heads, context, width)
     name = "transformer.paged_scaled_dot_product_attention_decode"
-    return OpRecord(name, (q, cache, cache), (q,), at)
+    return op(
+        name, (q, cache, cache), (q,), at, flops=flops, dram_bytes=cached, cached_bytes=cached
+    )
 
 
 def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
@@ -163,7 +199,9 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
     heads = replace(user, memory_layout="HEIGHT_SHARDED", shard=(32, 128))
     small = tensor((1, 1, 32, 896), "bfp8", buffer="L1", cores=28)
     cache = tensor((64, 1, 32, 128), "bfp8")
-    update = OpRecord("experimental.paged_update_cache", (cache, heads), (cache,))
+    moved = update_bytes(TILE_BYTES[cache.dtype], 8, 1, 128)
+    update = op("experimental.paged_update_cache", (cache, heads), (cache,), {"users": 8},
+                dram_bytes=moved, cached_bytes=moved)  # fmt: skip
     logits = tensor((1, 1, 32, 16384))
     spread = tensor((1, 1, 32, 16384), buffer="L1", cores=32)
 
@@ -290,9 +328,7 @@ def _tabled_collective(line: dict[str, str]) -> OpRow:
 
 def _gemm(line: dict[str, str]) -> OpRow:
     m, k, n = (int(part) for part in line["shape_or_bytes"].split("x"))
-    record = product(m, k, n, line["dtype"], line["fidelity"])
-    left = replace(record.inputs[0], dtype=FORMATS[line["dtype"]])
-    record = replace(record, inputs=(left, record.inputs[1]))
+    record = product(m, k, n, line["dtype"], line["fidelity"], left=line["dtype"])
     return _row(line, (record,), SPECS["N150"], SOFTWARE["2026"])
 
 

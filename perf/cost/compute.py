@@ -6,30 +6,32 @@ import math
 from functools import cache
 
 from backends.op_record import OpRecord
+from perf.cost import moves
 from perf.cost.constants import Constants
 from perf.cost.units import (
-    TILE_BYTES,
     State,
     bytes_us,
+    cost_now,
     cycles_us,
     grid_cores,
     overlapped,
-    stored_bytes,
-    tiles,
+    reach,
 )
 
+FLOP_PER_TILE = 2 * 32**3  # of the product of two tiles
 CHUNK = 32  # positions of a tile of keys
 MERGED_FROM = 256  # positions a core takes before the next one joins in
 MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most 16 cores
 
 
-def matmul_work(record: OpRecord) -> tuple[float, float]:
-    """FLOPs and DRAM bytes that the product needs at least, padding to tiles included."""
-    a, b = record.inputs[:2]
-    products = tiles(a.padded_shape) * -(-b.padded_shape[-1] // 32)
-    operands = (*record.inputs[:2], *record.outputs)
-    dram = sum(stored_bytes(t) for t in operands if t.buffer == "DRAM")
-    return products * 2.0 * 32**3, dram
+def matmul_us(record: OpRecord, state: State) -> float:
+    """A product by the program its config names; without one, it runs like an elementwise op."""
+    config = str(record.attributes.get("program_config", ""))
+    if "DRAMSharded" in config:
+        return dram_sharded_matmul_us(record, state)
+    if "MultiCast" in config:
+        return matmul_2d_us(record, state)
+    return moves.eltwise_us(record, state)
 
 
 def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
@@ -42,22 +44,22 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
     rows, inner = -(-a.padded_shape[-2] // 32), -(-a.padded_shape[-1] // 32)
     columns = -(-b.padded_shape[-1] // 32)
     per_bank = -(-b.shard[1] // 32) if b.shard else -(-columns // spec.dram_banks)
-    weight = inner * per_bank * spec.dram_banks * TILE_BYTES[b.dtype]
+    cost = cost_now(record, state)
+    products = cost.flops / FLOP_PER_TILE
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
     per_product = cycles_per_product(c, fidelity, spec.arch)
     if state.folds:  # weights arrive ahead of time; two receiver cores per bank multiply
         cores = 2 * spec.dram_banks
-        share = rows * inner * columns / cores
-        return c.galaxy_matmul_us + cycles_us(share * per_product, spec)
+        return c.galaxy_matmul_us + cycles_us(products / cores * per_product, spec)
     if state.is_grid and not software.sharded_on_grid:  # the weight lies spread over all banks
-        share = -(-rows * inner * columns // spec.num_cores)
-        stream = bytes_us(stored_bytes(b), c.dram_interleaved * spec.dram_gbps)
+        share = math.ceil(products / spec.num_cores)
+        stream = bytes_us(cost.dram_bytes, c.dram_interleaved * spec.dram_gbps)
         return c.matmul2d_us + max(stream, cycles_us(share * per_product, spec))
     readers = software.readers(spec.arch)
     efficiency = c.dram_sharded
     if spec.arch == "blackhole" and readers == 1:
         efficiency = c.dram_one_reader_bh
-    stream = bytes_us(weight, efficiency * spec.dram_gbps)
+    stream = bytes_us(cost.dram_bytes, efficiency * spec.dram_gbps)
     blocks = inner / block_tiles(record, inner, columns, state)
     cycles = rows * inner * -(-per_bank // readers) * per_product + blocks * c.block_cycles
     return c.matmul_us + max(stream, cycles_us(cycles, spec))
@@ -112,8 +114,8 @@ def matmul_2d_us(record: OpRecord, state: State) -> float:
     }[str(at.get("math_fidelity", "HiFi2"))]  # fmt: skip
     compute = cycles_us(per_core * per_product, spec)
     reader = reader_gbps(state)
-    weights = bytes_us(stored_bytes(b), columns * reader)
-    inputs = bytes_us(stored_bytes(a) / slices, rows * reader)
+    weights = bytes_us(b.stored_bytes, columns * reader)
+    inputs = bytes_us(a.stored_bytes / slices, rows * reader)
     return c.matmul2d_us + slices * overlapped(compute, weights, inputs)
 
 
@@ -123,40 +125,14 @@ def reader_gbps(state: State) -> float:
     return state.constants.reader_gbps * scale
 
 
-def _decode_shape(record: OpRecord, state: State) -> tuple[int, int, int, int]:
-    """Slots, users with a context, key/value heads, positions to read."""
-    slots = record.inputs[0].shape[1]
-    heads = record.inputs[1].shape[1]
-    full = int(record.attributes.get("context", state.context))
-    window = record.attributes.get("sliding_window_size")
-    context = min(state.context or full, full, int(window) if window else full)
-    return slots, min(slots, state.active_users), heads, context
-
-
-def attention_work(record: OpRecord, state: State) -> tuple[float, float]:
-    """FLOPs and DRAM bytes an attention op needs at least."""
-    query, keys = record.inputs[:2]
-    width = query.shape[-1]
-    outer = stored_bytes(query) if query.buffer == "DRAM" else 0
-    per_row = -(-width // 32) * TILE_BYTES[keys.dtype] / 32
-    if record.name.endswith("attention_decode"):
-        _, users, heads, context = _decode_shape(record, state)
-        flops = 4.0 * users * query.shape[2] * context * width
-        return flops, 2 * users * heads * context * per_row + outer
-    batch, heads, length = query.shape[0], query.shape[1], query.shape[2]
-    start = int(record.attributes.get("chunk_start_idx", 0))
-    seen = length * (start + length / 2)
-    kv = 2 * batch * keys.shape[1] * (start + length) * per_row
-    return 4.0 * batch * heads * seen * width, 2 * outer + kv
-
-
 def sdpa_decode_us(record: OpRecord, state: State) -> float:
     """Cores are dealt to the slots, then to heads; each reads its share of the positions.
 
     Idle slots keep their cores, so one user in many slots is slow.
     """
     c, spec = state.constants, state.spec
-    slots, users, heads, context = _decode_shape(record, state)
+    _, context, slots = reach(record, state)
+    heads = int(record.attributes["kv_heads"])
     columns, rows = grid_cores(record, spec)
     cores_per_slot = max(1, columns * rows // slots)
     if cores_per_slot >= heads:
@@ -165,8 +141,7 @@ def sdpa_decode_us(record: OpRecord, state: State) -> float:
         heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
     share = math.ceil(context / CHUNK) / cores_per_head
     work = heads_per_core * cycles_us(share * c.sdpa_tile_cycles, spec)
-    _, dram = attention_work(record, state)
-    stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
+    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     start = c.galaxy_sdpa_us if state.software.fused else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))
     start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
@@ -193,6 +168,5 @@ def sdpa_prefill_us(record: OpRecord, state: State) -> float:
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
     if state.software.fused:
         per_pair *= c.galaxy_scores
-    _, dram = attention_work(record, state)
-    stream = bytes_us(dram, c.dram_interleaved * spec.dram_gbps)
+    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     return c.sdpa_prefill_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

@@ -57,6 +57,10 @@ class Constants:
     move_cycles: float = _fitted(
         400, 100, 1500, "cycles/tile", "one core moves a tile without computing", "ops", _PREFILL
     )
+    update_cycles: float = _fitted(
+        300, 50, 1000, "cycles/tile", "one core untilizes, changes and tilizes a tile of a cache",
+        "decode", _DECODER,
+    )  # fmt: skip
     norm_cycles: float = _fitted(
         600, 150, 2000, "cycles/tile", "one core norms a tile of its row", "ops", _PREFILL
     )

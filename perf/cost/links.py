@@ -10,53 +10,30 @@ import math
 
 from backends.op_record import OpRecord
 from perf.cost.constants import Constants
-from perf.cost.units import State, bytes_us, stored_bytes
+from perf.cost.units import State, bytes_us, cost_now
+
+KINDS = {
+    "all_gather": ("gather",), "reduce_scatter": ("scatter",), "all_reduce": ("scatter", "gather"),
+}  # fmt: skip
 
 
-def _shape(record: OpRecord) -> tuple[int, int, bool, float]:
-    """Axis, chips, whether they form a ring, and bytes of the whole tensor."""
-    at = record.attributes
-    chips = int(at["num_devices"])
-    ring = at.get("topology") == "Ring" and chips > 2
-    whole = stored_bytes(record.outputs[0] if record.name == "all_gather" else record.inputs[0])
-    return int(at.get("cluster_axis", 1)), chips, ring, whole
-
-
-def busiest_link_bytes(chips: int, ring: bool, whole: float) -> float:
-    """Bytes over the busiest link in one direction for one pass of a gather or scatter.
-
-    Both ways round a ring; a chip's own part never travels.
-    """
-    return whole * (chips - 1) / chips / (2 if ring else 1)
-
-
-def link_gbps(record: OpRecord, axis: int, state: State) -> float:
+def link_gbps(record: OpRecord, state: State) -> float:
     """Line rate between neighbours along an axis, one direction, over the links the op asks for."""
-    have = max(1, state.spec.links[axis])
+    have = max(1, state.spec.links[int(record.attributes.get("cluster_axis", 1))])
     return min(have, int(record.attributes.get("num_links", have))) * state.spec.link_gbps
 
 
-def line_rate_us(record: OpRecord, state: State) -> float:
-    """The least time the links need."""
-    axis, chips, ring, whole = _shape(record)
-    passes = 2 if record.name == "all_reduce" else 1
-    least = busiest_link_bytes(chips, ring, whole)
-    return passes * bytes_us(least, link_gbps(record, axis, state))
-
-
 def collective_us(record: OpRecord, state: State) -> float:
-    """Time of a gather, a scatter, or both."""
-    axis, chips, ring, whole = _shape(record)
-    kinds = {
-        "all_gather": ("gather",), "reduce_scatter": ("scatter",),
-        "all_reduce": ("scatter", "gather"),
-    }[record.name]  # fmt: skip
-    rate = link_gbps(record, axis, state)
+    """Time of a gather, a scatter, or both, each with its share of the link bytes."""
+    at, kinds = record.attributes, KINDS[record.name]
+    chips = int(at["num_devices"])
+    ring = at.get("topology") == "Ring" and chips > 2
+    volume, rate = cost_now(record, state).link_bytes / len(kinds), link_gbps(record, state)
     if _gathered_instead(record, chips, ring, state):
         share = state.constants.fused_gather
-        return share * pass_us("gather", chips, ring, whole, rate, state)
+        return share * pass_us("gather", chips, ring, volume, rate, state)
     rows = -(-math.prod(record.inputs[0].padded_shape[:-1]) // 32)
-    return sum(pass_us(kind, chips, ring, whole, rate, state, rows) for kind in kinds)
+    return sum(pass_us(kind, chips, ring, volume, rate, state, rows) for kind in kinds)
 
 
 def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:
@@ -71,12 +48,11 @@ def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) ->
 
 
 def pass_us(
-    kind: str, chips: int, ring: bool, whole: float, rate: float, state: State,
+    kind: str, chips: int, ring: bool, volume: float, rate: float, state: State,
     rows: int = 1,
 ) -> float:  # fmt: skip
-    """One pass of a gather or scatter of `whole` bytes over links of `rate` GB/s."""
+    """A gather or scatter with `volume` bytes on its busiest link, over links of `rate` GB/s."""
     c, spec, software = state.constants, state.spec, state.software
-    volume = busiest_link_bytes(chips, ring, whole)
     gather = kind == "gather"
     if state.is_grid and not software.fabric:
         own = c.grid_gather_gbps if gather else c.grid_scatter_gbps

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from backends.device_specs import DeviceSpec
-from backends.op_record import OpRecord, TensorSpec
-from perf.cost.units import FOLDED, State, bytes_us, cycles_us, stored_bytes, tiles
+from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
+from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, reach, tiles
 
 # ops that go through a tensor by rows of tiles: a row stays on one core
 ROW_OPS = frozenset(
@@ -16,43 +16,74 @@ ROW_OPS = frozenset(
         "experimental.rotary_embedding_llama",
     }
 )  # fmt: skip
-MOVES = frozenset(
-    {
-        "to_memory_config", "sharded_to_interleaved", "interleaved_to_sharded", "reshape", "concat",
-        "slice", "transpose", "permute", "pad", "tilize", "untilize", "to_layout", "embedding",
-        "experimental.nlp_create_qkv_heads", "experimental.nlp_concat_heads",
-        "experimental.nlp_create_qkv_heads_decode", "experimental.nlp_concat_heads_decode",
-        "experimental.paged_fill_cache", "experimental.paged_update_cache", "fill_cache",
-    }
-)  # fmt: skip
 
 
-def small_op_us(record: OpRecord, state: State) -> float:
-    """Elementwise ops, norms, resharding, look-ups and draws."""
+def topk_us(record: OpRecord, state: State) -> float:
+    """Every row is gone through column by column."""
+    return cycles_us(state.constants.topk_cycles * record.inputs[0].shape[-1], state.spec)
+
+
+def sampling_us(record: OpRecord, state: State) -> float:
+    """A draw from candidates."""
+    return state.constants.sampling_us * (0.3 + 0.7 * record.inputs[0].shape[-1] / 256)
+
+
+def norm_us(record: OpRecord, state: State) -> float:
+    """Cores that hold parts of a row exchange statistics."""
+    c = state.constants
+    return _spread_us(record, state, c.norm_cycles, in_l1=c.norm_us)
+
+
+def move_us(record: OpRecord, state: State) -> float:
+    """Tiles go elsewhere, uncomputed."""
+    return _spread_us(record, state, state.constants.move_cycles)
+
+
+def eltwise_us(record: OpRecord, state: State) -> float:
+    """Each tile is computed on by itself."""
+    return _spread_us(record, state, state.constants.eltwise_cycles)
+
+
+def picked_rows_us(record: OpRecord, state: State) -> float:
+    """Rows of a table that is not gone through."""
+    return _spread_us(record, state, state.constants.move_cycles, operands=record.outputs)
+
+
+def fill_us(record: OpRecord, state: State) -> float:
+    """Whole prompts go where the cache has room."""
+    return _spread_us(record, state, state.constants.move_cycles, operands=record.inputs[1:2])
+
+
+def update_us(record: OpRecord, state: State) -> float:
+    """A core for each user reads, changes and writes back the tiles of its heads."""
+    c, spec, cost = state.constants, state.spec, cost_now(record, state)
+    users, _, _ = reach(record, state)
+    per_core = cost.dram_bytes / 2 / TILE_BYTES[record.inputs[0].dtype] / users
+    traffic = bytes_us(cost.dram_bytes, c.dram_interleaved * spec.dram_gbps)
+    return c.l1_op_us + max(cycles_us(per_core * c.update_cycles, spec), traffic)
+
+
+def _spread_us(
+    record: OpRecord,
+    state: State,
+    cycles: float,
+    *,
+    in_l1: float | None = None,
+    operands: tuple[TensorSpec, ...] = (),
+) -> float:
+    """Tiles of the largest operand over the cores that hold or share them, or the DRAM traffic."""
     c, spec = state.constants, state.spec
-    name = record.name
-    if state.folds and name in FOLDED:
+    if state.folds and record.name in FOLDED:
         return 0.0
-    if name in ("topk", "argmax"):
-        return cycles_us(c.topk_cycles * record.inputs[0].shape[-1], spec)
-    if name == "sampling":
-        return c.sampling_us * (0.3 + 0.7 * record.inputs[0].shape[-1] / 256)
-    # a table that rows are picked from, or a cache, is not gone through
-    operands = (*record.inputs, *record.outputs)
-    if name == "embedding":
-        operands = record.outputs
-    elif "cache" in name:
-        operands = record.inputs[1:2]
+    operands = operands or (*record.inputs, *record.outputs)
     sharded = _sharded(operands)
-    norm = "norm" in name
     if sharded is not None:
-        start = c.norm_us if norm else c.l1_op_us
+        start = c.l1_op_us if in_l1 is None else in_l1
         per_core = tiles(sharded.shard or (32, 32))
     else:
         start = c.dram_op_us if any(t.buffer == "DRAM" for t in operands) else c.l1_op_us
         per_core = _tiles_per_core(record, max(operands, key=_own_tiles), spec)
-    cycles = c.norm_cycles if norm else c.move_cycles if name in MOVES else c.eltwise_cycles
-    traffic = bytes_us(dram_bytes(record, state), c.dram_interleaved * spec.dram_gbps)
+    traffic = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     return start + max(cycles_us(per_core * cycles, spec), traffic)
 
 
@@ -79,12 +110,3 @@ def _tiles_per_core(record: OpRecord, tensor: TensorSpec, spec: DeviceSpec) -> i
     if "rotary" in record.name:
         per_row += 2 * -(-shape[-1] // 32)  # cosines and sines of the row
     return -(-rows // spec.num_cores) * per_row
-
-
-def dram_bytes(record: OpRecord, state: State) -> float:
-    """DRAM traffic of an op that is no matmul and no attention."""
-    if record.name == "embedding":
-        return 2 * stored_bytes(record.outputs[0])
-    if "cache" in record.name:  # caches are written where the new positions go
-        return 2 * stored_bytes(record.inputs[1])
-    return sum(stored_bytes(t) for t in (*record.inputs, *record.outputs) if t.buffer == "DRAM")

@@ -1,5 +1,6 @@
 """Time of one recorded op on one product: `op_time(record, state)`.
 
+Bytes, FLOPs and link bytes are what the op stated (OpRecord.cost), never computed here again.
 Physics first: bytes over bandwidth, tile products over cores, link bytes over links, and never
 below them; calibrated constants (constants.py) say how close kernels come. Ops are told apart by
 name, placement and program config alone. Next: compute.py, links.py, moves.py.
@@ -7,12 +8,14 @@ name, placement and program config alone. Next: compute.py, links.py, moves.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from backends.device_specs import FLOP_PER_CYCLE_LOFI, PASSES
 from backends.op_record import OpRecord
 from perf.cost import compute, links, moves
-from perf.cost.units import COLLECTIVES, FOLDED, State, bytes_us, cycles_us, is_view
+from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, is_view
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,51 @@ def op_time(record: OpRecord, state: State) -> OpTime:
     return OpTime(us, limit.us, bound, limit.dram_bytes)
 
 
+# how the time of each op follows from its work; one that is not here is refused
+PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
+    {
+        **dict.fromkeys(("linear", "matmul"), compute.matmul_us),
+        **dict.fromkeys(links.KINDS, links.collective_us),
+        "transformer.scaled_dot_product_attention_decode": compute.sdpa_decode_us,
+        "transformer.paged_scaled_dot_product_attention_decode": compute.sdpa_decode_us,
+        "transformer.scaled_dot_product_attention": compute.sdpa_prefill_us,
+        "transformer.chunked_scaled_dot_product_attention": compute.sdpa_prefill_us,
+        **dict.fromkeys(
+            ("rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"), moves.norm_us
+        ),
+        **dict.fromkeys(
+            (
+                "add", "mul", "multiply", "silu", "typecast", "plus_one", "mesh_partition",
+                "unsqueeze_to_4D", "experimental.rotary_embedding_llama",
+            ),
+            moves.eltwise_us,
+        ),
+        **dict.fromkeys(
+            (
+                "to_memory_config", "sharded_to_interleaved", "interleaved_to_sharded", "reshape",
+                "concat", "slice", "transpose", "permute", "pad", "tilize", "untilize", "to_layout",
+                "experimental.nlp_create_qkv_heads", "experimental.nlp_create_qkv_heads_decode",
+                "experimental.nlp_concat_heads", "experimental.nlp_concat_heads_decode",
+            ),
+            moves.move_us,
+        ),
+        "experimental.paged_update_cache": moves.update_us,
+        **dict.fromkeys(("experimental.paged_fill_cache", "fill_cache"), moves.fill_us),
+        "embedding": moves.picked_rows_us,
+        **dict.fromkeys(("topk", "argmax"), moves.topk_us),
+        "sampling": moves.sampling_us,
+    }
+)  # fmt: skip
+
+
 def _time_us(record: OpRecord, state: State) -> float:
-    name = record.name
-    if is_view(record):
-        return 0.0
-    if name in COLLECTIVES:
-        return links.collective_us(record, state)
-    if name in ("linear", "matmul"):
-        config = str(record.attributes.get("program_config", ""))
-        if "DRAMSharded" in config:
-            return compute.dram_sharded_matmul_us(record, state)
-        if "MultiCast" in config:
-            return compute.matmul_2d_us(record, state)
-    if name.endswith("attention_decode"):
-        return compute.sdpa_decode_us(record, state)
-    if name.endswith("dot_product_attention"):
-        return compute.sdpa_prefill_us(record, state)
-    return moves.small_op_us(record, state)
+    price = PRICES.get(record.name)
+    if price is None:
+        raise ValueError(
+            f"ttnn.{record.name} has no price: say in PRICES (perf/cost/price.py) how its time "
+            "follows from its cost"
+        )
+    return 0.0 if is_view(record) else price(record, state)
 
 
 def is_prefetched(record: OpRecord, state: State) -> bool:
@@ -71,24 +102,15 @@ class Limit:
 
 def physical_limit(record: OpRecord, state: State) -> Limit:
     """Peak DRAM bandwidth, peak arithmetic at the op's fidelity on all cores, line rate."""
-    spec = state.spec
-    dram, flops, link_us = 0.0, 0.0, 0.0
-    if is_view(record) or (state.folds and record.name in FOLDED):
+    spec, cost = state.spec, cost_now(record, state)
+    if state.folds and record.name in FOLDED:
         return Limit(0.0, "latency", 0.0)
-    if record.name in COLLECTIVES:
-        link_us = links.line_rate_us(record, state)
-    elif record.name in ("linear", "matmul"):
-        flops, dram = compute.matmul_work(record)
-    elif "dot_product_attention" in record.name:
-        flops, dram = compute.attention_work(record, state)
-    else:
-        dram = moves.dram_bytes(record, state)
     fidelity = record.attributes.get("math_fidelity", "LoFi")
     rate = FLOP_PER_CYCLE_LOFI / PASSES[fidelity] * spec.num_cores
     parts = {
-        "dram": bytes_us(dram, spec.dram_gbps),
-        "compute": cycles_us(flops / rate, spec),
-        "links": link_us,
+        "dram": bytes_us(cost.dram_bytes, spec.dram_gbps),
+        "compute": cycles_us(cost.flops / rate, spec),
+        "links": cost.link_bytes and bytes_us(cost.link_bytes, links.link_gbps(record, state)),
     }
     bound = max(parts, key=lambda part: parts[part])
-    return Limit(parts[bound], bound if parts[bound] else "latency", dram)
+    return Limit(parts[bound], bound if parts[bound] else "latency", cost.dram_bytes)

@@ -1,4 +1,4 @@
-"""What every price is made of: tiles, bytes, cycles, and the state that a record does not say.
+"""What every price is made of: an op's stated work, cycles, and what a record does not say.
 
 Next: compute.py, links.py and moves.py price kinds of ops with these; price.py chooses among them.
 """
@@ -6,17 +6,13 @@ Next: compute.py, links.py and moves.py price kinds of ops with these; price.py 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.device_specs import DeviceSpec
-from backends.op_record import OpRecord, TensorSpec
+from backends.op_record import Cost, OpRecord
 from perf.cost.constants import Constants
 from perf.cost.software import Software
 
-TILE_BYTES = {
-    "bfloat16": 2048, "bfloat8_b": 1088, "bfloat4_b": 576, "float32": 4096,
-    "uint32": 4096, "int32": 4096, "uint16": 2048, "uint8": 1024,
-}  # fmt: skip
 # what the Galaxy's own software folds into the ops beside it
 FOLDED = frozenset(
     {
@@ -59,13 +55,6 @@ def tiles(shape: tuple[int, ...]) -> int:
     return lead * -(-rows // 32) * -(-shape[-1] // 32)
 
 
-def stored_bytes(tensor: TensorSpec) -> int:
-    """Bytes of one chip's part."""
-    if tensor.layout == "TILE":
-        return tiles(tensor.padded_shape) * TILE_BYTES[tensor.dtype]
-    return math.prod(tensor.shape) * TILE_BYTES[tensor.dtype] // 1024
-
-
 def cycles_us(cycles: float, spec: DeviceSpec) -> float:
     """Microseconds that a number of cycles takes."""
     return cycles / (spec.clock_ghz * 1000)
@@ -92,15 +81,41 @@ def grid_cores(record: OpRecord, spec: DeviceSpec) -> tuple[int, int]:
 
 
 def is_view(record: OpRecord) -> bool:
-    """A reshape that only renames dimensions, or a move to where it is, launches nothing."""
-    if not record.inputs or not record.outputs:
-        return False
-    before, after = record.inputs[0], record.outputs[0]
-    if record.name == "to_memory_config":
-        return before == after
-    if record.name not in ("reshape", "unsqueeze_to_4D"):
-        return False
-    if before.layout != "TILE":
-        return True
-    same_tiles = tiles(before.padded_shape) == tiles(after.padded_shape)
-    return same_tiles and before.padded_shape[-1] == after.padded_shape[-1]
+    """An op that costs nothing launches nothing: a renamed shape, a move to where it is."""
+    return stated(record) == Cost()
+
+
+def stated(record: OpRecord) -> Cost:
+    """What the op said it costs."""
+    if record.cost is None:
+        raise ValueError(
+            f"{record.name} was recorded without its cost, as a dry run does: record op lists on "
+            "the emulator"
+        )
+    return record.cost
+
+
+def cost_now(record: OpRecord, state: State) -> Cost:
+    """What the op costs with the users and positions there are, not the most there can be."""
+    cost = stated(record)
+    if not cost.cached_bytes:
+        return cost
+    users, context, slots = reach(record, state)
+    share = users / slots
+    if "context" in record.attributes:
+        share *= context / int(record.attributes["context"])
+    cached = round(share * cost.cached_bytes)
+    return replace(
+        cost,
+        flops=round(share * cost.flops),
+        dram_bytes=cost.dram_bytes - cost.cached_bytes + cached,
+        cached_bytes=cached,
+    )
+
+
+def reach(record: OpRecord, state: State) -> tuple[int, int, int]:
+    """Users with a context, positions each reads, and the slots that there are."""
+    slots = int(record.attributes["users"])
+    most = int(record.attributes.get("context", state.context))
+    window = int(record.attributes.get("sliding_window_size") or most)
+    return min(slots, state.active_users), min(state.context or most, most, window), slots

@@ -18,7 +18,7 @@ from backends.op_record import OpRecord
 from perf.cost.constants import Constants, intervals, load_constants
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
-from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view
+from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
 from perf.op_lists.record import CountedOp, Job, OpList, RunOps
 
 TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
@@ -120,7 +120,8 @@ def unfolded(ops: OpList, state: State) -> list[CountedOp]:
             continue
         if name == "all_reduce" and after and after.record.name == "matmul":
             # a sum of which each chip then picks its own users is a scatter
-            op = replace(op, record=replace(op.record, name="reduce_scatter"))
+            cost = replace(stated(op.record), link_bytes=stated(op.record).link_bytes // 2)
+            op = replace(op, record=replace(op.record, name="reduce_scatter", cost=cost))
         kept.append(op)
     return kept
 

@@ -10,7 +10,7 @@ import torch
 
 from backends.emulator.numerics.formats import keep_significant_bits
 from backends.mesh import open_mesh
-from backends.op_record import record_ops
+from backends.op_record import operand_bytes, record_ops
 from tests.ops.emulated import EXACT, ROUNDED, get, put, put_heads, ttnn
 from tests.ops.golden_cases import operand
 from tests.ops.model_golden_cases import (
@@ -220,4 +220,6 @@ def test_a_record_says_what_a_performance_model_needs(mesh: Any) -> None:
     }  # fmt: skip
     assert known.items() <= record.attributes.items()
     tiles = USERS * PAGES * K * W // 32  # of a full context, keys or values
-    assert record.cost is not None and record.cost.dram_bytes == 2 * tiles * 2048
+    assert record.cost is not None and record.cost.cached_bytes == 2 * tiles * 2048
+    outer = operand_bytes((record.inputs[0], *record.outputs), "DRAM")  # queries, results
+    assert record.cost.dram_bytes == record.cost.cached_bytes + outer

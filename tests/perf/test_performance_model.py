@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import backends
 from backends.device_specs import SPECS
 from perf.calibrate.op_rows import bank_product, collective, decode_scores, prefill_scores, product
 from perf.cost.constants import load_constants
 from perf.cost.links import pass_us
-from perf.cost.price import op_time
+from perf.cost.price import PRICES, op_time
 from perf.cost.software import SOFTWARE
-from perf.cost.units import State
+from perf.cost.units import State, cost_now
 from perf.op_lists.kept import run_ops
 from perf.predict.__main__ import main as predict_main
 from perf.predict.figures import Prediction, job_for, predict, predict_ops
@@ -81,14 +82,62 @@ def test_more_links_and_fewer_bytes_never_take_more_time(
     size, chips, links, ring, software
 ) -> None:
     now = state(SPECS["T3K"], software=software)
-    whole = 1024.0 * size
+    volume = 1024.0 * size
     for kind in ("gather", "scatter"):
-        slow = pass_us(kind, chips, ring, whole, 12.5 * links, now)
-        assert pass_us(kind, chips, ring, whole, 12.5 * (links + 1), now) <= slow
-        assert pass_us(kind, chips, ring, whole / 2, 12.5 * links, now) <= slow
+        slow = pass_us(kind, chips, ring, volume, 12.5 * links, now)
+        assert pass_us(kind, chips, ring, volume, 12.5 * (links + 1), now) <= slow
+        assert pass_us(kind, chips, ring, volume / 2, 12.5 * links, now) <= slow
     record = collective("all_gather", (1, 1, 32, 1024 * chips), "bf16", chips=chips, ring=ring)
     time = op_time(record, now)
     assert time.us >= time.limit_us > 0
+
+
+def test_an_op_without_a_price_or_a_cost_is_refused_by_name() -> None:
+    known = product(128, 1024, 1024, "bfp8", "HiFi2")
+    with pytest.raises(ValueError, match=r"^ttnn\.nobody has no price: .*price\.py"):
+        op_time(replace(known, name="nobody"), state())
+    with pytest.raises(ValueError, match="linear was recorded without its cost"):
+        op_time(replace(known, cost=None), state())
+
+
+def test_every_op_that_runs_on_a_device_has_a_price() -> None:
+    backends.select("emulator")
+    assert backends.ttnn
+    from backends.emulator.launch import REGISTRY
+
+    to_and_from_the_host = {
+        "ConcatMesh2dToTensor", "ConcatMeshToTensor", "ReplicateTensorToMesh", "ShardTensor2dMesh",
+        "ShardTensorToMesh", "begin_trace_capture", "copy_device_to_host_tensor",
+        "copy_host_to_device_tensor", "deallocate", "dump_tensor", "empty", "end_trace_capture",
+        "execute_trace", "from_device", "from_torch", "full", "get_device_tensors", "load_tensor",
+        "release_trace", "to_device", "to_torch", "zeros",
+    }  # fmt: skip
+    assert set(REGISTRY) - to_and_from_the_host == set(PRICES)
+
+
+def test_a_price_follows_the_cost_that_the_op_states() -> None:
+    """Twice the stated bytes, FLOPs or link bytes move the limit of each kind of op."""
+    streamed = bank_product(4096, 4096, "bfp8", "HiFi2", block=8)
+    gather = collective("all_gather", (1, 1, 32, 8192), "bf16", chips=2)
+    for record, work in ((streamed, "dram_bytes"), (gather, "link_bytes")):
+        assert record.cost is not None
+        twice = replace(record.cost, **{work: 2 * getattr(record.cost, work)})
+        once, double = op_time(record, state()), op_time(replace(record, cost=twice), state())
+        assert double.limit_us == pytest.approx(2 * once.limit_us)
+        assert double.us > once.us
+
+
+def test_a_cache_update_moves_whole_tiles_and_shrinks_with_its_users() -> None:
+    """8B on N150 with 32 users: K and V of 32 layers, 8 heads of 4 tiles, read and written back."""
+    job = job_for("Llama-3.1-8B", SPECS["N150"], software=SOFTWARE["own"], batch_size=32)
+    updates = [
+        op for op in run_ops(job).decode.ops if op.record.name == "experimental.paged_update_cache"
+    ]
+    assert sum(op.count for op in updates) == 64
+    moved = 2 * 32 * 8 * 4 * 1088
+    for op in updates:
+        assert cost_now(op.record, state(active_users=32)).dram_bytes == moved
+        assert cost_now(op.record, state(active_users=8)).dram_bytes == moved / 4
 
 
 def figures(device: str = "N300", **options: object) -> Prediction:

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import torch
 
+from backends.op_record import TILE_BYTES
+
 TILE = 32
 
 
@@ -43,19 +45,18 @@ class DataType(Name):
     is_float: bool
 
 
-# bfloat16 has 8 significant bits, so it holds block values (7 or 3 bits) without loss; block
-# formats store one exponent byte per 16 values
-for _type, _carrier, _tile_bytes in (
-    (DataType.BFLOAT16, torch.bfloat16, 2048),
-    (DataType.BFLOAT8_B, torch.bfloat16, 1088),
-    (DataType.BFLOAT4_B, torch.bfloat16, 576),
-    (DataType.FLOAT32, torch.float32, 4096),
-    (DataType.UINT32, torch.int32, 4096),
-    (DataType.INT32, torch.int32, 4096),
-    (DataType.UINT16, torch.int32, 2048),
-    (DataType.UINT8, torch.int32, 1024),
+# bfloat16 has 8 significant bits, so it holds block values (7 or 3 bits) without loss
+for _type, _carrier in (
+    (DataType.BFLOAT16, torch.bfloat16),
+    (DataType.BFLOAT8_B, torch.bfloat16),
+    (DataType.BFLOAT4_B, torch.bfloat16),
+    (DataType.FLOAT32, torch.float32),
+    (DataType.UINT32, torch.int32),
+    (DataType.INT32, torch.int32),
+    (DataType.UINT16, torch.int32),
+    (DataType.UINT8, torch.int32),
 ):
-    _type.carrier, _type.tile_bytes = _carrier, _tile_bytes
+    _type.carrier, _type.tile_bytes = _carrier, TILE_BYTES[_type.name.lower()]
     _type.is_block = _type in (DataType.BFLOAT8_B, DataType.BFLOAT4_B)
     _type.is_float = _carrier.is_floating_point
 

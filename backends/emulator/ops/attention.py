@@ -18,6 +18,7 @@ from backends.emulator.kv.paging import flat_blocks, writable
 from backends.emulator.launch import Out, launch, op
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.rules import attention as specs
+from backends.work import attention_flops, kv_bytes
 
 _MASK_ELEMENTS = 1 << 22  # of the masks (on a GPU also the scores of a head) held at once
 
@@ -116,13 +117,13 @@ def scaled_dot_product_attention(
         return out.unflatten(0, mesh)
 
     users, heads, length, width = q.dims
-    pairs = length * k.dims[2]
+    seen = k.dims[2] / 2 if is_causal else k.dims[2]
     return launch(
         "transformer.scaled_dot_product_attention",
         [q, k, v],
         [Out(q.dims, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
         compute,
-        flops=4 * users * heads * width * (pairs // 2 if is_causal else pairs),
+        flops=attention_flops(users * heads * length, min(seen, window or seen), width),
         attributes={
             "is_causal": is_causal,
             "sliding_window_size": window,
@@ -175,13 +176,15 @@ def chunked_scaled_dot_product_attention(
 
     users, heads, _, width = q.dims
     start = table.dims[1] * size - length if chunk_start_idx is None else chunk_start_idx
+    seen = start + length / 2
     return launch(
         "transformer.chunked_scaled_dot_product_attention",
         [q, k, v, table, *([chunk_start_idx_tensor] if chunk_start_idx_tensor else [])],
         [Out(q.dims, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
         compute,
-        flops=4 * users * heads * length * (start + length // 2) * width,
-        dram_bytes=2 * q.buffer_bytes() + users * specs.cache_bytes(k, start + length),
+        flops=attention_flops(users * heads * length, min(seen, window or seen), width),
+        dram_bytes=2 * q.buffer_bytes()
+        + users * kv_bytes(k.dtype.tile_bytes, k.dims[1], start + length, width),
         attributes={
             "chunk_start_idx": chunk_start_idx,
             "block_size": size,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backends.emulator.api.types import Layout, MemoryConfig
+from backends.emulator.api.types import BufferType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv import alike
 from backends.emulator.kv.paging import GROUP, Reach, reach, read_seen, writable
@@ -19,6 +19,7 @@ from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops import native
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.rules import attention as specs
+from backends.work import attention_flops, kv_bytes
 
 _MOST_WIDTH, _MOST_QUERIES = 256, 4  # of a head; at once: what the C loop has room for
 
@@ -118,14 +119,18 @@ def _decode(
         return _in_calls(queries, k, v, seen, kv_bits).view(x.shape)
 
     context = table.dims[1] * size if table is not None else size
+    cached = users * kv_bytes(cache.dtype.tile_bytes, kv_heads, context, width)
+    outer = q.buffer_bytes() if q.in_dram() else 0
+    result = q.buffer_bytes() if memory.buffer_type is BufferType.DRAM else 0
     return launch(
         name,
         inputs,
         [Out(q.dims, q.dtype, Layout.TILE, memory)],
         compute,
         # positions are data: the record counts a full context, and says how long that is
-        flops=4 * users * heads * context * width,
-        dram_bytes=users * specs.cache_bytes(cache, context),
+        flops=attention_flops(users * heads, context, width),
+        dram_bytes=cached + outer + result,
+        cached_bytes=cached,
         attributes={
             "users": users,
             "context": context,

@@ -19,6 +19,7 @@ from backends.emulator.launch import launch, op
 from backends.emulator.loops import native
 from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, finish
 from backends.emulator.rules.cache import check_dense_fill, check_fill, check_update
+from backends.work import update_bytes
 
 
 @op("experimental.paged_update_cache")
@@ -59,7 +60,7 @@ def paged_update_cache(
             flat.index_copy_(0, rows, finish(new if kept is None else new[kept], dtype))
         return None if cache is old else cache
 
-    written = heads * -(-width // TILE) * x.dims[1]  # tiles, one of each head
+    moved = update_bytes(dtype.tile_bytes, x.dims[1], heads, width)
     return launch(
         "experimental.paged_update_cache",
         inputs,
@@ -67,8 +68,8 @@ def paged_update_cache(
         compute,
         into=cache_tensor,
         exact=True,
-        # whole tiles are read and written back
-        dram_bytes=2 * written * dtype.tile_bytes,
+        dram_bytes=moved,
+        cached_bytes=moved,
         attributes={"users": x.dims[1], "block_size": size if page_table is not None else None},
     )
 

@@ -23,6 +23,7 @@ from backends.emulator.launch import (
     unchanged,
 )
 from backends.emulator.numerics.sums import Line, mesh_sum, own_part
+from backends.work import link_bytes
 
 
 def _line(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
@@ -77,7 +78,7 @@ def all_gather(
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
         compute,
         exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
-        link_bytes=_gathered(x.buffer_bytes(), chips, topology),
+        link_bytes=_link_bytes(x.buffer_bytes() * chips, chips, topology),
         attributes=_attributes(line, chips, num_links, topology, dim),
     )
 
@@ -109,7 +110,7 @@ def reduce_scatter(
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
         lambda data: mesh_sum(data, line, x.dtype, dim=dim),
         exact=True,
-        link_bytes=_gathered(x.buffer_bytes() // chips, chips, topology),
+        link_bytes=_link_bytes(x.buffer_bytes(), chips, topology),
         attributes=_attributes(line, chips, num_links, topology, dim),
     )
 
@@ -133,7 +134,7 @@ def all_reduce(
         [Out(x.dims, x.dtype, x.layout, memory_or_default(memory_config, x))],
         lambda data: mesh_sum(data, line, x.dtype),
         exact=True,
-        link_bytes=2 * _gathered(x.buffer_bytes() // chips, chips, topology),
+        link_bytes=2 * _link_bytes(x.buffer_bytes(), chips, topology),  # a scatter and a gather
         attributes=_attributes(line, chips, num_links, topology, None),
     )
 
@@ -170,10 +171,8 @@ def mesh_partition(
     )
 
 
-def _gathered(part_bytes: int, chips: int, topology: Topology | None) -> int:
-    """Bytes over the busiest link direction: a ring sends both ways, a line's middle all parts."""
-    passes = chips // 2 if topology is Topology.Ring else chips - 1
-    return part_bytes * passes
+def _link_bytes(whole: int, chips: int, topology: Topology | None) -> int:
+    return link_bytes(whole, chips, ring=topology is Topology.Ring)
 
 
 def _attributes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from backends.emulator.api.types import DataType, Layout, MemoryConfig
+from backends.emulator.api.types import BufferType, DataType, Layout, MemoryConfig, stored_bytes
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
 
@@ -51,5 +51,9 @@ def embedding(
         layout or Layout.ROW_MAJOR,
         memory_or_default(memory_config, ids),
     )
-    read = count * table.dims[-1] * 2  # bytes
-    return launch("embedding", [ids, table], [out], compute, dram_bytes=2 * read)
+    read = count * table.dims[-1] * 2  # bytes of the rows that are picked
+    written = stored_bytes(shape, out.dtype, out.layout)
+    where = out.memory.buffer_type is BufferType.DRAM
+    return launch(
+        "embedding", [ids, table], [out], compute, dram_bytes=read + (written if where else 0)
+    )

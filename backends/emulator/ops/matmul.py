@@ -8,20 +8,26 @@ lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.api.configs import UnaryOpType, WormholeComputeKernelConfig
-from backends.emulator.api.types import DataType, MathFidelity, MemoryConfig
+from backends.emulator.api.configs import (
+    MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig,
+    UnaryOpType,
+    WormholeComputeKernelConfig,
+)
+from backends.emulator.api.types import DataType, Layout, MathFidelity, MemoryConfig, padded
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, fatal, launch, op, require
 from backends.emulator.numerics import fidelity as multiplier
 from backends.emulator.numerics.formats import finish
 from backends.emulator.numerics.products import Rounding, constant_product, free_product, picking
 from backends.emulator.rules.matmul import check_operands, output_memory, output_shape
+from backends.work import product_flops
 
 _ACTIVATIONS = {"silu": F.silu, "relu": torch.relu, "gelu": F.gelu, "sigmoid": torch.sigmoid}
 _DEFAULT_KERNEL = WormholeComputeKernelConfig(math_fidelity=MathFidelity.HiFi2)
@@ -98,16 +104,15 @@ def _matmul(
             out = out.to(torch.bfloat16)
         return finish(out if act is None else act(out.float()), dtype)
 
-    rows = 1
-    for size in shape[:-1]:
-        rows *= size
+    rows = math.prod(padded(shape, Layout.TILE)[:-1])
     return launch(
         name,
         [a, b] if bias is None else [a, b, bias],
         [Out(shape, dtype, a.layout, memory)],
         compute,
         exact=True,  # rounded by the product, on its way out
-        flops=2 * rows * inner * shape[-1],
+        flops=product_flops(rows, inner, shape[-1]),
+        dram_bytes=_streamed(b, program_config),
         attributes={
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,
@@ -117,6 +122,12 @@ def _matmul(
             "transpose_b": transpose_b or None,
         },
     )
+
+
+def _streamed(b: Tensor, program_config: Any) -> int | None:
+    """DRAM bytes of a product that streams its weight bank by bank, padding and all."""
+    by_bank = isinstance(program_config, MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig)
+    return b.spec().sharded_bytes if by_bank and b.in_dram() else None
 
 
 def _activation(name: str | None, program_config: Any) -> Callable[..., torch.Tensor] | None:

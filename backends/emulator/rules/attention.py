@@ -41,12 +41,6 @@ def interleaved(memory: MemoryConfig | None) -> MemoryConfig:
     return memory
 
 
-def cache_bytes(cache: Tensor, positions: int) -> int:
-    """Bytes of the keys and values that one user has at a number of positions."""
-    tiles = math.ceil(positions / TILE) * cache.dims[1] * math.ceil(cache.dims[3] / TILE)
-    return 2 * tiles * cache.dtype.tile_bytes
-
-
 def check_operands(q: Tensor, *kv: Tensor) -> None:
     for tensor in (q, *kv):
         require(tensor.layout is Layout.TILE, "Inputs to SDPA must be tilized")
