@@ -1,6 +1,6 @@
 """The course of a text demo: prepare, warm up, prefill, decode, report. Shared by all text demos.
 
-Preparation is session.py's, printing report.py's, figures perf/metrics.py's.
+Finding and loading are session.py's, printing report.py's, figures perf/metrics.py's.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ WARM_UP_TOKENS = 4096  # the emulator compiles nothing: longer prompts are not r
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be run: every batch's prompts and requests, tokenised and checked."""
+class Questions:
+    """What is to be asked: every batch's prompts and requests, tokenised and checked."""
 
     case: Case
     model: Model
@@ -69,7 +69,7 @@ class OpLists:
     decode: list[Any] = field(default_factory=list)
 
 
-def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
+def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Questions:
     """Read and check everything that can be checked before weights are loaded."""
     entries = load_entries(find_prompts(case.input_prompts))
     model = find_model(settings.checkpoint, weights=case.weights)
@@ -94,7 +94,7 @@ def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Job:
     requests = [requests_of(case, model, batch) for batch in batches]
     for batch in requests:
         check_pages(batch, cache_of(case), case.batch_size)
-    return Job(case, model, batches, requests)
+    return Questions(case, model, batches, requests)
 
 
 def requests_of(case: Case, model: Model, prompts: Sequence[Prompt]) -> list[Request]:
@@ -194,14 +194,18 @@ def fill_prefixes(session: Session, requests: Sequence[Request]) -> None:
         pass
 
 
-def run_batches(job: Job, session: Session, profiler: Profiler) -> tuple[list[Answers], OpLists]:
+def run_batches(
+    questions: Questions, session: Session, profiler: Profiler
+) -> tuple[list[Answers], OpLists]:
     """Run every batch; only the first is measured."""
     ops = OpLists()
-    if needs_warm_up(session, job.requests[0]):
-        ops = warm_up(session, job.requests[0], profiler)
-    run_first = run_checked if job.case.pcc_check else run_batch
+    if needs_warm_up(session, questions.requests[0]):
+        ops = warm_up(session, questions.requests[0], profiler)
+    run_first = run_checked if questions.case.pcc_check else run_batch
     all_answers = []
-    for number, (prompts, requests) in enumerate(zip(job.prompts, job.requests, strict=True)):
+    for number, (prompts, requests) in enumerate(
+        zip(questions.prompts, questions.requests, strict=True)
+    ):
         if number == 0:
             answers = run_first(session, requests, profiler, ops=ops)
         else:

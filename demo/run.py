@@ -13,7 +13,7 @@ from loguru import logger
 from backends.device_specs import SPECS
 from demo import report
 from demo.cases import Case
-from demo.flow import Answers, Job, prepare, run_batches
+from demo.flow import Answers, Questions, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
 from demo.session import Session, open_session
@@ -51,75 +51,77 @@ def run_text_demo(
         return
     loading = Profiler()
     with loading("loading_inputs"):
-        jobs = prepare_all(case, given, settings)
+        sets = prepare_all(case, given, settings)
     with contextlib.ExitStack() as stack:
         with loading("loading_model"):
-            session = stack.enter_context(open_session(jobs[0].case, settings, jobs[0].model))
-        for job in jobs:
-            run_job(job, session, loading, ttft_per_user=ttft_per_user)
+            session = stack.enter_context(open_session(sets[0].case, settings, sets[0].model))
+        for questions in sets:
+            answer(questions, session, loading, ttft_per_user=ttft_per_user)
 
 
-def prepare_all(case: Case, given: dict[str, Any], settings: Settings) -> list[Job]:
-    """One job, or one per prompt set of a sweep that fits the model's context."""
+def prepare_all(case: Case, given: dict[str, Any], settings: Settings) -> list[Questions]:
+    """One set of questions, or one per prompt set of a sweep that fits the model's context."""
     if not case.sweep or "input_prompts" in given:
         return [prepare(case, given, settings)]
-    jobs = []
+    sets = []
     for prompts in case.sweep:
         longest = max(entry.declared_tokens for entry in load_entries(find_prompts(prompts)))
         if longest > case.max_seq_len:
             logger.info(f"{prompts} is left out: it is longer than max_seq_len {case.max_seq_len}")
             continue
         try:
-            jobs.append(prepare(replace(case, input_prompts=prompts), given, settings))
+            sets.append(prepare(replace(case, input_prompts=prompts), given, settings))
         except pytest.skip.Exception as reason:
             logger.info(f"{prompts} is left out: {reason}")
-    return jobs
+    return sets
 
 
-def run_job(job: Job, session: Session, loading: Profiler, *, ttft_per_user: bool) -> None:
+def answer(
+    questions: Questions, session: Session, loading: Profiler, *, ttft_per_user: bool
+) -> None:
     """Answer one prompt set on a loaded model, and report."""
     profiler = Profiler()
     with profiler("run"):
-        answers, ops = run_batches(job, session, profiler)
+        answers, ops = run_batches(questions, session, profiler)
     if session.settings.backend == "dry-run":
         logger.info(f"TT-NN accepted every call for {session.device}; a dry run has no figures")
         return
-    length = prefill_length(job)
-    metrics = measure(profiler, users=job.case.users, prefill_tokens=length)
+    length = prefill_length(questions)
+    metrics = measure(profiler, users=questions.case.users, prefill_tokens=length)
     found = modelled(session, ops, prefill_len=length)
-    check_answers(job, session, answers)
+    check_answers(questions, session, answers)
     report.print_summary(
-        title_of(job, session),
+        title_of(questions, session),
         metrics,
         found.prediction if found else None,
-        [*prompt_rows(job), *timing_rows(loading, profiler)],
+        [*prompt_rows(questions), *timing_rows(loading, profiler)],
         measured_on=provenance_of(session),
         device=session.device,
         whole_ttft=not ttft_per_user,
     )
     tokens = answers[0].tokens
-    save_record(session, job.case, metrics, found, tokens, prefill_len=length)
+    save_record(session, questions.case, metrics, found, tokens, prefill_len=length)
 
 
-def prefill_length(job: Job) -> int:
+def prefill_length(questions: Questions) -> int:
     """Padded length of the longest prompt of the measured batch."""
-    return bucket_length(max(len(request.prompt) for request in job.requests[0]))
+    return bucket_length(max(len(request.prompt) for request in questions.requests[0]))
 
 
-def title_of(job: Job, session: Session) -> str:
+def title_of(questions: Questions, session: Session) -> str:
     """What ran, in a few words."""
-    case = job.case
+    case = questions.case
     mesh = "x".join(map(str, SPECS[session.device].mesh_shape))
     where = f"{session.device} {mesh} ({session.settings.backend})"
     return f"{session.model.config.name} on {where}: {case.id}, {case.users} users"
 
 
-def prompt_rows(job: Job) -> list[tuple[str, str]]:
+def prompt_rows(questions: Questions) -> list[tuple[str, str]]:
     """What the users asked."""
-    longest = max(len(request.prompt) for request in job.requests[0])
+    longest = max(len(request.prompt) for request in questions.requests[0])
     return [
-        ("Prompts", job.case.input_prompts),
-        ("Longest prompt", f"{longest} tokens, prefilled as {prefill_length(job)}"),
+        ("Prompts", questions.case.input_prompts),
+        ("Longest prompt", f"{longest} tokens, prefilled as {prefill_length(questions)}"),
     ]
 
 
@@ -132,10 +134,10 @@ def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
     ]
 
 
-def check_answers(job: Job, session: Session, answers: Sequence[Answers]) -> None:
+def check_answers(questions: Questions, session: Session, answers: Sequence[Answers]) -> None:
     """Look at the texts: hidden facts found, repeats equal, no special tokens in between."""
-    tokenizer, case = session.model.tokenizer, job.case
-    found, asked = report.needles_found(job.prompts[0], answers[0].tokens, tokenizer)
+    tokenizer, case = session.model.tokenizer, questions.case
+    found, asked = report.needles_found(questions.prompts[0], answers[0].tokens, tokenizer)
     if asked:
         logger.info(f"Facts found in the context: {found} of {asked}")
     if case.weights != "random":
@@ -147,13 +149,13 @@ def check_answers(job: Job, session: Session, answers: Sequence[Answers]) -> Non
                     pytest.fail(line, pytrace=False)
                 logger.warning(line)
     if case.compare_repeats:
-        compare_repeats(job, answers)
+        compare_repeats(questions, answers)
 
 
-def compare_repeats(job: Job, answers: Sequence[Answers]) -> None:
+def compare_repeats(questions: Questions, answers: Sequence[Answers]) -> None:
     """Equal prompts must have got equal answers, in any batch and any slot."""
     first: dict[str, tuple[int, int]] = {}
-    for batch, prompts in enumerate(job.prompts):
+    for batch, prompts in enumerate(questions.prompts):
         for user, prompt in enumerate(prompts):
             known = first.setdefault(prompt.text, (batch, user))
             if answers[batch].tokens[user] != answers[known[0]].tokens[known[1]]:

@@ -24,7 +24,7 @@ from models.layers.embedding import Embedding
 from models.layers.lm_head import LMHead
 from models.layers.norm import RMSNorm
 from models.layers.rope import RotaryEmbedding
-from models.layers.sampler import Sampler
+from models.layers.sampler import DeviceSampler
 from models.plans.attention import attention_weights
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
@@ -90,7 +90,7 @@ class Transformer:
             "norm", weights, {phase: norm_plan(last, phase) for phase in Phase}, self.ccl
         )
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
-        self.sampler = Sampler(mesh, self.sharding, self.batch)
+        self.sampler = DeviceSampler(mesh, self.sharding, self.batch)
 
     def _cache(self, index: int, target: Target) -> PagedKVCache:
         with scope(f"layers.{index}"):  # a full DRAM is reported with the layer that met it

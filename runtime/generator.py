@@ -17,7 +17,7 @@ import torch
 
 from runtime.paging import NO_BLOCK, BlockPool
 from runtime.requests import Engine, Finish, Request, Step, StepKind
-from runtime.sampling import DeviceSampling, Sampler, device_sampling
+from runtime.sampling import DeviceSampling, HostSampler, device_sampling
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Generator:
             sample_on_device and first.supports_device_sampling and not reads_logits
         )
         self.page_seed = page_seed
-        self.sampler = Sampler(self.num_slots, first.vocab_size)
+        self.sampler = HostSampler(self.num_slots, first.vocab_size)
         self._handles = itertools.count()
         self.reset()
 

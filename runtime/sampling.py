@@ -100,7 +100,7 @@ def device_sampling(params: Sequence[SamplingParams]) -> DeviceSampling | None:
     )
 
 
-class Sampler:
+class HostSampler:
     """Samples one token per batch slot and remembers what penalties and seeds need."""
 
     def __init__(self, batch_size: int, vocab_size: int) -> None:

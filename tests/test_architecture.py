@@ -39,6 +39,16 @@ LONG_FILES: dict[str, str] = {
 LONG_FUNCTIONS: dict[str, str] = {}
 CASE_TABLES = "_cases.py"  # a list of calls to try, one after the other: data that runs
 
+# What a prompt passes on its way from the demo to its logits: to be read in one sitting.
+MAIN_PATH = (
+    "demo/simple_text_demo.py", "demo/run.py", "demo/flow.py", "demo/session.py",
+    "runtime/generator.py", "runtime/engine.py", "models/transformer.py",
+    *(f"models/layers/{name}.py" for name in (
+        "embedding", "decoder", "norm", "attention", "rope", "mlp", "lm_head",
+    )),
+)  # fmt: skip
+MAX_MAIN_PATH_LINES = 2000
+
 ENVIRONMENT_READERS = {
     "runtime/settings.py": "the one reader",
     "backends/dry_run/environment.py": "writes what the wheel reads when it is imported",
@@ -287,6 +297,11 @@ def test_files_are_short() -> None:
     over = [text for path, text in found.items() if path not in LONG_FILES]
     assert not over, listing(over)
     assert set(LONG_FILES) <= set(found), "an exception is no longer needed"
+
+
+def test_the_main_path_is_read_in_one_sitting() -> None:
+    lines = {path: len((ROOT / path).read_text("utf-8").splitlines()) for path in MAIN_PATH}
+    assert sum(lines.values()) <= MAX_MAIN_PATH_LINES, lines
 
 
 def test_functions_are_short() -> None:

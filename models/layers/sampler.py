@@ -28,7 +28,7 @@ class SamplingInputs:
     seed: int | None = None
 
 
-class Sampler:
+class DeviceSampler:
     """Draws one token per user from logits split over chips."""
 
     def __init__(self, mesh: Any, sharding: Sharding, batch: int) -> None:

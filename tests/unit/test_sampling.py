@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from runtime.sampling import Sampler, SamplingParams, device_sampling
+from runtime.sampling import HostSampler, SamplingParams, device_sampling
 
 VOCAB = 64
 
@@ -36,7 +36,7 @@ def expected_distribution(logits: torch.Tensor, params: SamplingParams) -> torch
 def test_the_sampled_distribution_is_that_of_transformers(params: SamplingParams) -> None:
     torch.manual_seed(0)
     logits = torch.randn(VOCAB) * 2
-    sampler = Sampler(1, VOCAB)
+    sampler = HostSampler(1, VOCAB)
     sampler.assign(0, params, [])
     num_draws = 4000
     counts = torch.zeros(VOCAB)
@@ -64,7 +64,7 @@ def test_the_sampled_distribution_is_that_of_transformers(params: SamplingParams
 )
 def test_greedy_takes_the_likeliest_token(params: SamplingParams) -> None:
     logits = torch.randn(1, VOCAB)
-    sampler = Sampler(1, VOCAB)
+    sampler = HostSampler(1, VOCAB)
     sampler.assign(0, params, [])
     assert sampler.sample(logits, [0]).item() == logits.argmax()
 
@@ -75,12 +75,12 @@ def test_a_user_draws_the_same_alone_and_in_a_batch() -> None:
         SamplingParams(temperature=1.0, top_k=1 + i, top_p=1 - i / 10, seed=i) for i in range(8)
     ]
     steps = torch.randn(20, 8, VOCAB)
-    together = Sampler(8, VOCAB)
+    together = HostSampler(8, VOCAB)
     for slot, params in enumerate(users):
         together.assign(slot, params, [])
     batch = torch.stack([together.sample(logits, list(range(8))) for logits in steps])
     for slot, params in enumerate(users):
-        alone = Sampler(1, VOCAB)
+        alone = HostSampler(1, VOCAB)
         alone.assign(0, params, [])
         tokens = torch.cat([alone.sample(logits[slot : slot + 1], [0]) for logits in steps])
         assert torch.equal(tokens, batch[:, slot])
@@ -90,7 +90,7 @@ def test_penalties_change_logits_as_transformers_does() -> None:
     from transformers.generation import RepetitionPenaltyLogitsProcessor
 
     logits, prompt = torch.randn(1, VOCAB), [3, 5, 5]
-    sampler = Sampler(1, VOCAB)
+    sampler = HostSampler(1, VOCAB)
     sampler.assign(0, SamplingParams(repetition_penalty=1.7), prompt)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt]), logits.clone())
     assert torch.allclose(sampler._penalise(logits, [0]), expected)
@@ -99,7 +99,7 @@ def test_penalties_change_logits_as_transformers_does() -> None:
 def test_presence_and_frequency_count_generated_tokens_only() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 7] = 1.0
-    sampler = Sampler(1, VOCAB)
+    sampler = HostSampler(1, VOCAB)
     sampler.assign(0, SamplingParams(presence_penalty=0.25, frequency_penalty=0.5), [7])
     assert [sampler.sample(logits, [0]).item() for _ in range(2)] == [7, 7]
     assert sampler._penalise(logits, [0])[0, 7] == pytest.approx(1 - 0.25 - 2 * 0.5)
