@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 
 from models.families import ROPE_KINDS, Family, family_of
+from models.vision_config import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ModelConfig:
     attention_multiplier: float | None = None  # None: 1 / sqrt(head_dim)
     bos_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    vision: VisionConfig | None = None  # None: a text model, or the text stack of a vision model
 
     def __post_init__(self) -> None:
         sizes = ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
@@ -126,7 +128,12 @@ class ModelConfig:
         ) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         layer = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
         tables = 1 if self.tie_word_embeddings else 2
-        return self.num_layers * layer + tables * self.vocab_size * self.dim + self.dim
+        total = self.num_layers * layer + tables * self.vocab_size * self.dim + self.dim
+        if self.vision is not None:
+            cross = layer + 2 * self.head_dim + 2  # norms of heads, gates
+            total += len(self.vision.cross_before) * cross + self.vision.num_parameters
+            total += self.dim * (self.vision.output_dim + 1 + self.vision.embedding_rows)
+        return total
 
     @property
     def digest(self) -> str:
@@ -134,6 +141,8 @@ class ModelConfig:
         facts = dataclasses.asdict(self)
         for key in ("name", "bos_token_ids", "eos_token_ids"):
             del facts[key]
+        if self.vision is None:
+            del facts["vision"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def with_layers(self, num_layers: int) -> ModelConfig:

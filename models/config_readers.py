@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.config import ModelConfig, RopeScaling
 from models.families import ROPE_KINDS, Family, family_of, family_of_gguf
+from models.vision_config import vision_from_hf, vision_from_meta
 
 if TYPE_CHECKING:
     from models.checkpoints.gguf_file import GgufFile
@@ -60,8 +61,12 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
 
 
-def config_from_hf(source: Mapping[str, Any] | str | Path, name: str | None = None) -> ModelConfig:
-    """ModelConfig of an HF config.json (dict, file or directory)."""
+def config_from_hf(
+    source: Mapping[str, Any] | str | Path, name: str | None = None, *, vision: bool = False
+) -> ModelConfig:
+    """ModelConfig of an HF config.json (dict, file or directory); of its text stack alone, unless
+    `vision` asks for images too.
+    """
     hf, folder_name = _read_json(source, "config.json")
     name = name or folder_name
     architectures = hf.get("architectures") or []
@@ -96,6 +101,7 @@ def config_from_hf(source: Mapping[str, Any] | str | Path, name: str | None = No
         sliding_window=_sliding_window(text, family, name, max_positions),
         bos_token_ids=_token_ids(text.get("bos_token_id")),
         eos_token_ids=eos,
+        vision=vision_from_hf(hf, name) if vision else None,
         **sizes,
     )
 
@@ -183,9 +189,9 @@ def _shortest(value: float) -> float:
 
 
 def config_from_meta(
-    source: Mapping[str, Any] | str | Path, name: str | None = None
+    source: Mapping[str, Any] | str | Path, name: str | None = None, *, vision: bool = False
 ) -> ModelConfig:
-    """ModelConfig of Meta's params.json (dict, file or directory)."""
+    """ModelConfig of Meta's params.json (dict, file or directory); `vision` as above."""
     params, folder_name = _read_json(source, "params.json")
     name = name or folder_name
     missing = [key for key in ("dim", "n_layers", "n_heads", "vocab_size") if key not in params]
@@ -213,6 +219,7 @@ def config_from_meta(
         max_position_embeddings=131072 if scaled else 8192,
         bos_token_ids=(128000,) if int(params["vocab_size"]) == 128256 else (),
         eos_token_ids=(128001, 128008, 128009) if int(params["vocab_size"]) == 128256 else (),
+        vision=vision_from_meta(params, name) if vision else None,
     )
 
 

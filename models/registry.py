@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.config import ModelConfig
 from models.config_readers import config_from_gguf, config_from_hf, config_from_meta
+from models.vision_config import no_vision
 
 MODEL_PARAMS = Path(__file__).parent / "model_params"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -57,14 +58,19 @@ def model_params_dir(name: str) -> Path:
     return MODEL_PARAMS / known
 
 
-def load_config(name_or_dir: str | Path) -> ModelConfig:
-    """Config of a known model by name, or of the model in a directory or GGUF file."""
+def load_config(name_or_dir: str | Path, *, vision: bool = False) -> ModelConfig:
+    """Config of a known model by name, or of the model in a directory or GGUF file.
+
+    A vision model is read as its text stack alone, unless `vision` asks for images too.
+    """
     path = Path(name_or_dir)
     if (path / "config.json").is_file():
-        return config_from_hf(path)
+        return config_from_hf(path, vision=vision)
     if (path / "params.json").is_file():
-        return config_from_meta(path)
+        return config_from_meta(path, vision=vision)
     if path.suffix == ".gguf" and path.is_file():
+        if vision:
+            raise no_vision(path.name)
         return config_from_gguf(path)
     directory = model_params_dir(str(name_or_dir))
-    return config_from_hf(directory, name=directory.name)
+    return config_from_hf(directory, name=directory.name, vision=vision)

@@ -17,10 +17,18 @@ from models.checkpoints.export import export_tensors
 from models.checkpoints.names import GGUF, META
 from models.config import ModelConfig
 from models.rope_tables import rope_frequencies
-from tests.tiny_models import BASE_VOCAB, base_tokenizer, chat_template, special_tokens
+from tests.tiny_models import (
+    BASE_VOCAB,
+    TinyCheckpoint,
+    base_tokenizer,
+    chat_template,
+    special_tokens,
+)
 
 # Meta cuts these along the columns, norms are copied, all others are cut along the rows.
-_BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
+_BY_COLUMNS = (
+    "attention.wo.weight", "feed_forward.w2.weight", "attn.wo.weight", "mlp.c_proj.weight",
+)  # fmt: skip
 
 
 def meta_params(config: ModelConfig) -> dict[str, object]:
@@ -40,6 +48,19 @@ def meta_params(config: ModelConfig) -> dict[str, object]:
     }
     if scaling is not None:
         params["rope_scaling_factor"] = scaling.factor
+    v = config.vision
+    if v is not None:
+        params |= {
+            "vision_chunk_size": v.image_size,
+            "vision_max_num_chunks": v.max_tiles,
+            "vision_num_cross_attention_layers": len(v.cross_before),
+            "vision_dim": v.dim,
+            "vision_n_heads": v.num_heads,
+            "vision_hidden_dim": v.hidden_dim,
+            "vision_n_layers": v.num_layers,
+            "vision_n_global_layers": v.num_global_layers,
+            "vision_return_layers": list(v.intermediate_layers),
+        }
     return params
 
 
@@ -48,11 +69,18 @@ def write_meta(checkpoint: Checkpoint, directory: str | Path, *, shards: int = 1
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
+    vision = checkpoint.config.vision is not None
+    if isinstance(checkpoint, TinyCheckpoint):
+        checkpoint.as_grids = True
     for name, tensor in export_tensors(checkpoint, META, half_order=False):
         dim = 1 if name.endswith(_BY_COLUMNS) else 0
-        if tensor.dim() > 1 and tensor.shape[dim] % shards:
+        copied = tensor.dim() == 4 or "positional" in name
+        copied |= tensor.dim() == 1 and not name.endswith("c_fc.bias")
+        if not copied and tensor.shape[dim] % shards:
             raise ValueError(f"{shards} shards do not divide {name} {list(tensor.shape)}")
-        parts = [tensor] * shards if tensor.dim() == 1 else tensor.chunk(shards, dim)
+        parts = [tensor] * shards if copied else tensor.chunk(shards, dim)
+        if vision and not name.startswith("vision_model."):
+            name = f"text_model.{name}"
         for file, part in zip(files, parts, strict=True):
             file[name] = part.contiguous().clone()
     for rank, file in enumerate(files):

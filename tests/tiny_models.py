@@ -23,8 +23,10 @@ from models.checkpoints.base import Checkpoint, expected_shapes
 from models.checkpoints.export import export_tensors
 from models.checkpoints.names import HF
 from models.checkpoints.reference import hf_config
+from models.checkpoints.vision_names import per_layout
 from models.config import ModelConfig, RopeScaling
 from models.families import family_of
+from models.vision_config import VisionConfig
 from runtime.tokenizer_files import LLAMA3_SPECIAL, LLAMA3_TEMPLATE
 
 BASE_VOCAB = 512  # tokens trained from the text below; special tokens follow
@@ -144,6 +146,41 @@ TINY = {
     ),
 }
 
+# the image side's facts are in every test of tests/model/vision; the text stack is a Llama's
+VISION = VisionConfig(
+    dim=160,  # two heads of 80, which the device pads to 96
+    num_heads=2,
+    hidden_dim=640,
+    num_layers=2,
+    num_global_layers=2,
+    intermediate_layers=(0, 1),
+    image_size=56,
+    patch_size=14,  # 17 tokens a tile: 24 with those that the encoder adds, 32 on the device
+    max_tiles=2,
+    ratios=((1, 1), (1, 2), (2, 1)),
+    cross_before=(1, 3),
+    image_token=768,
+)
+TINY_VISION = {
+    "mllama": _config(
+        "LlamaForCausalLM",
+        name="tiny-mllama",
+        dim=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        hidden_dim=512,
+        vocab_size=768,
+        rope_theta=500000.0,
+        max_position_embeddings=8192,
+        bos_token_ids=(512,),
+        eos_token_ids=(513, 521),
+        vision=VISION,
+    )
+}
+_TABLES = ("vision.tile_positions", "vision.pre_tile.embedding", "vision.post_tile.embedding")
+
 
 class TinyCheckpoint:
     """Random bfloat16 weights scaled so that attention and MLP matter in every layer."""
@@ -153,6 +190,7 @@ class TinyCheckpoint:
         self._seed = seed
         self._shapes = expected_shapes(config)
         self.fingerprint = f"tiny-{seed}-{config.digest}"
+        self.as_grids = False  # tables of tile layouts as Meta stores them
 
     def names(self) -> list[str]:
         """Every canonical name."""
@@ -165,10 +203,19 @@ class TinyCheckpoint:
             name = "embed.weight"
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        vision = self.config.vision
+        if vision is not None and name.startswith(_TABLES):
+            tokens = shape[-1] // vision.max_tiles // vision.dim
+            grid = torch.randn((vision.max_tiles,) * 2 + (tokens, vision.dim), generator=generator)
+            grid = (0.5 * grid).bfloat16()
+            return grid if self.as_grids else per_layout(grid, vision)
         noise = torch.randn(shape, generator=generator)
         if name.endswith("norm.weight"):
             return (1 + 0.1 * noise).bfloat16()
-        return (noise * (0.5 if name.endswith(".bias") else shape[-1] ** -0.5)).bfloat16()
+        if name.endswith("gate"):
+            return torch.full(shape, 0.7).bfloat16()
+        wide = name.endswith(".bias") or name.startswith(("vision.positions", "vision.class"))
+        return (noise * (0.5 if wide else shape[-1] ** -0.5)).bfloat16()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -176,9 +223,10 @@ class TinyCheckpoint:
 
 def tiny_config(family: str, *, num_layers: int | None = None) -> ModelConfig:
     """Config of a tiny model; an unknown family answers with the known ones."""
-    if family not in TINY:
-        raise ValueError(f"unknown family {family!r}: choose one of {', '.join(TINY)}")
-    config = TINY[family]
+    known = TINY | TINY_VISION
+    if family not in known:
+        raise ValueError(f"unknown family {family!r}: choose one of {', '.join(known)}")
+    config = known[family]
     return dataclasses.replace(config, num_layers=num_layers) if num_layers else config
 
 
@@ -200,8 +248,10 @@ def base_tokenizer() -> Tokenizer:
 
 
 def special_tokens(config: ModelConfig) -> list[str]:
-    """Tokens 512 and up: Llama 3's 256, or ChatML's three."""
-    return list(LLAMA3_SPECIAL) if config.architecture == "LlamaForCausalLM" else _CHATML_SPECIAL
+    """Tokens 512 and up: Llama 3's 256 (and the image's), or ChatML's three."""
+    if config.architecture != "LlamaForCausalLM":
+        return _CHATML_SPECIAL
+    return [*LLAMA3_SPECIAL, *(["<|image|>"] if config.vision else [])]
 
 
 def chat_template(config: ModelConfig) -> str:
@@ -229,6 +279,11 @@ def write_tokenizer(config: ModelConfig, directory: Path, *, instruct: bool = Tr
 def write_safetensors(checkpoint: Checkpoint, directory: Path, *, shards: int = 1) -> None:
     """model.safetensors, or shards and their index, with HF's names and row order."""
     tensors = dict(export_tensors(checkpoint, HF, half_order=True))
+    if checkpoint.config.vision is not None:
+        text = ("model.", "lm_head.")
+        tensors = {
+            f"language_model.{n}" if n.startswith(text) else n: t for n, t in tensors.items()
+        }
     if shards == 1:
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         return
@@ -266,10 +321,10 @@ def write_tiny(family: str, directory: str | Path, *, seed: int = 0, shards: int
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", required=True, choices=list(TINY))
+    parser.add_argument("--family", required=True, choices=list(TINY | TINY_VISION))
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--format", choices=("hf", "meta", "gguf"), default="hf")
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--base", action="store_true", help="no chat template")

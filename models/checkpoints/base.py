@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from models.checkpoints.vision_names import vision_shapes
 from models.config import ModelConfig
 
 
@@ -54,6 +55,10 @@ def get_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of every tensor of a model, lm_head included when tied."""
+    return _text_shapes(config) | vision_shapes(config)
+
+
+def _text_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     dim, hidden = config.dim, config.hidden_dim
     layer: dict[str, tuple[int, ...]] = {
         "attention_norm.weight": (dim,),

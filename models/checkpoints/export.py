@@ -13,11 +13,14 @@ import torch
 from models.checkpoints.base import Checkpoint
 from models.checkpoints.names import (
     FUSED,
+    HF,
     NameScheme,
     canonical_to_stored,
+    number_in_file,
     rotary_heads,
     to_half_order,
 )
+from models.config import ModelConfig
 
 
 def export_tensors(
@@ -39,13 +42,28 @@ def export_tensors(
         heads = rotary_heads(config, name) if half_order else 0
         return to_half_order(tensor, heads) if heads else tensor
 
+    numbers = _numbers(config) if scheme is HF and config.vision else None
+    joined = canonical_to_stored(scheme, "embed.weight")
     for name in checkpoint.names():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         match = re.match(r"(layers\.\d+\.)(.*)\.(weight|bias)$", name)
         whole = whole_of.get(match[2]) if match else None
         if match is None or whole is None:
-            yield canonical_to_stored(scheme, name), tensor_of(name)
+            stored = canonical_to_stored(scheme, name, number_in_file(name, config, numbers))
+            if name == "image_embed.weight" and stored == joined:
+                continue
+            tensor = tensor_of(name)
+            if name == "embed.weight" and numbers is not None:
+                tensor = torch.cat([tensor, checkpoint.get("image_embed.weight")])
+            yield stored, tensor.reshape(scheme.stored_shape(name, config, tuple(tensor.shape)))
         elif match[2] == FUSED[whole][0]:  # the first part stands for the whole
             parts = [tensor_of(f"{match[1]}{part}.{match[3]}") for part in FUSED[whole]]
             yield canonical_to_stored(scheme, f"{match[1]}{whole}.{match[3]}"), torch.cat(parts)
+
+
+def _numbers(config: ModelConfig) -> list[int]:
+    """HF's numbers of the text layers of a vision model: it counts both kinds together."""
+    assert config.vision is not None
+    before = config.vision.cross_before
+    return [i + sum(other <= i for other in before) for i in range(config.num_layers)]

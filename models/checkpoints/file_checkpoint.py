@@ -14,6 +14,7 @@ import torch
 
 from models.checkpoints.base import expected_shapes
 from models.checkpoints.names import Source, to_pair_order
+from models.checkpoints.vision_names import per_layout, vision_shapes
 from models.config import ModelConfig
 
 # Mapped files count as resident while mapped. They are let go after this many bytes were read.
@@ -35,6 +36,7 @@ class FileCheckpoint:
         self._sources = sources
         self._files = sorted(files)
         self._check_finite = check_finite
+        self._image_shapes = vision_shapes(config)
         self._bytes_since_open = 0
         self._lock = threading.Lock()
 
@@ -59,7 +61,13 @@ class FileCheckpoint:
         tensor = self._read_checked(source.name, source.rows)
         if source.half_order_heads:
             tensor = to_pair_order(tensor, source.half_order_heads)
-        return tensor
+        wanted = self._image_shapes.get(name)
+        if wanted is None or tensor.shape == wanted:
+            return tensor
+        assert self.config.vision is not None
+        if tensor.numel() != torch.Size(wanted).numel():
+            tensor = per_layout(tensor, self.config.vision)
+        return tensor.reshape(wanted)
 
     def get_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Some rows of a matrix that is stored in the order we want (not q or k)."""

@@ -18,6 +18,7 @@ import torch
 from models.checkpoints.base import expected_shapes
 from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.names import META, canonical_to_stored, find_sources, normalised
+from models.checkpoints.vision_names import meta_shape
 from models.config import ModelConfig
 from models.config_readers import config_from_meta
 
@@ -158,7 +159,8 @@ def _join_shapes(
 def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Meta name -> whole shape of every tensor of a model."""
     return {
-        canonical_to_stored(META, name): shape for name, shape in expected_shapes(config).items()
+        canonical_to_stored(META, name): meta_shape(name, config, shape)
+        for name, shape in expected_shapes(config).items()
     }
 
 
@@ -166,10 +168,15 @@ class MetaCheckpoint(FileCheckpoint):
     """Weights of a Meta directory; q/k rows are in pair order already."""
 
     def __init__(
-        self, directory: str | Path, *, num_layers: int | None = None, check_finite: bool = True
+        self,
+        directory: str | Path,
+        *,
+        num_layers: int | None = None,
+        check_finite: bool = True,
+        vision: bool = False,
     ) -> None:
         directory = Path(directory)
-        config = config_from_meta(directory)
+        config = config_from_meta(directory, vision=vision)
         self._meta = MetaFiles(directory, stored_shapes(config))
         if not any(normalised(META, name) == "output.weight" for name in self._meta.shapes):
             config = dataclasses.replace(config, tie_word_embeddings=True)

@@ -7,12 +7,13 @@ refuses anything missing or left over. The canonical names are in base.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from models.checkpoints.base import expected_shapes
+from models.checkpoints.vision_names import HF_NAMES, META_NAMES, hf_shape, meta_shape
 from models.config import ModelConfig
 
 # Several canonical tensors stacked by rows in one stored tensor, in stacking order.
@@ -29,6 +30,12 @@ class NameScheme:
     tensors: Mapping[str, str]
     prefixes: Mapping[str, str]  # spellings of wrappers, rewritten before anything is looked up
     ignored: tuple[str, ...]  # regular expressions of names that carry no weight we run
+    vision: Mapping[str, str] = field(default_factory=dict)  # stems, or whole names
+    image_side: tuple[str, ...] = ()  # ignored where a vision model runs on text alone
+    # (canonical name, config, its shape) -> the shape in the file
+    stored_shape: Callable[[str, ModelConfig, tuple[int, ...]], tuple[int, ...]] = (
+        lambda name, config, shape: shape
+    )
 
 
 HF = NameScheme(
@@ -54,12 +61,13 @@ HF = NameScheme(
         "language_model.model.": "model.",
         "model.language_model.": "model.",
         "language_model.lm_head.": "lm_head.",
+        "model.vision_model.": "vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
     },
-    ignored=(
-        r".*rotary_emb\.inv_freq",
-        r"(model\.)?vision_(model|tower)\..*",
-        r"(model\.)?multi_modal_projector\..*",
-    ),
+    ignored=(r".*rotary_emb\.inv_freq",),
+    vision=HF_NAMES,
+    image_side=(r"(model\.)?vision_(model|tower)\..*", r"multi_modal_projector\..*"),
+    stored_shape=hf_shape,
 )
 
 META = NameScheme(
@@ -78,12 +86,14 @@ META = NameScheme(
         "layers.{i}.mlp.w3": "layers.{i}.feed_forward.w3",
     },
     prefixes={"text_model.": ""},
-    ignored=(
-        r"rope\.freqs",
+    ignored=(r"rope\.freqs",),
+    vision=META_NAMES,
+    image_side=(
         r"vision_model\..*",
         r"cross_attention_layers\..*",
         r"learnable_embedding\..*",
     ),
+    stored_shape=meta_shape,
 )
 
 GGUF = NameScheme(
@@ -123,13 +133,28 @@ class Source:
 
 def canonical_to_stored(scheme: NameScheme, name: str, layer_number: int | None = None) -> str:
     """The stored name of a canonical one; `layer_number` is the layer's number in the file."""
-    stem, suffix = name.rsplit(".", 1)
-    match = re.match(r"layers\.(\d+)\.", stem)
-    if not match:
-        return f"{scheme.tensors[stem]}.{suffix}"
-    index = match[1] if layer_number is None else layer_number
-    template = re.sub(r"^layers\.\d+\.", "layers.{i}.", stem)
-    return f"{scheme.tensors[template].format(i=index)}.{suffix}"
+    match = re.search(r"(?<=layers\.)\d+(?=\.)", name)
+    template = name.replace(f"layers.{match[0]}.", "layers.{i}.", 1) if match else name
+    index = match[0] if match and layer_number is None else layer_number
+    if template in scheme.vision:
+        return scheme.vision[template].format(i=index)
+    stem, suffix = template.rsplit(".", 1)
+    found = scheme.tensors[stem] if stem in scheme.tensors else scheme.vision[stem]
+    return f"{found.format(i=index)}.{suffix}"
+
+
+def number_in_file(
+    name: str, config: ModelConfig, layer_numbers: Sequence[int] | None
+) -> int | None:
+    """The number that HF's files give a layer; None: our own. They count both kinds together."""
+    match = re.match(r"(cross_)?layers\.(\d+)\.", name)
+    if match is None or layer_numbers is None:
+        return None
+    index = int(match[2])
+    if match[1] is None:
+        return layer_numbers[index]
+    assert config.vision is not None
+    return config.vision.cross_before[index] + index
 
 
 def normalised(scheme: NameScheme, stored: str) -> str:
@@ -190,8 +215,7 @@ def find_sources(
             if "embed.weight" in sources:
                 sources[name] = sources["embed.weight"]
             continue
-        layer = re.match(r"layers\.(\d+)\.", name)
-        number = layer_numbers[int(layer[1])] if layer and layer_numbers else None
+        number = number_in_file(name, config, layer_numbers)
         stored, rows = _look_up(config, scheme, by_name, stored_shapes, name, number)
         if stored is None:
             missing.append(canonical_to_stored(scheme, name, number))
@@ -199,9 +223,11 @@ def find_sources(
         found = list(stored_shapes[stored])
         if name in ("embed.weight", "lm_head.weight") and found[0] > shape[0]:
             rows = (0, shape[0])  # vision models append rows for image tokens
+        if name == "image_embed.weight" and found[0] > shape[0]:
+            rows = (config.vocab_size, config.vocab_size + shape[0])
         if rows is not None:
             found[0] = rows[1] - rows[0]
-        if tuple(found) != shape:
+        if tuple(found) != scheme.stored_shape(name, config, shape):
             wrong.append(f"{stored} is {list(stored_shapes[stored])}, not {list(shape)}")
         heads = rotary_heads(config, name) if half_order else 0
         sources[name] = Source(stored, rows, heads)
@@ -244,7 +270,9 @@ def _left_over(
     layer_numbers: Sequence[int] | None,
 ) -> list[str]:
     ignored = [*scheme.ignored]
-    if layer_numbers:  # the layers between ours are cross-attention to an image
+    if config.vision is None:
+        ignored += scheme.image_side
+    if layer_numbers and config.vision is None:  # the layers between look at images
         ours = "|".join(str(number) for number in layer_numbers)
         ignored.append(rf"model\.layers\.(?!(?:{ours})\.)\d+\..*")
     if config.tie_word_embeddings:

@@ -12,6 +12,7 @@ from models.checkpoints.gguf import GgufCheckpoint
 from models.checkpoints.meta import MetaCheckpoint
 from models.checkpoints.safetensors_files import SafetensorsCheckpoint
 from models.registry import canonical_name
+from models.vision_config import no_vision
 
 _HUB_FILES = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja", "merges.txt", "vocab.*"]
 _ALTERNATIVES = "give a directory with weights, a .gguf file, a hub name org/model, or `default`"
@@ -85,15 +86,20 @@ def open_checkpoint(
     num_layers: int | None = None,
     cache_dir: str | Path | None = None,
     check_finite: bool = True,
+    vision: bool = False,
 ) -> Checkpoint:
-    """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first."""
+    """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first.
+
+    Of a vision model the text stack alone, unless `vision` asks for images too.
+    """
     path = locate(name_or_path, cache_dir=cache_dir).path
     if path.is_file():
+        if vision:
+            raise no_vision(path.name)
         return GgufCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
-    if (path / "config.json").is_file():
-        return SafetensorsCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
-    if (path / "params.json").is_file():
-        return MetaCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
+    for file, kind in (("config.json", SafetensorsCheckpoint), ("params.json", MetaCheckpoint)):
+        if (path / file).is_file():
+            return kind(path, num_layers=num_layers, check_finite=check_finite, vision=vision)
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
     raise ValueError(
         f"{path} holds no model we can read (found {found}): needed are config.json and "

@@ -29,6 +29,18 @@ _MODEL_TYPES = {
 
 def hf_config(config: ModelConfig) -> PretrainedConfig:
     """The transformers config of the same model."""
+    facts = _text_facts(config)
+    if config.vision is not None:
+        from models.checkpoints.vision_reference import vision_hf_config
+
+        return vision_hf_config(config, facts)
+    return AutoConfig.for_model(
+        _MODEL_TYPES[config.architecture], architectures=[config.architecture], **facts
+    )
+
+
+def _text_facts(config: ModelConfig) -> dict[str, Any]:
+    """What every decoder stack's config says."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     extra: dict[str, Any] = {}
     if config.rope_scaling is not None:
@@ -44,26 +56,24 @@ def hf_config(config: ModelConfig) -> PretrainedConfig:
     window = config.sliding_window
     if config.family.sliding_window_switch and window:
         extra |= {config.family.sliding_window_switch: True, "max_window_layers": 0}
-    return AutoConfig.for_model(
-        _MODEL_TYPES[config.architecture],
-        architectures=[config.architecture],
-        hidden_size=config.dim,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        intermediate_size=config.hidden_dim,
-        vocab_size=config.vocab_size,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters=rope,
-        max_position_embeddings=config.max_position_embeddings,
-        tie_word_embeddings=config.tie_word_embeddings,
-        sliding_window=window,
-        bos_token_id=config.bos_token_ids[0] if config.bos_token_ids else None,
-        eos_token_id=list(config.eos_token_ids) or None,
-        pad_token_id=None,
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.hidden_dim,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "sliding_window": window,
+        "bos_token_id": config.bos_token_ids[0] if config.bos_token_ids else None,
+        "eos_token_id": list(config.eos_token_ids) or None,
+        "pad_token_id": None,
         **extra,
-    )
+    }
 
 
 def build_reference(
@@ -73,6 +83,11 @@ def build_reference(
     attn_implementation: str = "eager",
 ) -> PreTrainedModel:
     """A transformers model in eval mode that holds the checkpoint's weights as `dtype`."""
+    if checkpoint.config.vision is not None:
+        from models.checkpoints.vision_reference import build_vision_reference
+
+        assert attn_implementation == "eager"
+        return build_vision_reference(checkpoint, hf_config(checkpoint.config), dtype=dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             hf_config(checkpoint.config), attn_implementation=attn_implementation

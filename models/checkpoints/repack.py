@@ -7,6 +7,7 @@ scripts/repack_weights_70b.py and repack_weights_90b.py; meta.py reads the resul
 from __future__ import annotations
 
 import argparse
+import json
 import mmap
 import os
 import re
@@ -23,32 +24,36 @@ from tqdm import tqdm
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT
 from models.checkpoints.meta import MetaFiles, load_pth, stored_shapes
 from models.checkpoints.names import META, normalised
+from models.config import ModelConfig
 from models.config_readers import config_from_meta
 
 
 def repack(
     in_dir: str | Path, out_dir: str | Path, *, chunk_size: int = 10, num_layers: int | None = None
 ) -> list[Path]:
-    """Write the text model of `in_dir` as layers_A-B.pth of `chunk_size` layers into `out_dir`.
+    """Write the model of `in_dir` as layers_A-B.pth of `chunk_size` layers into `out_dir`.
 
-    Tensors outside the layers go into the first file; those of a vision tower are left out.
+    Tensors outside the layers, a vision tower's among them, go into the first file; a layer that
+    looks at images goes with the text layer it runs in front of.
     """
     source, target = Path(in_dir), Path(out_dir)
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}: it must be at least 1, and 10 is usual")
-    config = config_from_meta(source)
+    config = _config(source)
     if num_layers not in (None, config.num_layers):
         raise ValueError(f"{source} has {config.num_layers} layers, not {num_layers}")
     wanted = stored_shapes(config)
     meta = MetaFiles(source, wanted, original=True)
     kept = [name for name in meta.shapes if normalised(META, name) in wanted]
     if len(kept) < len(meta.shapes):
-        logger.info(f"leaving out {len(meta.shapes) - len(kept)} tensors outside the text model")
+        logger.info(
+            f"leaving out {len(meta.shapes) - len(kept)} tensors that params.json has no place for"
+        )
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for first in range(0, config.num_layers, chunk_size):
         last = min(first + chunk_size, config.num_layers) - 1
-        names = [name for name in kept if first <= _layer(name) <= last]
+        names = [name for name in kept if first <= _layer(name, config) <= last]
         path = target / f"layers_{first}-{last}.pth"
         _write(path, names, meta)
         written.append(path)
@@ -59,9 +64,22 @@ def repack(
     return written
 
 
-def _layer(name: str) -> int:
-    match = re.match(r"layers\.(\d+)\.", normalised(META, name))
-    return int(match[1]) if match else 0
+def _config(source: Path) -> ModelConfig:
+    """The model's config, its image side included where it has one."""
+    config = config_from_meta(source)
+    params = json.loads((source / "params.json").read_text(encoding="utf-8"))
+    return config_from_meta(source, vision=True) if "vision_chunk_size" in params else config
+
+
+def _layer(name: str, config: ModelConfig) -> int:
+    """The text layer whose file a tensor goes into."""
+    match = re.match(r"(cross_attention_)?layers\.(\d+)\.", normalised(META, name))
+    if match is None:
+        return 0
+    if match[1] is None:
+        return int(match[2])
+    assert config.vision is not None
+    return config.vision.cross_before[int(match[2])]
 
 
 def _write(path: Path, names: list[str], meta: MetaFiles) -> None:

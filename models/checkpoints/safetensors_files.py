@@ -23,10 +23,15 @@ class SafetensorsCheckpoint(FileCheckpoint):
     """Reads one tensor at a time through a memory map."""
 
     def __init__(
-        self, directory: str | Path, *, num_layers: int | None = None, check_finite: bool = True
+        self,
+        directory: str | Path,
+        *,
+        num_layers: int | None = None,
+        check_finite: bool = True,
+        vision: bool = False,
     ) -> None:
         directory = Path(directory)
-        config = config_from_hf(directory)
+        config = config_from_hf(directory, vision=vision)
         shapes, self._shard_of = _read_headers(directory)
         sources = find_sources(
             config,

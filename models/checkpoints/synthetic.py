@@ -11,6 +11,7 @@ from models.config import ModelConfig
 
 INIT_STD = 0.02  # the initializer_range of every supported family
 NORM_STD = 0.02  # norms scatter around 1
+GATE = 0.7  # gates of a vision model's layers: at 0, where training begins, images change nothing
 
 
 class RandomCheckpoint:
@@ -38,10 +39,10 @@ class RandomCheckpoint:
         digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         is_norm = name.endswith("norm.weight")
-        std = NORM_STD if is_norm else INIT_STD
+        mean = 1.0 if is_norm else GATE if name.endswith("gate") else 0.0
         tensor = torch.empty(shape, dtype=torch.bfloat16)
         # Drawn straight in bfloat16: an 8B model's largest matrix needs no second copy.
-        return tensor.normal_(1.0 if is_norm else 0.0, std, generator=generator)
+        return tensor.normal_(mean, NORM_STD if is_norm else INIT_STD, generator=generator)
 
     def close(self) -> None:
         """Nothing to let go of."""
