@@ -7,21 +7,17 @@ time. Next: models/checkpoints for where tensors come from, weight_cache for wha
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from backends import ttnn
+from backends import allocator, ttnn
 from models.checkpoints.base import ReadsRows, get_rows
 from models.sharding import TILE, Sharding
 
 _SLICE_ELEMENTS = 16 * 2**20  # of a table read at a time: 64 MiB where it is dequantised
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers
 
 
 class WeightLoader:
@@ -53,10 +49,10 @@ class WeightLoader:
             return self._reserve(arrange(), axes, dtype, layout, memory)
 
         def build() -> Any:
-            _keep_freed_memory()
-            return ttnn.from_torch(
-                arrange(), dtype=dtype, layout=layout, mesh_mapper=self.mapper(axes)
-            )
+            with allocator.converting():
+                return ttnn.from_torch(
+                    arrange(), dtype=dtype, layout=layout, mesh_mapper=self.mapper(axes)
+                )
 
         # one tensor may be wanted in several formats: the cache keeps them apart by name
         key = f"{key}.{str(dtype).rsplit('.', 1)[-1].lower()}"
@@ -174,19 +170,6 @@ class WeightLoader:
             return F.pad(weight, (0, sizes.dim - weight.shape[0])).reshape(1, 1, -1, TILE)
 
         return arrange
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Make glibc keep up to 8 MiB that was freed, and map what is larger than 4 MiB.
-
-    By itself it gives half a megabyte back to the kernel at every step, which makes rounding by
-    temporaries three times slower, and later keeps whole weights, for each thread that had one.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 4 * 2**20)
-        libc.mallopt(_TRIM_THRESHOLD, 8 * 2**20)
 
 
 def pad_to(matrix: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

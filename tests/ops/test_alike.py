@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from backends.emulator.kv import alike
-from backends.emulator.kv.paging import Reach
 from backends.emulator.loops import native
 from backends.emulator.ops.attention_decode import attend
 
@@ -66,14 +65,10 @@ def test_shared_pages_are_read_once_with_the_same_result(first: tuple[int, ...])
     other = torch.randn(1, 1, 6, heads, size, width, generator=generator).bfloat16()
     k = torch.cat([one if leader == 0 else other for leader in first], dim=1)
     q = torch.randn(1, 3, 1, users, heads * group, width, generator=generator).bfloat16()
-    table = torch.randperm(6, generator=generator).view(users, pages)
-    blocks = table[None] + 6 * torch.arange(3).view(3, 1, 1)
-    rows = (blocks[:, :, None] * heads + torch.arange(heads).view(1, 1, heads, 1)).flatten(0, 1)
-    hidden = torch.zeros(3 * users, 1, pages * size)
-    hidden[..., 40:] = -torch.inf
-    idle = torch.tensor([False, True, False] * 3).view(-1, 1, 1)
-    seen = Reach(rows.contiguous(), pages * size, hidden, idle)
-    shared = alike.Alike((1, 3), first).links
-    alone = alike.Alike((1, 3), (0, 1, 2)).links
-    found = [attend(q, (k, k.flip(-1)), seen, links, 0.1, 8, 8) for links in (shared, alone)]
+    table = torch.randperm(6, generator=generator).view(1, 1, users, pages).int()
+    where = (torch.tensor([39, -1, 39]).int().view(1, 1, users), table)
+    found = [
+        attend(q, (k, k.flip(-1)), where, alike.Alike((1, 3), chips), (0.1, None, 8, 8))
+        for chips in (first, (0, 1, 2))
+    ]
     assert torch.equal(*found) and found[0].any()

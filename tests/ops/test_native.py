@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,17 +15,38 @@ import pytest
 import torch
 
 from backends.emulator.api.types import DataType
-from backends.emulator.kv.paging import Reach
+from backends.emulator.kv import alike, paging
+from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
+from backends.emulator.loops.call import call
 from backends.emulator.numerics import formats
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
 from backends.emulator.numerics.sums import sum_over
-from backends.emulator.ops import attention_decode, cache, reduction, rope
+from backends.emulator.ops import attention_decode, reduction, rope
 from backends.mesh import open_mesh
-from tests.ops.emulated import get, put, ttnn
+from tests.ops.emulated import get, per_user, put, ttnn
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+ROOT = Path(__file__).resolve().parents[2]
+# what other processors would run: registers of 32 and of 16 bytes, no units for bfloat16
+BUILDS = {"this one": native._PROCESSOR, "AVX2": "-march=x86-64-v3", "plain": "-march=x86-64"}
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops as they are compiled for a kind of processor."""
+    if request.param != "this one" and platform.machine() != "x86_64":
+        pytest.skip("builds for other processors are tried on x86-64 alone")
+    if request.param == "AVX2" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has no AVX2")
+    library = native.compiled(BUILDS[request.param])
+    if library is None:
+        pytest.skip("no C compiler here")
+    monkeypatch.setattr(native, "library", lambda: library)
+
+
+every_build = pytest.mark.usefixtures("build")
 
 
 def without_c(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
@@ -32,7 +55,7 @@ def without_c(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
         return run()
 
 
-@needs_compiler
+@every_build
 @pytest.mark.parametrize("dtype", [DataType.BFLOAT8_B, DataType.BFLOAT4_B])
 @pytest.mark.parametrize("carrier", [torch.bfloat16, torch.float32])
 def test_rounding_is_the_same_to_the_bit(
@@ -51,7 +74,7 @@ def test_rounding_is_the_same_to_the_bit(
     assert torch.equal(fast.isnan(), slow.isnan())
 
 
-@needs_compiler
+@every_build
 @pytest.mark.parametrize("bits", [7, 3])
 @pytest.mark.parametrize("carrier", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [16, 400])
@@ -113,7 +136,7 @@ def rotation(mesh: Any) -> Any:
     return ttnn.experimental.rotary_embedding_llama(*operands, is_decode_mode=False)
 
 
-@needs_compiler
+@every_build
 @pytest.mark.parametrize("run", [norm, norm_by_sums, gated_product, rotation])
 def test_ops_are_the_same_up_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]
@@ -123,7 +146,7 @@ def test_ops_are_the_same_up_to_the_last_bit(
     assert (fast == slow).float().mean() > 0.99  # sums in another order move few roundings
 
 
-@needs_compiler
+@every_build
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("dtype", [DataType.BFLOAT16, DataType.BFLOAT8_B])
 @pytest.mark.parametrize("parts", [1, 2])
@@ -137,19 +160,66 @@ def test_sums_over_chips_are_torchs(axis: int, dtype: DataType, parts: int) -> N
     assert sum_over(x[..., :9].contiguous(), axis, 0) is None
 
 
-@needs_compiler
+@every_build
 @pytest.mark.parametrize("dtype", [DataType.BFLOAT16, DataType.BFLOAT4_B])
-def test_rows_are_put_where_they_belong(dtype: DataType) -> None:
-    table, places = torch.zeros(90, 64).bfloat16(), torch.randperm(90)[:60]
-    rows = torch.randn(60, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
-    cache.put_rows(table, places, rows, None, MANTISSA_BITS.get(dtype, 0))
-    assert torch.equal(table[places], finish(rows, dtype)) and table.any(1).sum() == 60
-    kept = torch.tensor([7, 3])
-    cache.put_rows(table, places[:2], rows, kept, 0)
-    assert torch.equal(table[places[:2]], rows[kept])
+@pytest.mark.parametrize("paged", [True, False])
+def test_positions_are_put_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, paged: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(1, 40, 2, 32, generator=generator)
+    positions = torch.randint(-1, 32 * (4 if paged else 1), (40,), generator=generator)
+    table = torch.randperm(180, generator=generator)[:160].view(40, 4)
+    table[7] = -1
+
+    def run(mesh: Any) -> Any:
+        zeros = torch.zeros(180 if paged else 40, 2, 32, 32)
+        cache = put(mesh, zeros, getattr(ttnn, dtype.name.lower()))
+        x = put(mesh, rows, memory=per_user(mesh, 40, 32, 32))
+        ttnn.experimental.paged_update_cache(
+            cache, x, update_idxs_tensor=put(mesh, positions),
+            **({"page_table": put(mesh, table)} if paged else {}),
+        )  # fmt: skip
+        return cache
+
+    fast = on_device(run)
+    assert torch.equal(fast, without_c(monkeypatch, lambda: on_device(run)))
+    assert (
+        fast.any(-1).sum() == 2 * ((positions >= 0) & (table[:, 0] >= 0 if paged else True)).sum()
+    )
 
 
-@needs_compiler
+@every_build
+@pytest.mark.parametrize(
+    ("positions", "page", "message"),
+    [((3, 64), 5, "position 64 lies beyond"), ((3, 33), 8, "names page 8, the cache has 8")],
+)
+def test_memory_beyond_a_cache_is_neither_read_nor_written(
+    monkeypatch: pytest.MonkeyPatch, positions: tuple[int, ...], page: int, message: str
+) -> None:
+    at = torch.tensor(positions, dtype=torch.int32).view(1, 1, 2)
+    table = torch.tensor([[0, 99], [1, page]], dtype=torch.int32).view(1, 1, 2, 2)  # 99: unused
+    for check in (paging.check_where, without_c):
+        run = lambda: paging.check_where(at.clone(), table, blocks=8, size=32)  # noqa: E731
+        with pytest.raises(RuntimeError, match=message):
+            run() if check is not without_c else without_c(monkeypatch, run)
+    paging.check_where(at.clamp(max=40), table.clamp(max=7), blocks=8, size=32)
+    with pytest.raises(RuntimeError, match="names page 9"):
+        users = torch.zeros(1, 1, 1, dtype=torch.int32)
+        paging.flat_blocks(table + 9, users, mesh=(1, 1), blocks=8, count=1)
+
+
+@every_build
+def test_loops_refuse_what_they_would_misread() -> None:
+    x, out = torch.zeros(4, 32).bfloat16(), torch.zeros(4, 32).bfloat16()
+    given: dict[str, Any] = {"x": x, "out": out, "rows": 4, "width": 32}
+    assert call("sum_squares", **given)
+    for wrong in ({"x": x.float()}, {"x": x.T}, {"rows": 5}, {"out": out[:2]}, {"x": None}):
+        with pytest.raises(AssertionError, match="sum_squares"):
+            call("sum_squares", **given | wrong)
+
+
+@every_build
 def test_the_largest_come_first_and_equal_ones_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -164,7 +234,7 @@ def test_the_largest_come_first_and_equal_ones_in_their_order(
     assert reduction._by_loop(x, 3) is None and reduction.largest_first(x, 3)[0][2, 1].isnan().any()
 
 
-@needs_compiler
+@every_build
 def test_matrices_share_tables_along_leading_dims_alone() -> None:
     x = torch.randn(3, 2, 4, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     cos, sin = torch.rand(1, 2, 1, 64).bfloat16(), torch.rand(1, 2, 1, 64).bfloat16()
@@ -175,13 +245,13 @@ def test_matrices_share_tables_along_leading_dims_alone() -> None:
     assert rope.rotate(x, cos.repeat(3, 1, 1, 1)[:, :1].contiguous(), sin[:, :1], 1) is None
 
 
-@needs_compiler
-@pytest.mark.parametrize("bits", [None, 5])
+@every_build
+@pytest.mark.parametrize(("bits", "window"), [(None, None), (5, 40)])
 @pytest.mark.parametrize(
     ("group", "width"), [(4, 32), (1, 64), (2, 64), (3, 64), (6, 64), (4, 128), (1, 256)]
 )
 def test_decode_attention_is_the_same_up_to_the_order_of_sums(
-    group: int, width: int, bits: int | None
+    group: int, width: int, bits: int | None, window: int | None
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     users, heads, pages, size = 3, 2, 3, 32
@@ -190,15 +260,13 @@ def test_decode_attention_is_the_same_up_to_the_order_of_sums(
     k, v = (
         torch.randn(1, 1, 20, heads, size, width, generator=generator).bfloat16() for _ in range(2)
     )
-    rows = torch.randperm(20 * heads, generator=generator)[: users * heads * pages]
-    length = pages * size
-    ends = torch.tensor([1, 50, length]).view(-1, 1, 1)
-    hidden = torch.zeros(users, 1, length).masked_fill_(torch.arange(length) >= ends, -torch.inf)
-    idle = torch.tensor([False, True, False]).view(-1, 1, 1)
-    seen = Reach(rows.view(users, heads, pages), length, hidden, idle)
-    assert attention_decode._in_c(q, k, seen)
-    scale, links = width**-0.5, torch.tensor([[0], [-1]])
-    fast = attention_decode.attend(q, (k, v), seen, links, scale, bits or 8, bits or 8)
+    table = torch.randperm(20, generator=generator)[: users * pages].int()
+    where = (torch.tensor([0, -1, 71]).int().view(1, 1, -1), table.view(1, 1, users, pages))
+    assert attention_decode._in_c(q, k, where)
+    scale, alone = width**-0.5, alike.Alike((1, 1), (0,))
+    how = (scale, window, bits or 8, bits or 8)
+    fast = attention_decode.attend(q, (k, v), where, alone, how)
+    seen = reach(*where, mesh=(1, 1), blocks=20, heads=heads, size=size, window=window)
 
     def in_calls(bits: int | None) -> torch.Tensor:
         queries = (cut(q, bits).float() * scale).view(users * heads, group, width)
@@ -222,11 +290,32 @@ def test_a_compiler_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_that_compile_at_once_all_get_the_library(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from backends.emulator.loops import native; "
-        f"native._SOURCES = pathlib.Path({str(tmp_path)!r}); "
+        f"native._SOURCES = pathlib.Path({str(tmp_path)!r}); native._FLAGS += ('-O0',); "
         "sys.exit(native.library() is None)"
     )
     for path in native._SOURCES.glob("*.[ch]"):
         shutil.copy(path, tmp_path)
-    jobs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [job.wait(timeout=60) for job in jobs] == [0, 0, 0]
+    jobs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [job.wait(timeout=60) for job in jobs] == [0, 0]
     assert len(list((tmp_path / "__pycache__").iterdir())) == 1
+
+
+@needs_compiler
+def test_no_loop_goes_beyond_its_operands_or_what_c_defines() -> None:
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("the compiler has no address sanitizer")
+    code = (
+        "import sys, pytest; from backends.emulator.loops import native; "
+        "native._FLAGS += ('-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover'); "
+        "assert native.library() is not None; "
+        "sys.exit(pytest.main(['-qx', '-p', 'no:cacheprovider', 'tests/ops/test_native.py', "
+        "'-k', 'not compile and not beyond_its_operands and not AVX2 and not plain']))"
+    )
+    environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from backends import ttnn
-from models.checkpoints import RandomCheckpoint, locate, weight_cache
+from models.checkpoints import RandomCheckpoint, cache_place, locate, weight_cache
 from models.checkpoints.cache_place import cache_directory, cache_fingerprint, open_weight_cache
 from models.checkpoints.open import Location
 from models.checkpoints.weight_cache import NoCache, WeightCache, sample_digest
@@ -251,6 +252,23 @@ def test_the_fingerprint_names_mesh_checkpoint_code_and_padding() -> None:
         cache_fingerprint(one, (1, 1), 16),
     }
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["loops/rows.c", "loops/vectors.h", "ops/host.py", "numerics/formats.py", "ops/files.py"],
+)
+def test_a_change_to_any_code_that_decides_bytes_changes_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    for folder in ("models", "backends/emulator"):
+        shutil.copytree(cache_place.ROOT / folder, tmp_path / folder)
+    checkpoint = RandomCheckpoint(tiny_config("llama"))
+    monkeypatch.setattr(cache_place, "ROOT", tmp_path)
+    before = cache_fingerprint(checkpoint, (1, 1), None)
+    code = tmp_path / "backends/emulator" / file
+    code.write_text(code.read_text() + "\n")
+    assert cache_fingerprint(checkpoint, (1, 1), None) != before
 
 
 def test_caches_of_older_code_are_removed_unless_in_use(

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from backends import allocator
 from backends.device_specs import SPECS, DeviceSpec
 from backends.emulator.api.system import Arch, MeshShape
 from backends.emulator.api.types import BufferType, CoreCoord, CoreGrid
 from backends.emulator.chip.memory import MemoryView, Pool
 from backends.emulator.chip.tensor import Tensor
-from backends.emulator.loops import native
 
 _TORCH_DEVICES = ("cpu", "cuda", "meta")
 _state: dict[str, Any] = {"torch_device": "cpu", "spec": "N150"}
@@ -42,7 +42,7 @@ class MeshDevice:
         self.torch_device = torch_device
         self.is_meta = torch_device == "meta"
         if torch_device == "cpu":
-            native.keep_memory()
+            allocator.keep_all()
         self.dram = Pool("DRAM", spec.dram_banks, 1, spec.dram_bank_bytes)
         self.l1 = Pool("L1", *spec.compute_grid, spec.l1_free_bytes)
         self.draws = torch.Generator(device="cpu" if self.is_meta else torch_device)

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from backends.emulator.loops import native
+from backends.emulator.loops.call import call, can_run
 
 Mesh = tuple[int, ...]  # rows and columns
 
@@ -110,6 +110,10 @@ def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) ->
 
 def all_equal(rows: torch.Tensor, pairs: torch.Tensor) -> bool:
     """Whether those of rows [*, n] that `pairs` [count, 2] names are the same, to the bit."""
-    if not native.can_run(rows):
+    if not can_run(rows):
         return torch.equal(rows[pairs[:, 0]], rows[pairs[:, 1]])
-    return bool(native.call("all_equal", rows, pairs, len(pairs), rows.nbytes // len(rows)))
+    total = len(rows)
+    return call(
+        "all_equal", rows=rows, pairs=pairs, total=total, count=len(pairs),
+        bytes=rows.nbytes // total, work=rows.numel(),
+    )  # fmt: skip

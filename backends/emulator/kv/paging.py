@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from backends.emulator.kv.remember import remember_last
+from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.moves import mesh_steps
 from backends.emulator.numerics.fidelity import cut
 
 Mesh = tuple[int, ...]
@@ -51,6 +53,44 @@ def _positions(where: torch.Tensor, mesh: Mesh) -> torch.Tensor:
 
 
 @remember_last
+def check_where(*where: torch.Tensor, blocks: int, size: int) -> None:
+    """Refuse positions beyond their users' pages, and pages beyond the cache, once per step.
+
+    What lies there is foreign memory. `where` is positions, and a page table where there is one.
+    """
+    positions, *tables = where
+    if tables and can_run(positions, tables[0]):
+        table, users = tables[0], tables[0].shape[2]
+        assert positions[0, 0].numel() == users
+        (at_r, at_c), (table_r, table_c) = mesh_steps(positions), mesh_steps(table)
+        rows, cols = (max(positions.shape[axis], table.shape[axis]) for axis in (0, 1))
+        if call(
+            "check_pages", positions=positions, table=table, rows=rows, cols=cols, users=users,
+            pages=table.shape[3], blocks=blocks, size=size, at_r=at_r, at_c=at_c, table_r=table_r,
+            table_c=table_c, work=rows * cols * users,
+        ):  # fmt: skip
+            return
+    last = tables[0].shape[3] * size - 1 if tables else size - 1
+    if int(positions.max()) > last:
+        raise RuntimeError(
+            f"TT_FATAL: position {int(positions.max())} lies beyond the last one that a user has "
+            f"room for, {last}"
+        )
+    if tables:
+        seen = torch.arange(0, last + 1, size, device=positions.device)
+        is_seen = seen <= positions.flatten(2)[..., None]  # [r, c, B, P]
+        check_pages(torch.where(is_seen, tables[0], -1), blocks)
+
+
+def check_pages(pages: torch.Tensor, blocks: int) -> None:
+    """Refuse page numbers beyond a cache."""
+    if pages.numel() and int(pages.max()) >= blocks:
+        raise RuntimeError(
+            f"TT_FATAL: the page table names page {int(pages.max())}, the cache has {blocks}"
+        )
+
+
+@remember_last
 def written_rows(
     *where: torch.Tensor, mesh: Mesh, blocks: int, heads: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -84,6 +124,7 @@ def flat_blocks(
     table = table[..., :count].expand(*mesh, -1, -1)
     rows = users.flatten(2).long().expand(*mesh, -1)[..., None].expand(*mesh, -1, table.shape[3])
     pages = table.gather(2, rows).long()
+    check_pages(pages, blocks)
     first = _first_blocks(mesh, blocks, table.device)[..., None]
     return torch.where(pages < 0, -1, pages + first)
 

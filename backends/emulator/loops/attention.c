@@ -2,8 +2,6 @@
 
 #include "vectors.h"
 
-#define MOST_QUERIES 4 /* whose vectors stay in registers for heads of 64 */
-#define MOST_WIDTH 256 /* of a head */
 #define MOST_VECTORS (MOST_WIDTH / LANES)
 
 /* What the multiplier sees of a vector. */
@@ -16,12 +14,17 @@ static inline int64_t end_of_page(int64_t from, int64_t last, int64_t size) {
   return end < last ? end : last;
 }
 
+static inline int64_t page_at(const int32_t *page, int64_t number) {
+  return page[number] < 0 ? 0 : page[number]; /* no page reads as page 0 */
+}
+
 /* Attention of `group` queries [group, width] over the positions from `first` to `last` of one
-   head's pages. Made for each group and width in use, so that loops have no ends to care for. */
+   head's pages, which lie `apart`. Made for each group and width in use, so that loops have no ends
+   to care for. */
 static inline __attribute__((always_inline)) void
-attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const int64_t *page,
-            float *out, float *scores, int64_t group, int64_t width,
-            int64_t length, int64_t size, uint16_t mask, int64_t first, int64_t last) {
+attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const int32_t *page,
+            int64_t apart, float *out, float *scores, int64_t group, int64_t width, int64_t length,
+            int64_t size, uint16_t mask, int64_t first, int64_t last) {
   const int vectors = (int)width / LANES;
   floats sums[MOST_QUERIES * MOST_VECTORS];
   int is_padding = 1; /* whose queries are zero: no need to look at keys */
@@ -31,8 +34,8 @@ attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const 
       memset(scores + g * length + first, 0, (size_t)(last - first) * sizeof(float));
   for (int64_t from = first, to; !is_padding && from < last; from = to) {
     to = end_of_page(from, last, size);
-    const uint16_t *key = keys + (page[from / size] * size + from % size) * width;
-    const uint16_t *next = to < last ? keys + page[to / size] * size * width : key;
+    const uint16_t *key = keys + page_at(page, from / size) * apart + from % size * width;
+    const uint16_t *next = to < last ? keys + page_at(page, to / size) * apart : key;
     const uint16_t *value = values + (key - keys);
     for (int64_t t = from; t < to; t++, key += width, value += width, next += width) {
       fetch(next, width);
@@ -62,8 +65,8 @@ attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const 
   memset(sums, 0, sizeof sums);
   for (int64_t from = first, to; from < last; from = to) {
     to = end_of_page(from, last, size);
-    const uint16_t *value = values + (page[from / size] * size + from % size) * width;
-    const uint16_t *next = to < last ? values + page[to / size] * size * width : value;
+    const uint16_t *value = values + page_at(page, from / size) * apart + from % size * width;
+    const uint16_t *next = to < last ? values + page_at(page, to / size) * apart : value;
     for (int64_t t = from; t < to; t++, value += width, next += width) {
       if (is_padding) fetch(next, width);
       UNROLLED
@@ -77,40 +80,34 @@ attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const 
   memcpy(out, sums, (size_t)(group * width) * sizeof(float));
 }
 
-/* Decode attention: queries [chips, users, heads, group, width], scaled by `scale`, over keys and
-   values in pages [*, size, width], of which `pages` [chips, users, heads, count] are looked at.
-   `hidden` [chips, users, length], length = count * size, is 0 over the one stretch where a user
-   looks; `idle` [chips, users] (or NULL) marks those that get zeros; `q_seen` and `seen` are the
-   multiplier's bits of queries, and of keys and values. `links` [2, chips] says which chips have
-   the same pages: the first of them, and the next one (or -1). `scores` [threads, MOST_QUERIES,
-   length] is room to work in. */
-void attend(const uint16_t *q, const uint16_t *keys, const uint16_t *values, const int64_t *pages,
-            const float *hidden, const uint8_t *idle, const int64_t *links, uint16_t *out,
-            float *scores, int64_t chips, int64_t users, int64_t heads, int64_t group,
-            int64_t width, int64_t count, int64_t size, float scale, int64_t q_seen, int64_t seen,
-            int64_t threads) {
-  const int64_t length = count * size, per_chip = users * heads;
-  const uint16_t mask = (uint16_t)seen, q_mask = (uint16_t)q_seen;
-  DEALT_OUT(threads)
-  for (int64_t pair = 0; pair < chips * per_chip; pair++) {
-    const int64_t chip = pair / per_chip, user = pair / heads, *page = pages + pair * count;
-    if (links[chip] != chip) continue; /* done with the first of its kind */
-    float *room = scores + own_thread() * MOST_QUERIES * length;
-    const float *unseen = hidden + user * length;
-    int64_t first = 0, last = length;
-    while (first < last && unseen[first] != 0) first++;
-    while (last > first && unseen[last - 1] != 0) last--;
+void attend(const void *given, Share *share) {
+  ARGUMENTS(attend);
+  const int64_t length = a.pages * a.size, per_chip = a.users * a.heads, chips = a.rows * a.cols;
+  const int64_t group = a.group, width = a.width;
+  const uint16_t mask = (uint16_t)a.seen, q_mask = (uint16_t)a.q_seen;
+  EACH_BY(pair, chips * per_chip, 1) {
+    const int64_t chip = pair / per_chip, row = chip / a.cols, col = chip % a.cols;
+    const int64_t user = pair / a.heads % a.users, head = pair % a.heads;
+    if (a.links[chip] != chip) continue; /* done with the first of its kind */
+    const int64_t at = a.positions[row * a.at_r + col * a.at_c + user];
+    const int32_t *page = a.table + row * a.table_r + col * a.table_c + user * a.pages;
+    const int64_t first = a.window && at >= a.window ? at - a.window + 1 : 0, last = at + 1;
+    const int64_t block = a.size * width, begin = (chip * a.blocks * a.heads + head) * block;
+    float *room = a.room + share->thread * MOST_QUERIES * length;
     float own[MOST_QUERIES * MOST_WIDTH], found[MOST_QUERIES * MOST_WIDTH];
     int64_t some = 0, query[MOST_QUERIES];
-    for (int64_t at = chip; at >= 0; at = links[chips + at])
+    for (int64_t other = chip; other >= 0; other = a.links[chips + other])
       for (int64_t g = 0; g < group; g++) {
-        query[some] = ((pair + (at - chip) * per_chip) * group + g) * width;
+        const int64_t in_chip = ((pair - chip * per_chip) * group + g) * width;
+        const uint16_t *q = a.q + other / a.cols * a.q_r + other % a.cols * a.q_c + in_chip;
+        query[some] = other * per_chip * group * width + in_chip;
         for (int64_t j = 0; j < width; j++)
-          own[some * width + j] = widened(q[query[some] + j] & q_mask) * scale;
-        if (++some < MOST_QUERIES && (g < group - 1 || links[chips + at] >= 0)) continue;
+          own[some * width + j] = widened(q[j] & q_mask) * (float)a.scale;
+        if (++some < MOST_QUERIES && (g < group - 1 || a.links[chips + other] >= 0)) continue;
 #define HEAD(some, width)                                                                         \
-  attend_head(own, keys, values, page, found, room, some, width, length, size, mask, first, last)
-        if (idle && idle[user])
+  attend_head(own, a.keys + begin, a.values + begin, page, a.heads * block, found, room, some,    \
+              width, length, a.size, mask, first, last)
+        if (at < 0)
           memset(found, 0, sizeof found);
         else if (width == 64 && some == 1)
           HEAD(1, 64);
@@ -126,7 +123,7 @@ void attend(const uint16_t *q, const uint16_t *keys, const uint16_t *values, con
           HEAD(some, width);
         for (int64_t i = 0; i < some; i++)
           for (int64_t j = 0; j < width; j += BLOCK)
-            store_as(found + i * width + j, out + query[i] + j, 0);
+            store_as(found + i * width + j, a.out + query[i] + j, 0);
         some = 0;
       }
   }

@@ -1,7 +1,7 @@
-"""Compiles the C loops at their first use, keeps them beside Python's own bytecode, calls them.
+"""Compiles the C loops at their first use and keeps them beside Python's own bytecode.
 
 What each computes stands beside its torch twin, which does the same, slower, where there is no C
-compiler and `library()` is None.
+compiler and `library()` is None. Next: call.py for how they are called.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+_PROCESSOR = "-march=native"
 _THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 60
-_WORTH_THREADS = 1 << 14  # values whose loop takes longer than waking a thread
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _LARGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14  # of Linux
-_KEPT_BYTES = (1 << 31) - 1
-LANES = 16  # the loops take widths that are a multiple of this
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there is no compiler, or it fails."""
+    """The loops for this processor; None where there is no compiler, or it fails."""
+    return compiled(_PROCESSOR)
+
+
+def compiled(*flags: str) -> ctypes.CDLL | None:
+    """The loops compiled with more flags, those of a processor among them."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     texts = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]"))]
     folders = (_SOURCES / "__pycache__", None)
     for threads, folder in itertools.product(_THREADS, folders):
-        command = (compiler, *_FLAGS, threads)
+        command = (compiler, *_FLAGS, *flags, threads)
         key = "\0".join((*texts, *command, _processor()))
         name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         try:
@@ -79,18 +80,6 @@ def _processor() -> str:
         return platform.processor()
 
 
-@functools.cache
-def keep_memory() -> None:
-    """Have the C library keep what is freed: most time of a large tensor goes into fresh pages.
-
-    Only glibc knows how; elsewhere nothing changes but the speed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
 def want_large_pages(fresh: torch.Tensor) -> None:
     """Have Linux give a large tensor's memory in pages of 2 MiB: 512 times fewer to wait for."""
     madvise = getattr(ctypes.CDLL(None), "madvise", None)
@@ -98,33 +87,3 @@ def want_large_pages(fresh: torch.Tensor) -> None:
     size = (fresh.data_ptr() + fresh.nbytes - first) // _LARGE_PAGE * _LARGE_PAGE
     if madvise is not None and size > 0:
         madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
-
-
-_C_TYPES = {int: ctypes.c_int64, float: ctypes.c_float}
-
-
-@functools.cache
-def _function(name: str, *kinds: type) -> Any:
-    """A C function that takes tensors' addresses (or none), integers and floats."""
-    function = getattr(library(), name)
-    function.argtypes = [_C_TYPES.get(kind, ctypes.c_void_p) for kind in kinds]
-    function.restype = ctypes.c_int64
-    return function
-
-
-def call(name: str, *arguments: torch.Tensor | int | float | None) -> int:
-    """What the C function returns; meaningless for one that returns nothing."""
-    function = _function(name, *map(type, arguments))
-    return function(*[a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments])
-
-
-def threads_for(values: int) -> int:
-    """Number of threads worth waking for a loop over a number of values."""
-    return torch.get_num_threads() if values >= _WORTH_THREADS else 1
-
-
-def can_run(*operands: torch.Tensor) -> bool:
-    """Whether these tensors, in the types that the function takes, can be handed to C."""
-    return library() is not None and all(
-        tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in operands
-    )

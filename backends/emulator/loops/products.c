@@ -19,24 +19,13 @@ static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
 }
 #endif
 
-int64_t lanes(void) { return LANES; }
-
-/* What every row block of a product shares. */
-typedef struct {
-  const uint16_t *x;       /* [places, rows, depth] */
-  const uint32_t *weights; /* tiles of [pairs of depth, TILE columns] */
-  const int64_t *goals;    /* [*, 2]: chip and first column */
-  uint16_t *out;           /* [chips, rows, width] */
-  int64_t rows, depth, width, mantissa_bits, is_wide;
-} Product;
-
-static inline uint16_t *goal_of(const Product *p, int64_t goal, int64_t row) {
+static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t row) {
   const int64_t *to = p->goals + 2 * goal;
   return p->out + (to[0] * p->rows + row) * p->width + to[1];
 }
 
 /* Sums [count, TILE] of rows from `row` on, rounded, to all goals of their tile. */
-static __attribute__((noinline)) void put_sums(const Product *p, const int64_t *tile, int64_t row,
+static __attribute__((noinline)) void put_sums(const struct multiply *p, const int64_t *tile, int64_t row,
                                                int64_t count, float *sums) {
   if (!p->is_wide && p->mantissa_bits)
     for (int64_t j = 0; j < count * TILE; j += LANES) {
@@ -53,7 +42,7 @@ static __attribute__((noinline)) void put_sums(const Product *p, const int64_t *
 }
 
 /* Nothing to read, nothing to add. */
-static void put_zeros(const Product *p, const int64_t *tile, int64_t row, int64_t end) {
+static void put_zeros(const struct multiply *p, const int64_t *tile, int64_t row, int64_t end) {
   for (int64_t goal = tile[3]; goal < tile[4]; goal++)
     for (int64_t i = row; i < end; i++)
       memset(goal_of(p, goal, i), 0, TILE * sizeof(uint16_t));
@@ -62,7 +51,7 @@ static void put_zeros(const Product *p, const int64_t *tile, int64_t row, int64_
 /* Rows from `row` on, as many as `count` says, times one tile, to the tile's goals. Made for each
    count in use, so that sums stay in registers. */
 static inline __attribute__((always_inline)) void
-multiply_rows(const Product *p, const int64_t *tile, int64_t row, const int count) {
+multiply_rows(const struct multiply *p, const int64_t *tile, int64_t row, const int count) {
   const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
   const uint32_t *weights = p->weights + tile[2];
   floats sums[MOST_ROWS][VECTORS];
@@ -92,30 +81,22 @@ multiply_rows(const Product *p, const int64_t *tile, int64_t row, const int coun
   put_sums(p, tile, row, count, found);
 }
 
-/* x [places, rows, depth] times tiles [count, 5] of columns: the place each belongs to, its pairs
-   of depth, where its weights begin, its first goal and the one after its last. A processor's
-   cache holds `panel` rows. Sums pass through bfloat16 unless `is_wide`. */
-void multiply(const uint16_t *x, const uint32_t *weights, const int64_t *tiles,
-              const int64_t *goals, uint16_t *out, int64_t count, int64_t rows, int64_t depth,
-              int64_t width, int64_t mantissa_bits, int64_t is_wide, int64_t panel,
-              int64_t threads) {
-  const Product product = {
-      x, weights, goals, out, rows, depth, width, mantissa_bits, is_wide,
-  };
-  const int64_t panels = (rows + panel - 1) / panel;
-  DEALT_OUT(threads)
-  for (int64_t piece = 0; piece < panels * count; piece++) {
-    const int64_t *tile = tiles + piece % count * 5, start = piece / count * panel;
-    const int64_t end = start + panel < rows ? start + panel : rows;
+void multiply(const void *given, Share *share) {
+  ARGUMENTS(multiply);
+  const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
+  const int64_t grain = panels * a.count / most < 4 ? panels * a.count / most + 1 : 4;
+  EACH_BY(piece, panels * a.count, grain) { /* neighbours: memory is read best in order */
+    const int64_t *tile = a.tiles + piece % a.count * 5, start = piece / a.count * a.panel;
+    const int64_t end = start + a.panel < a.rows ? start + a.panel : a.rows;
     int64_t row = start;
     if (tile[1] == 0) {
-      put_zeros(&product, tile, start, end);
+      put_zeros(&a, tile, start, end);
       continue;
     }
-    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&product, tile, row, 12);
-    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&product, tile, row, 8);
-    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&product, tile, row, 4);
-    for (; end - row >= 2; row += 2) multiply_rows(&product, tile, row, 2);
-    for (; end - row >= 1; row += 1) multiply_rows(&product, tile, row, 1);
+    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, row, 12);
+    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, row, 8);
+    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, row, 4);
+    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, row, 2);
+    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, row, 1);
   }
 }

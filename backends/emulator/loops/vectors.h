@@ -1,9 +1,14 @@
 /* What the loops share: bfloat16 and block formats in vectors of one block's values. Each function
    of these files has a twin in torch with the same results, used where no compiler is. */
 
+#ifndef VECTORS_H
+#define VECTORS_H
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "steps.h"
+#include "team.h"
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -11,19 +16,14 @@
 #ifdef _OPENMP
 #include <omp.h>
 static inline int own_thread(void) { return omp_get_thread_num(); }
+static inline int own_threads(void) { return omp_get_num_threads(); }
 #else
 static inline int own_thread(void) { return 0; }
+static inline int own_threads(void) { return 1; }
 #endif
-#define PRAGMA(text) _Pragma(#text)
-#define SHARED_OUT(threads) PRAGMA(omp parallel for num_threads((int)threads) if (threads > 1))
-/* the same for pieces of unequal work, neighbours together: memory is read best in order */
-#define DEALT_OUT(threads) \
-  PRAGMA(omp parallel for num_threads((int)threads) schedule(dynamic, 4) if (threads > 1))
 
-#define UNROLLED PRAGMA(GCC unroll 16) /* vectors of an array stay in registers */
+#define UNROLLED _Pragma("GCC unroll 16") /* vectors of an array stay in registers */
 
-#define BLOCK 16 /* values that share one exponent */
-#define TILE 32
 #define EXPONENT 0x7F800000
 #define PLACE 23
 #define SMALLEST 16 /* biased exponent below which a block's values are nothing */
@@ -104,7 +104,7 @@ static inline void store_block(const float *x, uint16_t *out, int mantissa_bits)
   top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0x4E));      /* pairs, */
   top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0xB1));      /* single ones change places */
   top = _mm512_max_epu32(top, _mm512_set1_epi32(SMALLEST << PLACE));
-  const __m512i per_unit = _mm512_sub_epi32(_mm512_set1_epi32((254 + below) << PLACE), top);
+  const __m512i per_unit = _mm512_sub_epi32(_mm512_set1_epi32((int)((uint32_t)(254 + below) << PLACE)), top);
   const __m512i unit = _mm512_sub_epi32(top, _mm512_set1_epi32(below << PLACE));
   __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
   units = _mm512_min_ps(most, _mm512_max_ps(-most, units)); /* what is no number stays so */
@@ -169,3 +169,5 @@ static inline float exponential(float x) {
   series = series * rest + 1.0f;
   return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
 }
+
+#endif

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
+from backends.emulator.loops.call import CONSTANTS, LANES, call, can_run
 
 _Rounding = Callable[[torch.Tensor, int], torch.Tensor]
 
-BLOCK = 16  # values that share one exponent
+BLOCK = CONSTANTS["BLOCK"]  # values that share one exponent
 MANTISSA_BITS = {DataType.BFLOAT8_B: 7, DataType.BFLOAT4_B: 3}
 ROUNDED = {DataType.BFLOAT16, *MANTISSA_BITS}  # formats that bfloat16 carries
 _PIECE = 1 << 17  # elements rounded at once: the intermediates stay in a core's cache
@@ -51,25 +52,25 @@ def round_to(x: torch.Tensor, dtype: DataType) -> torch.Tensor:
     return _by_row(x, MANTISSA_BITS[dtype], _round)
 
 
-def _by_row(x: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> torch.Tensor:
+def _by_row(x: torch.Tensor, mantissa_bits: int, rounding: _Rounding) -> torch.Tensor:
     """Blocks of 16 along the last dim, which is padded with zeros for the purpose."""
     width = x.shape[-1] if x.dim() else 1
     if width % BLOCK or not x.dim():
         padded = F.pad(x.reshape(*x.shape[:-1], width), (0, -width % BLOCK))
-        return _by_row(padded, mantissa_bits, round_blocks)[..., :width].reshape(x.shape)
+        return _by_row(padded, mantissa_bits, rounding)[..., :width].reshape(x.shape)
     blocks = x.contiguous().view(-1, BLOCK)
-    if round_blocks is _round and native.can_run(blocks):
+    if rounding is _round and can_run(blocks):
         return round_blocks(blocks, mantissa_bits).view(x.shape)
     if blocks.numel() <= _PIECE or x.is_cuda:
-        return round_blocks(blocks, mantissa_bits).view(x.shape)
-    return _by_piece(blocks, mantissa_bits, round_blocks).view(x.shape)
+        return rounding(blocks, mantissa_bits).view(x.shape)
+    return _by_piece(blocks, mantissa_bits, rounding).view(x.shape)
 
 
-def _by_piece(blocks: torch.Tensor, mantissa_bits: int, round_blocks: _Rounding) -> torch.Tensor:
+def _by_piece(blocks: torch.Tensor, mantissa_bits: int, rounding: _Rounding) -> torch.Tensor:
     out = torch.empty(blocks.shape, dtype=torch.bfloat16, device=blocks.device)
     pieces = max(1, blocks.numel() // _PIECE)
     for source, target in zip(blocks.chunk(pieces), out.chunk(pieces), strict=True):
-        target.copy_(round_blocks(source, mantissa_bits))
+        target.copy_(rounding(source, mantissa_bits))
     return out
 
 
@@ -139,17 +140,30 @@ def _round_integers(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
 def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
     """`x` (bfloat16 or float32) truncated to `bits` significant bits, hidden bit included."""
     if x.dtype is torch.bfloat16:
-        return x if bits >= 8 else (x.view(torch.int16) & -(1 << (8 - bits))).view(torch.bfloat16)
+        if bits >= 8:
+            return x
+        if can_run(x):
+            out = torch.empty_like(x)
+            call("cut_bits", x=x, out=out, count=x.numel(), mask=seen_mask(bits))
+            return out
+        return (x.view(torch.int16) & -(1 << (8 - bits))).view(torch.bfloat16)
     return x if bits >= 24 else (x.view(torch.int32) & -(1 << (24 - bits))).view(torch.float32)
+
+
+def seen_mask(bits: int) -> int:
+    """Mask of the bits of a bfloat16 that a multiplier of `bits` significant bits sees."""
+    return 0xFFFF & ~((1 << (8 - bits)) - 1)
 
 
 def round_blocks(blocks: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     """Blocks [N, 16] of bfloat16 or float32 rounded to `mantissa_bits`, bfloat16."""
     out = torch.empty(blocks.shape, dtype=torch.bfloat16)
-    name = "round_bfloat16" if blocks.dtype is torch.bfloat16 else "round_float32"
-    native.call(
-        name, blocks, out, blocks.shape[0], mantissa_bits, native.threads_for(blocks.numel())
-    )
+    is_wide = blocks.dtype is torch.float32
+    assert is_wide or blocks.dtype is torch.bfloat16, blocks.dtype
+    call(
+        "round_blocks", x=blocks, out=out, blocks=blocks.shape[0], mantissa_bits=mantissa_bits,
+        is_wide=is_wide,
+    )  # fmt: skip
     return out
 
 
@@ -160,17 +174,13 @@ def round_columns(columns: torch.Tensor, mantissa_bits: int) -> torch.Tensor | N
     """
     groups, _, width = columns.shape
     is_wide = columns.dtype is torch.float32
-    if (
-        not (is_wide or columns.dtype is torch.bfloat16)
-        or width % native.LANES
-        or not native.can_run(columns)
-    ):
+    if not (is_wide or columns.dtype is torch.bfloat16) or width % LANES or not can_run(columns):
         return None
     out = columns.new_empty(columns.shape, dtype=torch.bfloat16)
     native.want_large_pages(out)
-    done = native.call(
-        "round_columns", columns, out, groups, width, mantissa_bits, int(is_wide),
-        native.threads_for(columns.numel()),
+    done = call(
+        "round_columns", x=columns, out=out, groups=groups, width=width,
+        mantissa_bits=mantissa_bits, is_wide=is_wide,
     )  # fmt: skip
     return out if done else None
 

@@ -17,6 +17,8 @@ import torch
 
 from backends.emulator.api.types import TILE, DataType
 from backends.emulator.loops import native
+from backends.emulator.loops.call import LANES, call
+from backends.emulator.loops.moves import contiguous
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
@@ -288,7 +290,7 @@ def can_multiply(x: torch.Tensor, rows: int) -> bool:
     """Whether the C loops multiply `rows` rows of x as fast as any library."""
     if native.library() is None or x.device.type != "cpu":
         return False
-    return rows <= _ROWS_ANYWHERE or native.library().lanes() == native.LANES  # type: ignore[union-attr]
+    return rows <= _ROWS_ANYWHERE or native.library().lanes() == LANES  # type: ignore[union-attr]
 
 
 def multiply(
@@ -298,11 +300,11 @@ def multiply(
 
     Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of `mantissa_bits`.
     """
-    x, out = x.contiguous(), x.new_empty(shape)
-    _, rows, depth = x.shape
-    native.call(
-        "multiply", x, tiles.weights, tiles.records, tiles.goals, out, len(tiles.records), rows,
-        depth, shape[-1], mantissa_bits, int(is_wide), _PANEL,
-        native.threads_for(tiles.weights.numel()),
+    x, out = contiguous(x), x.new_empty(shape)
+    places, rows, depth = x.shape
+    call(
+        "multiply", x=x, weights=tiles.weights, tiles=tiles.records, goals=tiles.goals, out=out,
+        places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
+        depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide, panel=_PANEL,
     )  # fmt: skip
     return out

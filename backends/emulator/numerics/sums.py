@@ -7,7 +7,7 @@ import math
 import torch
 
 from backends.emulator.api.types import DataType
-from backends.emulator.loops import native
+from backends.emulator.loops.call import LANES, call, can_run
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 
 Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
@@ -50,13 +50,13 @@ def sum_over(
     not take x.
     """
     width = x.shape[-1]
-    if width % (native.LANES * parts) or x.dtype is not torch.bfloat16 or not native.can_run(x):
+    if width % (LANES * parts) or x.dtype is not torch.bfloat16 or not can_run(x):
         return None
     shape = (*x.shape[:axis], parts, *x.shape[axis + 1 : -1], width // parts)
     out, outer, places = x.new_empty(shape), math.prod(x.shape[:axis]), x.shape[axis]
     rows = x.numel() // (outer * places * width)
-    native.call(
-        "sum_places", x, out, outer, places, rows, width, parts, mantissa_bits,
-        native.threads_for(x.numel()),
+    call(
+        "sum_places", x=x, out=out, outer=outer, places=places, rows=rows, width=width,
+        parts=parts, mantissa_bits=mantissa_bits,
     )  # fmt: skip
     return out

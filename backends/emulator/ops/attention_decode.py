@@ -14,14 +14,14 @@ import torch
 from backends.emulator.api.types import BufferType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv import alike
-from backends.emulator.kv.paging import GROUP, Reach, reach, read_seen, writable
+from backends.emulator.kv.paging import GROUP, Reach, check_where, reach, read_seen, writable
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.loops import native
+from backends.emulator.loops.call import CONSTANTS, LANES, call, can_run, team_size
+from backends.emulator.loops.moves import contiguous, mesh_steps
 from backends.emulator.numerics.fidelity import cut
+from backends.emulator.numerics.formats import seen_mask
 from backends.emulator.rules import attention as specs
 from backends.work import attention_flops, kv_bytes
-
-_MOST_WIDTH, _MOST_QUERIES = 256, 4  # of a head; at once: what the C loop has room for
 
 
 @op("transformer.paged_scaled_dot_product_attention_decode")
@@ -107,13 +107,12 @@ def _decode(
     ) -> torch.Tensor:
         k, v = writable(k, x, *where), writable(v, x, *where)
         mesh = tuple(k.shape[:2])
+        check_where(*where, blocks=blocks, size=size)
+        if _in_c(x, k, where):
+            chips = alike.of((k, v), where)
+            return attend(x, (k, v), where, chips, (scale, window, q_bits or 8, kv_bits or 8))
         seen = reach(*where, mesh=mesh, blocks=blocks, heads=kv_heads, size=size, window=window)
-        if x.shape[:2] != mesh:
-            x = x.expand(*mesh, *x.shape[2:])
-        x = x.contiguous()
-        if _in_c(x, k, seen):
-            links = alike.of((k, v), where).links
-            return attend(x, (k, v), seen, links, scale, q_bits or 8, kv_bits or 8)
+        x = x.expand(*mesh, *x.shape[2:]).contiguous()
         queries = (cut(x, q_bits) if q_bits else x).float() * scale
         queries = queries.view(-1, heads // kv_heads, width)
         return _in_calls(queries, k, v, seen, kv_bits).view(x.shape)
@@ -145,15 +144,15 @@ def _decode(
     )
 
 
-def _in_c(q: torch.Tensor, k: torch.Tensor, seen: Reach) -> bool:
-    """Whether the C loops take these operands."""
+def _in_c(q: torch.Tensor, k: torch.Tensor, where: tuple[torch.Tensor, ...]) -> bool:
+    """Whether the C loops take these operands: caches in pages, heads of whole vectors."""
     width = q.shape[-1]
     return (
-        seen.rows is not None
-        and width % native.LANES == 0
-        and width <= _MOST_WIDTH
+        len(where) > 1
+        and width % LANES == 0
+        and width <= CONSTANTS["MOST_WIDTH"]
         and q.dtype is k.dtype is torch.bfloat16
-        and native.can_run(q, k)
+        and can_run(k, *where)
     )
 
 
@@ -188,33 +187,28 @@ def _in_calls(
 def attend(
     q: torch.Tensor,
     caches: tuple[torch.Tensor, torch.Tensor],
-    seen: Reach,
-    links: torch.Tensor,
-    scale: float,
-    q_bits: int,
-    kv_bits: int,
+    where: tuple[torch.Tensor, ...],
+    chips: alike.Alike,
+    how: tuple[float, int | None, int, int],
 ) -> torch.Tensor:
     """Decode attention of queries [r, c, 1, B, H, W] over keys and values [..., size, W], bfloat16.
 
-    `q_bits` and `kv_bits` are the significant bits of each that count. `seen` (kv/paging.py) says
-    where users look; `links` [2, chips] which chips' users see the same (kv/alike.py). The result
-    has the shape of q.
+    `where` is positions and the page table, checked; `chips` says whose users see the same. `how`
+    is the scale, the window, and how many bits count of queries, and of keys and values.
     """
-    assert seen.rows is not None
-    width, size, chips = q.shape[-1], caches[0].shape[-2], links.shape[1]
-    users, heads, count = seen.rows.shape
-    group = q.numel() // (users * heads * width)
-    threads = native.threads_for(q.numel() * count)
-    out = torch.empty_like(q)
-    scores = q.new_empty(threads, _MOST_QUERIES, count * size, dtype=torch.float32)
-    native.call(
-        "attend", q, *caches, seen.rows, seen.hidden, seen.idle, links, out, scores, chips,
-        users // chips, heads, group, width, count, size, float(scale), _mask(q_bits),
-        _mask(kv_bits), threads,
+    (positions, table), (scale, window, q_bits, kv_bits) = where, how
+    q, (rows, cols, blocks, heads, size, width) = contiguous(q), caches[0].shape
+    users, count, threads = table.shape[2], table.shape[3], team_size()
+    out = q.new_empty(rows, cols, *q.shape[2:])
+    room = q.new_empty(threads, CONSTANTS["MOST_QUERIES"], count * size, dtype=torch.float32)
+    (q_r, q_c), (at_r, at_c), (table_r, table_c) = map(mesh_steps, (q, positions, table))
+    group = q.shape[4] // heads
+    call(
+        "attend", q=q, keys=caches[0], values=caches[1], positions=positions, table=table,
+        links=chips.links, out=out, room=room, rows=rows, cols=cols, users=users, heads=heads,
+        group=group, width=width, pages=count, blocks=blocks, size=size, window=window or 0,
+        q_seen=seen_mask(q_bits), seen=seen_mask(kv_bits), threads=threads, q_r=q_r, q_c=q_c,
+        at_r=at_r, at_c=at_c, table_r=table_r, table_c=table_c, scale=scale,
+        work=out.numel() * count,
     )  # fmt: skip
     return out
-
-
-def _mask(bits: int) -> int:
-    """Mask of the bits of a bfloat16 that a multiplier of `bits` significant bits sees."""
-    return 0xFFFF & ~((1 << (8 - bits)) - 1)

@@ -6,6 +6,7 @@ Block and bfloat16 operands meet in bfloat16, as in the accumulator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from backends.emulator.api.types import (
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, fatal, launch, op, require
-from backends.emulator.loops import native
+from backends.emulator.loops.call import call, can_run
 from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, ROUNDED, finish
 
 Activations = Sequence[UnaryOpType | UnaryWithParam]
@@ -109,15 +110,14 @@ def _binary(
         shape = _checked_shape(name, a, b)
         layout = Layout.TILE if Layout.TILE in (a.layout, b.layout) else Layout.ROW_MAJOR
     out_dtype = dtype if output_tensor is None else output_tensor.dtype
-    # the gated product of every feed-forward block has a loop of its own
-    is_gated = function is torch.mul and before_a == [F.silu] and not before_b and not after
-    is_gated = is_gated and shape == a.dims and shape[-1] % BLOCK == 0 and out_dtype in ROUNDED
+    whole = shape == a.dims and shape[-1] % BLOCK == 0 and out_dtype in ROUNDED
+    loop = _loop_for(function, before_a, [*before_b, *after]) if whole else None
     wide = dtype is DataType.FLOAT32 or any(t.dtype is DataType.FLOAT32 for t in inputs)
 
     def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
         y = other[0] if other else b
-        if is_gated and other and x.shape == y.shape and _in_c(x, y):
-            return silu_multiply(x, y, MANTISSA_BITS.get(out_dtype, 0))
+        if loop is not None and other and x.shape == y.shape and _in_c(x, y):
+            return loop(x, y, MANTISSA_BITS.get(out_dtype, 0))
         if wide:
             x, y = x.float(), y.float() if other else y
         for activation in before_a:
@@ -146,8 +146,17 @@ def _binary(
     )
 
 
+def _loop_for(
+    function: Callable[..., torch.Tensor], before_a: list[Any], others: list[Any]
+) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None:
+    """The C loop for a sum, or for the gated product of feed-forward blocks."""
+    if function is torch.mul and before_a == [F.silu] and not others:
+        return silu_multiply
+    return _sum if function is torch.add and not (before_a or others) else None
+
+
 def _in_c(x: torch.Tensor, y: torch.Tensor) -> bool:
-    return x.dtype is y.dtype is torch.bfloat16 and native.can_run(x, y)
+    return x.dtype is y.dtype is torch.bfloat16 and can_run(x, y)
 
 
 def _names(kinds: Activations | None) -> list[str] | None:
@@ -204,6 +213,13 @@ def _memory(
 def silu_multiply(x: torch.Tensor, y: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     """silu(x) y of bfloat16 in whole blocks; `mantissa_bits` of the block format, 0: bfloat16."""
     out = torch.empty_like(x)
-    threads = native.threads_for(x.numel())
-    native.call("silu_multiply", x, y, out, x.numel() // native.LANES, mantissa_bits, threads)
+    blocks = x.numel() // BLOCK
+    call("silu_multiply", x=x, y=y, out=out, blocks=blocks, mantissa_bits=mantissa_bits)
+    return out
+
+
+def _sum(x: torch.Tensor, y: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
+    """x + y of bfloat16 in whole blocks, rounded to bfloat16 or to blocks of `mantissa_bits`."""
+    out, blocks = torch.empty_like(x), x.numel() // BLOCK
+    call("add_blocks", x=x, y=y, out=out, blocks=blocks, mantissa_bits=mantissa_bits)
     return out

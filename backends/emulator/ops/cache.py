@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from backends.emulator.api.types import TILE
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv import alike
-from backends.emulator.kv.paging import flat_blocks, writable, written_rows
+from backends.emulator.kv.paging import check_where, flat_blocks, writable, written_rows
 from backends.emulator.launch import launch, op
-from backends.emulator.loops import native
+from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.moves import contiguous, mesh_steps, padded
 from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, finish
 from backends.emulator.rules.cache import check_dense_fill, check_fill, check_update
 from backends.work import update_bytes
@@ -45,19 +45,19 @@ def paged_update_cache(
     dtype = cache_tensor.dtype
 
     def compute(old: torch.Tensor, data: torch.Tensor, *where: torch.Tensor) -> torch.Tensor | None:
-        cache, data = writable(old, *where), data.contiguous()
+        cache, data = writable(old, *where), contiguous(data)  # [r, c, 1, B, K or more, W]
         alike.note_write(cache, data, *where)
+        check_where(*where, blocks=blocks, size=size)
+        is_plain = cache.dtype is data.dtype is torch.bfloat16 and width % BLOCK == 0
+        if is_plain and can_run(cache, *where):
+            put_positions(cache, data, where, MANTISSA_BITS.get(dtype, 0))
+            return None if cache is old else cache
         mesh = tuple(cache.shape[:2])
         rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
-        new = data if data.shape[4] == heads else data[:, :, :, :, :heads]  # [r, c, 1, B, K, W]
-        if data.shape[:2] != mesh:
-            new = new.expand(*mesh, *new.shape[2:])
-        flat, new = cache.view(-1, width), new.reshape(-1, width)
-        is_plain = flat.dtype is new.dtype is torch.bfloat16 and width % BLOCK == 0
-        if is_plain and native.can_run(flat, rows, new):
-            put_rows(flat, rows, new, kept, MANTISSA_BITS.get(dtype, 0))
-        else:
-            flat.index_copy_(0, rows, finish(new if kept is None else new[kept], dtype))
+        new = data[:, :, :, :, :heads].expand(*mesh, *data.shape[2:4], heads, width)
+        new = new.reshape(-1, width)
+        new = finish(new if kept is None else new[kept], dtype)
+        cache.view(-1, width).index_copy_(0, rows, new)
         return None if cache is old else cache
 
     moved = update_bytes(dtype.tile_bytes, x.dims[1], heads, width)
@@ -104,9 +104,9 @@ def paged_fill_cache(
         whole, rest = divmod(rows, size)
         pages = flat_blocks(table, own, mesh=mesh, blocks=blocks, count=whole + bool(rest))
         target = cache.view(-1, *cache.shape[3:])  # [blocks of all chips, K, size, W]
-        data = F.pad(data, (0, 0, 0, rows - length)) if rows > length else data
-        if not rest and target.dtype is data.dtype and native.can_run(target, data, pages):
-            put_pages(target, pages, data)
+        data = padded(data, (*data.shape[:4], rows, data.shape[5]))
+        if not rest and target.dtype is data.dtype and can_run(target, pages):
+            put_pages(target, pages, contiguous(data))
             return None if cache is old else cache
         data = data.expand(*mesh, *data.shape[2:])
         full = data[..., : whole * size, :].unflatten(4, (whole, size))
@@ -160,20 +160,26 @@ def fill_cache(cache_tensor: Tensor, input_tensor: Tensor, batch_idx: int) -> Te
     )
 
 
-def put_rows(
-    table: torch.Tensor,
-    places: torch.Tensor,
-    rows: torch.Tensor,
-    kept: torch.Tensor | None,
-    mantissa_bits: int,
+def put_positions(
+    cache: torch.Tensor, x: torch.Tensor, where: tuple[torch.Tensor, ...], mantissa_bits: int
 ) -> None:
-    """Rows [n, W] (only `kept` ones) into a table [N, W] at places, all bfloat16.
+    """One row of x [r, c, 1, B, K or more, W] per user and head to its place in a cache, bfloat16.
 
-    Rows are rounded to blocks of `mantissa_bits`; 0: they are stored as they are.
+    `where` is positions, checked, and a page table where there is one; rows are rounded to blocks
+    of `mantissa_bits`; 0: they are stored as they are.
     """
-    count, width = len(places), rows.shape[1]
-    threads = native.threads_for(count * width)
-    native.call("put_rows", table, places, rows, kept, count, width, mantissa_bits, threads)
+    positions, table = where[0], where[1] if len(where) > 1 else None
+    rows, cols, blocks, heads, size, width = cache.shape
+    (x_r, x_c), (at_r, at_c) = mesh_steps(x), mesh_steps(positions)
+    table_r, table_c = (0, 0) if table is None else mesh_steps(table)
+    users, pages = positions[0, 0].numel(), 1 if table is None else table.shape[3]
+    assert x.shape[3] == users and x.shape[4] >= heads and x.shape[5] == width
+    call(
+        "put_positions", cache=cache, x=x, positions=positions, table=table, rows=rows, cols=cols,
+        users=users, heads=heads, width=width, pages=pages, blocks=blocks, size=size,
+        mantissa_bits=mantissa_bits, x_r=x_r, x_c=x_c, x_user=x.stride(3), at_r=at_r, at_c=at_c,
+        table_r=table_r, table_c=table_c, work=rows * cols * users * heads * width,
+    )  # fmt: skip
 
 
 def put_pages(table: torch.Tensor, pages: torch.Tensor, x: torch.Tensor) -> None:
@@ -183,7 +189,9 @@ def put_pages(table: torch.Tensor, pages: torch.Tensor, x: torch.Tensor) -> None
     """
     rows, cols, users, count = pages.shape
     own = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]).expand(rows, cols).contiguous()
-    native.call(
-        "put_pages", table, pages, own, x, rows * cols, users, table.shape[1], count,
-        table[0, 0].nbytes, native.threads_for(x.numel()),
+    heads = table.shape[1]
+    call(
+        "put_pages", table=table, pages=pages, sources=own.view(-1), x=x, total=len(table),
+        chips=rows * cols, users=users, heads=heads, count=count, bytes=table[0, 0].nbytes,
+        work=x.numel(),
     )  # fmt: skip

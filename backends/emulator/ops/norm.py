@@ -9,7 +9,7 @@ import torch
 from backends.emulator.api.types import TILE, DataType, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.loops import native
+from backends.emulator.loops.call import LANES, call, can_run
 from backends.emulator.rules.norm import (
     check_input,
     check_shards,
@@ -52,7 +52,7 @@ class Weight:
 
 def _is_plain(x: Tensor, *others: DataType) -> bool:
     """Whether the C loops take such rows."""
-    return {x.dtype, *others} == {DataType.BFLOAT16} and x.dims[-1] % native.LANES == 0
+    return {x.dtype, *others} == {DataType.BFLOAT16} and x.dims[-1] % LANES == 0
 
 
 def _fits(row: torch.Tensor | None, data: torch.Tensor) -> bool:
@@ -84,7 +84,7 @@ def rms_norm(
 
     def compute(data: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
-        if is_plain and _fits(row, data) and native.can_run(data):
+        if is_plain and _fits(row, data) and can_run(data):
             return _normalised(data, row, None, share, epsilon)
         wide = data.to(torch.float32, copy=True)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -122,7 +122,7 @@ def rms_norm_pre_all_gather(
     is_plain = _is_plain(x, dtype)
 
     def compute(data: torch.Tensor) -> torch.Tensor:
-        if is_plain and native.can_run(data):
+        if is_plain and can_run(data):
             return _sum_squares(data)
         wide = data.float()
         sums = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
@@ -166,8 +166,8 @@ def rms_norm_post_all_gather(
 
     def compute(data: torch.Tensor, sums: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
-        is_own = sums.shape[:2] in ((1, 1), data.shape[:2])
-        if is_plain and is_own and _fits(row, data) and native.can_run(data, sums):
+        is_own = sums.shape[:2] in ((1, 1), data.shape[:2]) and sums.shape[-1] % TILE == 0
+        if is_plain and is_own and _fits(row, data) and can_run(data, sums):
             return _normalised(data, row, sums, share, epsilon)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
         return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
@@ -189,7 +189,7 @@ def _sum_squares(x: torch.Tensor) -> torch.Tensor:
     """Sums of squares of rows [..., D] of bfloat16, D a multiple of 16, in tiles [..., 32]."""
     width = x.shape[-1]
     out = x.new_empty(*x.shape[:-1], TILE)
-    native.call("sum_squares", x, out, x.numel() // width, width, native.threads_for(x.numel()))
+    call("sum_squares", x=x, out=out, rows=x.numel() // width, width=width)
     return out
 
 
@@ -209,10 +209,10 @@ def _normalised(
     rows = x.numel() // (chips * width)
     out = torch.empty_like(x)
     tiles = 0 if sums is None else sums.shape[-1] // TILE
-    native.call(
-        "rms_norm", x, weight, sums, out, chips, rows, width, tiles,
-        int(weight is not None and weight.numel() > width),
-        int(sums is not None and sums.numel() > rows * tiles * TILE),
-        float(share), float(epsilon), native.threads_for(x.numel()),
+    call(
+        "rms_norm", x=x, weight=weight, sums=sums, out=out, chips=chips, rows=rows, width=width,
+        tiles=tiles, has_weights=weight is not None and weight.numel() > width,
+        has_sums=sums is not None and sums.numel() > rows * tiles * TILE,
+        share=share, epsilon=epsilon,
     )  # fmt: skip
     return out

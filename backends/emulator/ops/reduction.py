@@ -7,7 +7,7 @@ import torch
 from backends.emulator.api.types import DataType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.loops import native
+from backends.emulator.loops.call import call, can_run
 
 _MOST_SHORT = 65_536  # columns that a 16-bit index can count
 
@@ -88,7 +88,7 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.topk takes any of equal values, so it is asked for more than needed: where the last one
     is still as large as the k-th, equals may be missing, and the whole row is sorted.
     """
-    if x.dtype is torch.bfloat16 and native.can_run(x):
+    if x.dtype is torch.bfloat16 and can_run(x):
         done = _by_loop(x, k)
         if done is not None:
             return done
@@ -107,9 +107,7 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _by_loop(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The k largest of rows [..., D] of bfloat16 and their places; None if one is no number."""
     values = x.new_empty(*x.shape[:-1], k)
-    places = x.new_empty(values.shape, dtype=torch.int64)
-    rows = values.numel() // k
-    done = native.call(
-        "largest_first", x, values, places, rows, x.shape[-1], k, native.threads_for(x.numel())
-    )
+    places = x.new_empty(values.shape, dtype=torch.int32)
+    rows, width = values.numel() // k, x.shape[-1]
+    done = call("largest_first", x=x, values=values, places=places, rows=rows, width=width, most=k)
     return (values, places) if done else None

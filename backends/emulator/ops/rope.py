@@ -15,7 +15,8 @@ from backends.emulator.api.types import TILE, DataType, Layout, MemoryConfig, Te
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv.remember import remember_last
 from backends.emulator.launch import Out, launch, op, require
-from backends.emulator.loops import native
+from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.moves import contiguous
 
 _NAMES = ("input", "cos", "sin", "transformation matrix")
 
@@ -102,8 +103,8 @@ def rotary_embedding_llama(
     def compute(
         x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
     ) -> torch.Tensor:
-        if _neighbours(turn) and native.can_run(cos, sin):
-            turned = rotate(x.contiguous(), cos, sin, rows)
+        if _neighbours(turn) and can_run(cos, sin):
+            turned = rotate(x, cos, sin, rows)
             if turned is not None:
                 return turned
         wide = x.float()
@@ -147,9 +148,19 @@ def rotate(
         own = own[1:]
     if own != x.shape[x.dim() - 2 - len(own) : -2]:
         return None
-    out = torch.empty_like(x)
-    native.call(
-        "rotate", x, cos, sin, out, x.numel() // (rows * width), rows, width, math.prod(own),
-        cos.shape[-2], int(table_rows == rows > 1), native.threads_for(x.numel()),
+    out = torch.empty(x.shape, dtype=x.dtype)
+    matrices = x.flatten(0, -3) if _is_regular(x) else contiguous(x).flatten(0, -3)
+    call(
+        "rotate", x=matrices, cosine=cos, sine=sin, out=out, outer=len(matrices), inner=rows,
+        width=width, tables=math.prod(own), per_table=cos.shape[-2],
+        per_row=table_rows == rows > 1, stride=matrices.stride(1), apart=matrices.stride(0),
+        work=x.numel(),
     )  # fmt: skip
     return out
+
+
+def _is_regular(x: torch.Tensor) -> bool:
+    """Whether matrices of x [..., M, W] lie equally far apart and their rows are whole."""
+    steps = [(size, step) for size, step in zip(x.shape[:-2], x.stride(), strict=False) if size > 1]
+    pairs = zip(steps, steps[1:], strict=False)
+    return x.stride(-1) == 1 and all(outer == size * step for (_, outer), (size, step) in pairs)

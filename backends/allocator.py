@@ -1,0 +1,58 @@
+"""What the C library does with freed memory: tuned here alone, for converting and for computing.
+
+Only glibc can be told; elsewhere nothing changes but the speed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Iterator
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's numbers
+_MANY = 65536  # mappings, as many as glibc allows by itself
+_MIB = 1 << 20
+_ALL = (1 << 31) - 1
+
+_lock = threading.Lock()
+_state = {"keeps_all": False, "converting": 0}
+
+
+def keep_all() -> None:
+    """Keep all that is freed: most time of a large result goes into fresh pages."""
+    with _lock:
+        _state["keeps_all"] = True
+        _apply()
+
+
+@contextlib.contextmanager
+def converting() -> Iterator[None]:
+    """While weights are converted: keep up to 8 MiB, and map what is larger than 4 MiB.
+
+    By itself glibc gives half a megabyte back to the kernel at every step, which makes rounding by
+    temporaries three times slower, and later keeps whole weights, for each thread that had one.
+    """
+    with _lock:
+        _state["converting"] += 1
+        _apply()
+    try:
+        yield
+    finally:
+        with _lock:
+            _state["converting"] -= 1
+            if _state["keeps_all"]:
+                _apply()
+
+
+def _apply() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    if _state["converting"]:
+        mallopt(_MMAP_MAX, _MANY)
+        mallopt(_MMAP_THRESHOLD, 4 * _MIB)
+        mallopt(_TRIM_THRESHOLD, 8 * _MIB)
+    else:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, _ALL)

@@ -1,0 +1,189 @@
+/* What every loop takes. This file is the one place that says so: C compiles it, and Python reads
+   it (call.py beside this file) to lay arguments out and to refuse tensors of another type or size.
+
+   A field is eight bytes wide. A pointer's comment gives its dims, in fields and constants ("*" for
+   as many as there are), and may say "or NULL". Numbers ending in _r and _c are how far the rows
+   and the columns of a mesh lie apart in an operand, in values: 0 where they share it. */
+
+#ifndef STEPS_H
+#define STEPS_H
+#include <stdint.h>
+
+#define BLOCK 16         /* values that share one exponent; widths are multiples of it */
+#define TILE 32          /* columns of a weight that lie together, and width of a tile */
+#define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
+#define MOST_WIDTH 256   /* of a head */
+
+/* x in blocks, rounded to `mantissa_bits`, or to bfloat16 (none). */
+struct round_blocks {
+  const void *x; /* [blocks, BLOCK] bfloat16, or float where is_wide */
+  uint16_t *out; /* [blocks, BLOCK] */
+  int64_t blocks, mantissa_bits, is_wide;
+};
+
+/* Blocks down the columns of x rounded as the host's conversion rounds them, in which the alignment
+   of float values shifts bits out before they are rounded, and zeros are positive. Refuses blocks
+   whose exponents call for more care. */
+struct round_columns {
+  const void *x; /* [groups, BLOCK, width] bfloat16, or float where is_wide */
+  uint16_t *out; /* [groups, BLOCK, width] */
+  int64_t groups, width, mantissa_bits, is_wide;
+};
+
+/* Of every value the bits that `mask` keeps. */
+struct cut_bits {
+  const uint16_t *x; /* [count] */
+  uint16_t *out;     /* [count] */
+  int64_t count, mask;
+};
+
+/* x + y in float, as the result's format holds it. */
+struct add_blocks {
+  const uint16_t *x; /* [blocks, BLOCK] */
+  const uint16_t *y; /* [blocks, BLOCK] */
+  uint16_t *out;     /* [blocks, BLOCK] */
+  int64_t blocks, mantissa_bits;
+};
+
+/* silu(x) y, each step rounded to bfloat16, then as the result's format holds it. */
+struct silu_multiply {
+  const uint16_t *x; /* [blocks, BLOCK] */
+  const uint16_t *y; /* [blocks, BLOCK] */
+  uint16_t *out;     /* [blocks, BLOCK] */
+  int64_t blocks, mantissa_bits;
+};
+
+/* The sum of squares of every row, in the first column of a tile. */
+struct sum_squares {
+  const uint16_t *x; /* [rows, width] */
+  uint16_t *out;     /* [rows, TILE] */
+  int64_t rows, width;
+};
+
+/* Rows of x divided by their root mean square, times a weight. Sums of squares are the row's own,
+   or in the first columns of the tiles of `sums`; `share` of them is the mean. */
+struct rms_norm {
+  const uint16_t *x;    /* [chips, rows, width] */
+  const float *weight;  /* [*, width], of one or of all chips, or NULL */
+  const uint16_t *sums; /* [*, rows, tiles, TILE], of one or of all chips, or NULL */
+  uint16_t *out;        /* [chips, rows, width] */
+  int64_t chips, rows, width, tiles, has_weights, has_sums;
+  double share, epsilon;
+};
+
+/* Neighbours (a, b) of x turned to (a cos - b sin, b cos + a sin). There are `tables` for the outer
+   ones to take in turns; every row of x has its own of the table (per_row 1) or all the first. Rows
+   lie `stride` apart and matrices `apart`. */
+struct rotate {
+  const uint16_t *x;      /* strided */
+  const uint16_t *cosine; /* [tables, per_table, width] */
+  const uint16_t *sine;   /* [tables, per_table, width] */
+  uint16_t *out;          /* [outer, inner, width] */
+  int64_t outer, inner, width, tables, per_table, per_row, stride, apart;
+};
+
+/* The `most` largest of every row, largest first and then by place. Refuses what is no number. */
+struct largest_first {
+  const uint16_t *x; /* [rows, width] */
+  uint16_t *values;  /* [rows, most] */
+  int32_t *places;   /* [rows, most] */
+  int64_t rows, width, most;
+};
+
+/* Sum of x over the places, as its format holds it, its columns dealt out to `parts`. */
+struct sum_places {
+  const uint16_t *x; /* [outer, places, rows, width] */
+  uint16_t *out;     /* [outer, rows, width], parts before rows */
+  int64_t outer, places, rows, width, parts, mantissa_bits;
+};
+
+/* Values moved from one arrangement to another: four sizes and, in bytes, how far each takes one in
+   x and in out; `bytes` lie together. */
+struct copy {
+  const void *x; /* strided */
+  void *out;     /* strided */
+  int64_t size0, size1, size2, size3, x0, x1, x2, x3, out0, out1, out2, out3, bytes;
+};
+
+/* Zeros. */
+struct clear {
+  void *out; /* strided */
+  int64_t bytes;
+};
+
+/* Rows of a table by their numbers. Refuses numbers beyond it. */
+struct gather_rows {
+  const uint16_t *table; /* [rows, width] */
+  const int32_t *ids;    /* [count] */
+  uint16_t *out;         /* [count, width] */
+  int64_t rows, count, width;
+};
+
+/* Whether every user's position lies in the pages it has, and those in the cache; else refused. */
+struct check_pages {
+  const int32_t *positions; /* strided */
+  const int32_t *table;     /* strided */
+  int64_t rows, cols, users, pages, blocks, size, at_r, at_c, table_r, table_c;
+};
+
+/* One row per head of every user put where its position lies, as the cache's format holds it. Users
+   below position zero, or without a page there, are left out. Checked by check_pages. */
+struct put_positions {
+  uint16_t *cache;          /* [rows, cols, blocks, heads, size, width] */
+  const uint16_t *x;        /* strided */
+  const int32_t *positions; /* strided */
+  const int32_t *table;     /* strided, or NULL: the block is the user */
+  int64_t rows, cols, users, heads, width, pages, blocks, size, mantissa_bits;
+  int64_t x_r, x_c, x_user, at_r, at_c, table_r, table_c;
+};
+
+/* Prompts put into pages: chip c, of which `sources` says whose x it takes, wants them at `pages`,
+   not those below zero. Refuses pages beyond the table. */
+struct put_pages {
+  uint8_t *table;         /* [total, heads, bytes] */
+  const int64_t *pages;   /* [chips, users, count] */
+  const int64_t *sources; /* [chips] */
+  const uint8_t *x;       /* [*, users, heads, count, bytes] */
+  int64_t total, chips, users, heads, count, bytes;
+};
+
+/* Refuses unless of the rows those in each of the pairs are the same. */
+struct all_equal {
+  const uint8_t *rows;  /* [total, bytes] */
+  const int64_t *pairs; /* [count, 2] */
+  int64_t total, count, bytes;
+};
+
+/* Products of rows with weights in tiles of columns: for each tile the place it belongs to, its
+   pairs of depth, where its weights begin, its first goal and the one after its last; a goal is a
+   chip and a first column. A processor's cache holds `panel` rows. Sums pass through bfloat16
+   unless `is_wide`. */
+struct multiply {
+  const uint16_t *x;       /* [places, rows, depth] */
+  const uint32_t *weights; /* [*] pairs of depth by TILE columns */
+  const int64_t *tiles;    /* [count, 5] */
+  const int64_t *goals;    /* [*, 2] */
+  uint16_t *out;           /* [chips, rows, width] */
+  int64_t places, count, chips, rows, depth, width, mantissa_bits, is_wide, panel;
+};
+
+/* Decode attention: queries of every user, scaled, over the keys and values that its position lets
+   it see (the last `window`, if not 0) in pages. Users below position zero get zeros; an entry below
+   zero reads as page 0. The multiplier sees the bits of `q_seen` of queries, and of `seen` of keys
+   and values. `links` says which chips have the same pages: the first of them, and the next one (or
+   -1). Checked by check_pages. */
+struct attend {
+  const uint16_t *q;        /* strided */
+  const uint16_t *keys;     /* [rows, cols, blocks, heads, size, width] */
+  const uint16_t *values;   /* [rows, cols, blocks, heads, size, width] */
+  const int32_t *positions; /* strided */
+  const int32_t *table;     /* strided */
+  const int64_t *links;     /* [2, rows, cols] */
+  uint16_t *out;            /* [rows, cols, users, heads, group, width] */
+  float *room;              /* [threads, MOST_QUERIES, pages, size] to work in */
+  int64_t rows, cols, users, heads, group, width, pages, blocks, size, window, q_seen, seen, threads;
+  int64_t q_r, q_c, at_r, at_c, table_r, table_c;
+  double scale;
+};
+
+#endif
