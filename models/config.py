@@ -13,6 +13,19 @@ from dataclasses import dataclass
 from models.families import ROPE_KINDS, Family, family_of
 from models.vision_config import VisionConfig
 
+# What each size may be: far above every model there is, and small enough to be counted up to.
+SIZES = {
+    "dim": (1, 2**20),
+    "num_layers": (1, 1024),
+    "num_heads": (1, 4096),
+    "num_kv_heads": (1, 4096),
+    "head_dim": (1, 4096),
+    "hidden_dim": (1, 2**24),
+    "vocab_size": (1, 2**24),
+    "max_position_embeddings": (1, 2**31 - 1),
+}
+NUMBERS = {"norm_eps": (0.0, 1.0), "rope_theta": (2.0, 1e15)}
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -44,6 +57,11 @@ class RopeScaling:
         missing = [name for name in needed[self.kind] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"rope kind {self.kind!r} needs {', '.join(missing)} in rope_scaling")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if self.kind == "llama3" and low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"low_freq_factor {low:g} of rope_scaling must be below high_freq_factor {high:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,11 +91,23 @@ class ModelConfig:
     vision: VisionConfig | None = None  # None: a text model, or the text stack of a vision model
 
     def __post_init__(self) -> None:
-        sizes = ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
-        for field in (*sizes, "vocab_size", "max_position_embeddings"):
+        for field, (least, most) in SIZES.items():
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.name}: {field} is {value!r}, a positive integer is needed")
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(
+                    f"{self.name}: {field} is {value!r}: use a whole number from {least} to {most}"
+                )
+        for field, (low, high) in NUMBERS.items():
+            number = getattr(self, field)
+            if not low <= number <= high:  # also false of NaN
+                raise ValueError(f"{self.name}: {field} is {number}: use {low:g} to {high:g}")
+        for field in ("bos_token_ids", "eos_token_ids"):
+            for token in getattr(self, field):
+                if not 0 <= token < self.vocab_size:
+                    raise ValueError(
+                        f"{self.name}: {field[:3]}_token_id {token} is outside the vocabulary, "
+                        f"which has tokens 0 to {self.vocab_size - 1}"
+                    )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.name}: {self.num_heads} attention heads do not divide into "

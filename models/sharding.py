@@ -159,7 +159,8 @@ class Sharding:
 
     @property
     def head_dim(self) -> int:
-        return self.config.head_dim
+        """Width of a head in whole tiles: what pads it are zeros that no rotation turns."""
+        return round_up(self.config.head_dim, TILE)
 
     @property
     def local_q_width(self) -> int:
@@ -185,6 +186,14 @@ class Sharding:
     @property
     def norm_scale(self) -> float:
         return math.sqrt(self.config.dim / self.dim)
+
+    @property
+    def head_norm_eps(self) -> float:
+        return self.config.norm_eps * self.config.head_dim / self.head_dim
+
+    @property
+    def head_norm_scale(self) -> float:
+        return math.sqrt(self.config.head_dim / self.head_dim)
 
 
 def _has_good_grid(tiles: int) -> bool:

@@ -150,16 +150,21 @@ class WeightLoader:
 
         def arrange() -> torch.Tensor:
             weight = self.checkpoint.get(name).T  # [heads * head_dim, dim]
-            heads = weight.reshape(-1, sizes.head_dim, weight.shape[1])
+            heads = weight.reshape(-1, sizes.config.head_dim, weight.shape[1])
+            if sizes.head_dim != heads.shape[1]:
+                heads = F.pad(heads, (0, 0, 0, sizes.head_dim - heads.shape[1]))
             rows = torch.cat([pick_heads(heads, query) for query in sizes.heads.query])
             return pad_to(rows, rows.shape[0], sizes.dim)[None, None]
 
         return arrange
 
     def _heads(self, name: str) -> torch.Tensor:
-        """A projection's rows (or bias) as [heads, head_dim, ...]."""
+        """A projection's rows (or bias) as [heads, padded head_dim, ...]."""
         tensor = self.checkpoint.get(name)
-        return tensor.reshape(-1, self.sharding.head_dim, *tensor.shape[1:])
+        own = self.sharding.config.head_dim
+        heads = tensor.reshape(-1, own, *tensor.shape[1:])
+        missing = self.sharding.head_dim - own
+        return F.pad(heads, (*(0, 0) * (heads.ndim - 2), 0, missing)) if missing else heads
 
     def norm(self, name: str) -> Callable[[], torch.Tensor]:
         """A norm weight over the padded width, row-major in tile-wide sticks as the op wants it."""
@@ -168,6 +173,19 @@ class WeightLoader:
         def arrange() -> torch.Tensor:
             weight = self.checkpoint.get(name).float() * sizes.norm_scale
             return F.pad(weight, (0, sizes.dim - weight.shape[0])).reshape(1, 1, -1, TILE)
+
+        return arrange
+
+    def head_norm(self, name: str) -> Callable[[], torch.Tensor]:
+        """The same for the norm of a single head."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            weight = self.checkpoint.get(name)
+            if sizes.head_dim != weight.shape[0]:
+                weight = weight.float() * sizes.head_norm_scale
+                weight = F.pad(weight, (0, sizes.head_dim - weight.shape[0]))
+            return weight.reshape(1, 1, -1, TILE)
 
         return arrange
 

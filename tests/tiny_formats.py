@@ -115,12 +115,18 @@ def write_gguf(
     *,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F16,
     encode: Callable[[np.ndarray], np.ndarray] | None = None,
+    tensors_per_part: int = 0,
 ) -> Path:
-    """One GGUF file: matrices as `kind` (by `encode` if gguf cannot write it), norms float32."""
+    """One GGUF file: matrices as `kind` (by `encode` if gguf cannot write it), norms float32.
+
+    With `tensors_per_part` it is split as llama.cpp does; `path` is then the name without numbers.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     config = checkpoint.config
-    writer = gguf.GGUFWriter(path, config.family.gguf_architecture)
+    writer = gguf.GGUFWriter(
+        path, config.family.gguf_architecture, split_max_tensors=tensors_per_part
+    )
     _write_facts(writer, config)
     _write_vocabulary(writer, config)
     half_order = not config.family.gguf_pair_order

@@ -28,8 +28,9 @@ class GgufCheckpoint(FileCheckpoint):
             half_order=not config.family.gguf_pair_order,
             file=str(path),
         )
+        self._file.check_readable({source.name for source in sources.values()})
         config = config.with_layers(num_layers) if num_layers else config
-        super().__init__(config, sources, [path], check_finite=check_finite)
+        super().__init__(config, sources, self._file.paths, check_finite=check_finite)
 
     def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
         return self._file.read(stored, rows)

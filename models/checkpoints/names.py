@@ -221,7 +221,8 @@ def find_sources(
             missing.append(canonical_to_stored(scheme, name, number))
             continue
         found = list(stored_shapes[stored])
-        if name in ("embed.weight", "lm_head.weight") and found[0] > shape[0]:
+        is_table = name in ("embed.weight", "lm_head.weight")
+        if is_table and layer_numbers and found[0] > shape[0]:
             rows = (0, shape[0])  # vision models append rows for image tokens
         if name == "image_embed.weight" and found[0] > shape[0]:
             rows = (config.vocab_size, config.vocab_size + shape[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 from models.checkpoints.base import Checkpoint
 from models.checkpoints.default_model import default_model_path
 from models.checkpoints.gguf import GgufCheckpoint
+from models.checkpoints.gguf_file import SPLIT, split_part
 from models.checkpoints.meta import MetaCheckpoint
 from models.checkpoints.safetensors_files import SafetensorsCheckpoint
 from models.registry import canonical_name
@@ -45,18 +46,15 @@ def resolve(hf_model: str | None = None, llama_dir: str | None = None) -> str:
 def locate(name_or_path: str | Path, *, cache_dir: str | Path | None = None) -> Location:
     """Files of a model, downloaded if they are on the hub; ValueError says what would work."""
     given = str(name_or_path)
-    path = Path(given).expanduser()
+    path = _as_path(given)
     if given == "default":
         return Location(default_model_path(cache_dir), given, is_path=False)
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1 and not any(path.glob("*.safetensors")):
-            path = ggufs[0]
-        return Location(path, given, is_path=True)
+        return Location(_gguf_in(path) or path, given, is_path=True)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"{given} is a file, but not a .gguf: {_ALTERNATIVES}")
-        return Location(path, given, is_path=True)
+        return Location(first_part(path), given, is_path=True)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith("."):
         return Location(_from_hub(given), given, is_path=False)
     if canonical_name(given):
@@ -65,6 +63,37 @@ def locate(name_or_path: str | Path, *, cache_dir: str | Path | None = None) -> 
             "or run it with random weights"
         )
     raise ValueError(f"{given} does not exist: {_ALTERNATIVES}")
+
+
+def _as_path(given: str) -> Path:
+    """A path that a file system could have; ValueError otherwise."""
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{given[:100]} cannot be a path ({reason}): {_ALTERNATIVES}") from None
+    return path
+
+
+def first_part(path: Path) -> Path:
+    """The file that a split model is opened by, whichever of its parts was named."""
+    part = SPLIT.search(path.name)
+    return split_part(path, 0, int(part[2])) if part else path
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    """The one GGUF model of a directory that holds no other format."""
+    if any(directory.glob("*.safetensors")) or (directory / "params.json").exists():
+        return None
+    models = sorted({first_part(path) for path in directory.glob("*.gguf")})
+    if len(models) > 1:
+        names = ", ".join(path.name for path in models[:6])
+        raise ValueError(
+            f"{directory} holds {len(models)} GGUF models ({names}): name the file, "
+            f"e.g. {models[0]}"
+        )
+    return models[0] if models else None
 
 
 def _from_hub(name: str) -> Path:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+from loguru import logger
 from safetensors import SafetensorError, safe_open
 
 from models.checkpoints.file_checkpoint import FileCheckpoint
-from models.checkpoints.names import HF, find_sources
+from models.checkpoints.names import HF, find_sources, normalised
+from models.config import ModelConfig
 from models.config_readers import config_from_hf
+from models.fields import is_there, open_file, parse_json, read_object, read_text, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _HEADER_LIMIT = 100_000_000  # bytes, as the library has it
+_COMPARED_ELEMENTS = 4 * 2**20
 
 
 class SafetensorsCheckpoint(FileCheckpoint):
@@ -33,6 +38,8 @@ class SafetensorsCheckpoint(FileCheckpoint):
         directory = Path(directory)
         config = config_from_hf(directory, vision=vision)
         shapes, self._shard_of = _read_headers(directory)
+        self._open: dict[Path, Any] = {}
+        config = self._untied(config, shapes)
         sources = find_sources(
             config,
             HF,
@@ -44,7 +51,25 @@ class SafetensorsCheckpoint(FileCheckpoint):
         config = config.with_layers(num_layers) if num_layers else config
         files = set(self._shard_of.values()) | {directory / "config.json"}
         super().__init__(config, sources, files, check_finite=check_finite)
-        self._open: dict[Path, Any] = {}
+
+    def _untied(self, config: ModelConfig, shapes: dict[str, list[int]]) -> ModelConfig:
+        """As HF has it, a stored output matrix that is not the embedding goes before `tie`."""
+        names = {normalised(HF, name): name for name in shapes}
+        head, embed = (names.get(f"{HF.tensors[part]}.weight") for part in ("lm_head", "embed"))
+        if not config.tie_word_embeddings or head is None or embed is None:
+            return config
+        shape = shapes[head]
+        if shape == shapes[embed] and len(shape) == 2:
+            step = max(1, _COMPARED_ELEMENTS // max(1, shape[1]))
+            starts = range(0, shape[0], step)
+            pairs = ((self._read(name, (at, at + step)) for name in (head, embed)) for at in starts)
+            if all(torch.equal(*pair) for pair in pairs):
+                return config
+        logger.warning(
+            f"{config.name}: config.json ties the output matrix to the embedding, but a different "
+            f"{head} is stored: it is used, as transformers does"
+        )
+        return dataclasses.replace(config, tie_word_embeddings=False)
 
     def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
         shard = self._shard_of[stored]
@@ -62,8 +87,6 @@ class SafetensorsCheckpoint(FileCheckpoint):
 def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: download the model again") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
@@ -75,7 +98,7 @@ def _read_headers(directory: Path) -> tuple[dict[str, list[int]], dict[str, Path
         files = [directory / SINGLE]
     else:
         files = [directory / shard for shard in sorted(set(index.values()))]
-        missing = [file.name for file in files if not file.exists()]
+        missing = [file.name for file in files if not is_there(file)]
         if missing:
             raise ValueError(f"{directory}: {INDEX} names {', '.join(missing)}, not in the folder")
     shapes: dict[str, list[int]] = {}
@@ -104,12 +127,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_duplicates(path: Path) -> None:
     """The library would keep one of two entries; whatever else is wrong is left to it."""
+    with open_file(path) as stream:
+        (size,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
+        text = stream.read(min(size, _HEADER_LIMIT))
     try:
-        with path.open("rb") as stream:
-            (size,) = struct.unpack("<Q", stream.read(8))
-            text = stream.read(min(size, _HEADER_LIMIT))
         json.loads(text, object_pairs_hook=_unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, struct.error, OSError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return
     except ValueError as error:
         raise ValueError(f"the header of {path} is not valid: {error}") from error
@@ -124,15 +147,15 @@ def _read_index(directory: Path) -> dict[str, str] | None:
         names = [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
         found = f"found {', '.join(sorted(file.name for file in names)) or 'no weights'}"
         raise ValueError(f"{directory} needs {SINGLE}, or shards and {INDEX}: {found}")
-    try:
-        weight_map = json.loads(path.read_text(), object_pairs_hook=_unique)["weight_map"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is not a valid index: {error}") from error
+    index = parse_json(read_text(path), path, object_pairs_hook=_unique)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} is not a valid index: it has no `weight_map` of names to files")
     outside = [
         file for file in weight_map.values() if not isinstance(file, str) or Path(file).name != file
     ]
     if outside:
-        raise ValueError(f"{path} points outside its folder: {outside[0]}")
+        raise ValueError(f"{path} points outside its folder: {shown(outside[0])}")
     return weight_map
 
 
@@ -150,7 +173,7 @@ def _compare(directory: Path, index: dict[str, str], shard_of: dict[str, Path]) 
 
 def _text_layers(directory: Path) -> list[int] | None:
     """Numbers of the self-attention layers where cross-attention layers lie between them."""
-    hf = json.loads((directory / "config.json").read_text())
+    hf = read_object(directory / "config.json")
     text = hf.get("text_config") or {}
     skipped = text.get("cross_attention_layers")
     if not skipped:

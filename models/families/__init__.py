@@ -6,7 +6,9 @@ Adding a family is one file here plus a line in `_MODULES`; models/README.md has
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 _MODULES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
 ROPE_KINDS = ("linear", "llama3", "yarn", "longrope")
@@ -22,15 +24,18 @@ class Family:
     qk_norm: bool = False
     fused_qkv: bool = False  # q, k and v rows stacked in one checkpoint tensor
     fused_gate_up: bool = False  # gate and up rows stacked in one checkpoint tensor
+    has_sliding_window: bool = True  # False: HF ignores the key `sliding_window`
     # The config key that must be true before `sliding_window` counts; None: it always counts.
     sliding_window_switch: str | None = None
-    sliding_window_default: int | None = None  # what HF assumes when the key is absent
     # llama.cpp stores q/k of its "llama" architecture in Meta's pair order, all others in HF's.
     gguf_pair_order: bool = False
-    norm_eps_default: float = 1e-6
+    # What HF's config class assumes where config.json lacks a key (a test compares them).
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    bias_keys: tuple[str, ...] = ()  # keys that would switch biases on which we do not have
     rope_kinds: tuple[str, ...] = ROPE_KINDS
-    # Wrappers whose `text_config` is a stack of this family (vision towers are not run).
-    text_stack_of: tuple[str, ...] = ()
+    # Wrappers whose `text_config` is a stack of this family (vision towers are not run), each with
+    # the defaults that differ there.
+    text_stack_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _load() -> dict[str, Family]:
@@ -47,7 +52,7 @@ def family_of(architecture: str) -> Family:
         if architecture == family.architecture or architecture in family.text_stack_of:
             return family
     known = ", ".join(sorted(FAMILIES))
-    raise ValueError(f"unknown architecture {architecture!r}: this stack runs {known}")
+    raise ValueError(f"unknown architecture {architecture[:60]!r}: this stack runs {known}")
 
 
 def family_of_gguf(architecture: str) -> Family:
@@ -56,7 +61,7 @@ def family_of_gguf(architecture: str) -> Family:
         if architecture == family.gguf_architecture:
             return family
     known = ", ".join(dict.fromkeys(family.gguf_architecture for family in FAMILIES.values()))
-    raise ValueError(f"unknown GGUF architecture {architecture!r}: this stack runs {known}")
+    raise ValueError(f"unknown GGUF architecture {architecture[:60]!r}: this stack runs {known}")
 
 
 FAMILIES.update(_load())

@@ -133,11 +133,11 @@ class HeadNorm:
     """Norm of every head by itself (Qwen3)."""
 
     def __init__(self, name: str, weights: WeightLoader) -> None:
-        config = weights.sharding.config
-        self.epsilon = config.norm_eps
+        sizes = weights.sharding
+        self.epsilon = sizes.head_norm_eps
         self.weight = weights.place(
             name,
-            lambda: weights.checkpoint.get(f"{name}.weight").reshape(1, 1, -1, 32),
+            weights.head_norm(f"{name}.weight"),
             (None, None),
             dtype=ttnn.bfloat16,
             layout=ttnn.ROW_MAJOR_LAYOUT,

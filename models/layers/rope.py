@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from backends import ttnn
 from models.config import ModelConfig
 from models.plans.matmul import height_sharded
 from models.rope_tables import rope_frequencies
-from models.sharding import TILE
+from models.sharding import TILE, round_up
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class RotaryEmbedding:
     def __init__(
         self, mesh: Any, config: ModelConfig, length: int, users: int, grid: tuple[int, int]
     ) -> None:
-        self.head_dim, self.users, self.grid = config.head_dim, users, grid
+        self.head_dim, self.users, self.grid = round_up(config.head_dim, TILE), users, grid
         cos, sin = rope_tables(config, length)
         self.cos, self.sin = (_replicated(mesh, t, ttnn.ROW_MAJOR_LAYOUT) for t in (cos, sin))
         turn = torch.zeros(TILE, TILE)
@@ -76,12 +77,13 @@ class RotaryEmbedding:
 
 
 def rope_tables(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [1, 1, length, head_dim] in pair-interleaved order, float32."""
+    """Cosines and sines [1, 1, length, padded head_dim], pair-interleaved, float32."""
     inverse_frequencies, attention_factor = rope_frequencies(config, length)
     angles = torch.outer(
         torch.arange(length, dtype=torch.float32),
         torch.as_tensor(inverse_frequencies, dtype=torch.float32),
     ).repeat_interleave(2, dim=-1)
+    angles = F.pad(angles, (0, round_up(config.head_dim, TILE) - config.head_dim))
     return (
         (angles.cos() * attention_factor)[None, None],
         (angles.sin() * attention_factor)[None, None],

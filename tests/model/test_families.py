@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,16 @@ def test_families_run_on_a_galaxy_too() -> None:
     with engine_of(checkpoint, "TG") as engine:
         got = run_forced(engine, tokens[:PROMPT], tokens[PROMPT : PROMPT + 4], random_pages(engine))
     assert min(pcc(a, b) for a, b in zip(got, expected, strict=False)) >= 0.999
+
+
+@pytest.mark.parametrize(("family", "head_dim"), [("llama", 80), ("qwen3", 100), ("qwen2", 16)])
+@pytest.mark.parametrize("device", ["N150", "T3K"])
+def test_heads_that_do_not_fill_tiles_are_padded_and_agree_with_hf(
+    family: str, head_dim: int, device: str
+) -> None:
+    checkpoint = TinyCheckpoint(replace(tiny_config(family, num_layers=2), head_dim=head_dim))
+    tokens = random_prompt(checkpoint.config.vocab_size, 70 + 8)
+    expected = hf_logits(build_reference(checkpoint), tokens, 9)
+    with engine_of(checkpoint, device) as engine:
+        got = run_forced(engine, tokens[:70], tokens[70:], random_pages(engine))
+    assert min(pcc(a, b) for a, b in zip(got, expected, strict=True)) >= 0.999

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -55,6 +56,18 @@ def edit_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, file)
 
 
+def edit_config(directory: Path, **changes: object) -> None:
+    """Change config.json."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | changes))
+
+
+def as_pipe(path: Path) -> None:
+    """Put a pipe, which nobody writes into, in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _list_twice(directory: Path) -> None:
     text = (directory / INDEX).read_text()
     line = f'"weight_map": {{ "model.norm.weight": "{FIRST}",'
@@ -89,6 +102,27 @@ HF_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "truncated header": ("single", lambda d: cut(d / "model.safetensors", 1e-3), "not a whole"),
     "empty file": ("single", lambda d: cut(d / "model.safetensors", 0), "not a whole"),
+    "index that is a list": (
+        "sharded",
+        lambda d: (d / INDEX).write_text('{"weight_map": ["a"]}'),
+        "no `weight_map`",
+    ),
+    "vocabulary smaller than the matrix": (
+        "single",
+        lambda d: edit_config(d, vocab_size=767),
+        r"model.embed_tokens.weight is \[768, 160\], not \[767, 160\]",
+    ),
+    "vocabulary larger than the matrix": (
+        "single",
+        lambda d: edit_config(d, vocab_size=769),
+        r"model.embed_tokens.weight is \[768, 160\], not \[769, 160\]",
+    ),
+    "stop token outside the vocabulary": (
+        "single",
+        lambda d: edit_config(d, eos_token_id=768),
+        "eos_token_id 768 is outside the vocabulary",
+    ),
+    "a pipe for weights": ("single", lambda d: as_pipe(d / "model.safetensors"), "not a regular"),
     "missing shard": ("sharded", lambda d: (d / SECOND).unlink(), f"names {SECOND}, not in"),
     "missing file": ("single", lambda d: (d / "model.safetensors").unlink(), "found no weights"),
     "pickled weights": (
@@ -97,7 +131,7 @@ HF_DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "found pytorch_model.bin",
     ),
     "missing index": ("sharded", lambda d: (d / INDEX).unlink(), f"found {FIRST}, {SECOND}"),
-    "broken index": ("sharded", lambda d: cut(d / INDEX, 0.5), "not a valid index"),
+    "broken index": ("sharded", lambda d: cut(d / INDEX, 0.5), "not valid JSON"),
     "duplicate key in the index": ("sharded", _list_twice, "model.norm.weight is listed twice"),
     "duplicate key in a file": ("single", _name_twice, "model.norm.weight is listed twice"),
     "wrong index": ("sharded", lambda d: edit_index(d, _swap), "but it is in"),
@@ -158,6 +192,26 @@ def test_a_damaged_hf_directory_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as error:
         open_checkpoint(directory)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_stored_output_matrix_goes_before_tied_embeddings_as_in_hf(
+    originals: dict[str, Path], tmp_path: Path, differs: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory = tmp_path / "model"
+    shutil.copytree(originals["single"], directory)
+    changed = load_file(directory / "model.safetensors")["model.embed_tokens.weight"].clone()
+    changed[-1] += float(differs)
+    edit_tensors(
+        directory / "model.safetensors", lambda tensors: tensors.update({"lm_head.weight": changed})
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.config.tie_word_embeddings is not differs
+    ours = checkpoint.get("lm_head.weight")
+    assert torch.equal(ours.float(), theirs.lm_head.weight.detach().float())
 
 
 def test_nan_weights_are_named_when_they_are_read(

@@ -185,7 +185,7 @@ def test_a_sliding_window_counts_only_where_it_can_clip(
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "known are default, linear"),
         ({"rope_scaling": {"type": "linear"}}, "needs factor"),
         ({"num_key_value_heads": 3}, "4 attention heads do not divide into 3"),
-        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         (
             {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}},
             "has 1 numbers, head_dim 16 needs 8",
@@ -253,7 +253,7 @@ def test_rope_frequencies_equal_those_of_transformers(kind: str, length: int) ->
 def test_the_digest_changes_with_the_model_but_not_with_its_name() -> None:
     one = load_config("Llama-3.1-8B")
     assert one.digest == replace(one, name="other", eos_token_ids=(3,)).digest
-    assert one.digest != replace(one, rope_theta=1.0).digest
+    assert one.digest != replace(one, rope_theta=2.0).digest
     assert one.digest != one.with_layers(2).digest
 
 
