@@ -82,7 +82,7 @@ class Case:
     stress_test: bool = False
     mode: str = "full"
     ci_only: bool = False
-    rotate_prompts: bool = True  # every repeated batch begins one prompt further on
+    rotate_prompts: bool = True  # in every repeated batch users take their neighbour's prompt
     compare_repeats: bool = False  # equal prompts must get equal answers
     sweep: tuple[str, ...] = ()  # prompt sets to run one after the other
     prefix_cached_ratio: float = 0.0  # share of each prompt that is in the cache already

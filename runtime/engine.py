@@ -7,7 +7,8 @@ only as slots and pages. runtime/generator.py decides who runs; models/transform
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ from runtime.traces import Trace
 # Prompts of one bucket are prefilled together up to this many positions: enough rows to fill the
 # grid, little enough that activations stay small beside the weights.
 BATCHED_PREFILL_TOKENS = 4096
+
+
+class Result(Enum):
+    """What a decode step gives; each is a program, and a trace, of its own."""
+
+    LOGITS = "logits"
+    LIKELIEST = "the likeliest tokens"
+    DRAWN = "tokens drawn by seeds"
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,12 @@ class Engine:
         self.pages = self.place.buffer(
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
-        self.sampling: tuple[DeviceSampling, SamplingInputs] | None = None
-        self.seeding = False  # the next device draw restarts the device's random numbers
-        self.traces: dict[bool, Trace] = {}
+        ones = torch.ones(batch)
+        self.top_k = self.place.buffer(ones.to(torch.int32), ttnn.uint32)
+        self.top_p = self.place.buffer(ones - 1, ttnn.bfloat16)
+        self.inverse_temperature = self.place.buffer(ones, ttnn.bfloat16)
+        self.seeds = self.place.buffer(zeros, ttnn.uint32)
+        self.traces: dict[Result, Trace] = {}
 
     # --- prefill
 
@@ -203,27 +215,22 @@ class Engine:
     ) -> torch.Tensor:
         """One token of every slot (int32 [B], position -1 = idle): logits float32 [B, vocab].
 
-        With `sampling` the device draws: int32 [B] tokens, which it also feeds to its next step,
-        so a step that continues the last one sends nothing to the device.
+        With `sampling` the device chooses: int32 [B] tokens, which it also feeds to its next step,
+        so a step that continues the last one sends nothing to the device but seeds for draws.
         """
         self._write_inputs(tokens, positions, page_table)
-        if sampling is not None:
-            self._write_sampling(sampling)
-        on_device = sampling is not None
-        if not self.enable_trace or on_device not in self.traces:
-            out = self._step(on_device)  # compiles every program the trace will hold
-            if on_device and self.seeding:
-                self.seeding = False  # a draw that goes on is another program: run that one too
-            else:
-                self.traces[on_device] = Trace(self.model.mesh)
+        result = self._write_sampling(sampling)
+        if not self.enable_trace or result not in self.traces:
+            out = self._step(result)  # compiles every program the trace will hold
+            self.traces[result] = Trace(self.model.mesh)
         else:
-            trace = self.traces[on_device]
+            trace = self.traces[result]
             if not trace.captured:
-                trace.capture(lambda: self._step(on_device))
+                trace.capture(lambda: self._step(result))
                 for buffer in (self.tokens, self.positions, self.rope_positions):
                     buffer.rewrite()  # capturing may have advanced them
             out = trace.execute()
-        if not on_device:
+        if result is Result.LOGITS:
             return self.place.read_vocab(out)[: self.max_batch_size]
         drawn = self.place.read_replicated(out).reshape(-1).to(torch.int32)
         self.tokens.expect(drawn.reshape(1, 1, 1, -1))
@@ -258,34 +265,34 @@ class Engine:
             pages[: len(page_table), : page_table.shape[1]] = page_table
             self.pages.write(pages)
 
-    def _write_sampling(self, sampling: DeviceSampling) -> None:
-        """Sampling tensors are made when parameters change; a trace reads them, so it ends then."""
-        if self.sampling is not None and _equal(self.sampling[0], sampling):
-            return
+    def _write_sampling(self, sampling: DeviceSampling | None) -> Result:
+        """Send the settings that changed; returns what the step is to give."""
+        if sampling is None:
+            return Result.LOGITS
         batch = self.model.batch
-        inputs = SamplingInputs(
-            k=self.place.device(sampling.top_k[:batch].to(torch.int32), ttnn.uint32),
-            p=self.place.device(sampling.top_p[:batch].float(), ttnn.bfloat16),
-            inverse_temperature=self.place.device(
-                1 / sampling.temperature[:batch].float(), ttnn.bfloat16
-            ),
-            seed=sampling.seed,
-        )
-        self.sampling = (sampling, inputs)
-        self.seeding = sampling.seed is not None
-        if True in self.traces:
-            self.traces.pop(True).release()
+        self.top_k.write(sampling.top_k[:batch].to(torch.int32))
+        self.top_p.write(sampling.top_p[:batch].float())
+        self.inverse_temperature.write(1 / sampling.temperature[:batch].float())
+        if sampling.seeds is None and Result.DRAWN not in self.traces:
+            return Result.LIKELIEST
+        if sampling.seeds is not None:
+            self.seeds.write(sampling.seeds[:batch])
+        if Result.LIKELIEST in self.traces:  # draws can also take the likeliest, from one trace
+            self.traces.pop(Result.LIKELIEST).release()
+        return Result.DRAWN
 
-    def _step(self, on_device: bool) -> Any:
+    def _step(self, result: Result) -> Any:
         pages = self.pages.tensor if self.block_size else None
         at = CacheAddress(pages=pages, positions=self.positions.tensor)
         logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
-        if not on_device:
+        if result is Result.LOGITS:
             return logits
-        assert self.sampling is not None
-        inputs = self.sampling[1]
-        if not self.seeding:
-            inputs = replace(inputs, seed=None)
+        inputs = SamplingInputs(
+            self.top_k.tensor,
+            self.top_p.tensor,
+            self.inverse_temperature.tensor,
+            self.seeds.tensor if result is Result.DRAWN else None,
+        )
         tokens = self.model.sample(logits, inputs, self.tokens.tensor)
         ttnn.plus_one(self.positions.tensor, skip_negative_entries=True)
         ttnn.plus_one(self.rope_positions.tensor)
@@ -303,9 +310,3 @@ class Engine:
         for trace in self.traces.values():
             trace.release()
         self.traces.clear()
-
-
-def _equal(a: DeviceSampling, b: DeviceSampling) -> bool:
-    """Whether two settings draw alike."""
-    tensors = ("temperature", "top_k", "top_p")
-    return a.seed == b.seed and all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)

@@ -17,7 +17,7 @@ import torch
 
 from runtime.paging import NO_BLOCK, BlockPool
 from runtime.requests import Engine, Finish, Request, Step, StepKind
-from runtime.sampling import DeviceSampling, HostSampler, device_sampling
+from runtime.sampling import DeviceSampling, HostSampler
 
 
 @dataclass
@@ -283,6 +283,7 @@ class Generator:
         rows = out[[slot - first for slot in speaking]]
         if on_device is None:
             return self._choose(rows, speaking) if speaking else []
+        self.sampler.note_device_draws(speaking)
         return [(slot, token, None) for slot, token in zip(speaking, rows.tolist(), strict=True)]
 
     def _finish_step(
@@ -341,7 +342,7 @@ class Generator:
     def _device_sampling(self, first: int) -> DeviceSampling | None:
         if not self.sample_on_device:
             return None
-        return device_sampling(self.sampler.params[first : first + self.slots_per_engine])
+        return self.sampler.device_sampling(first, self.slots_per_engine)
 
     def _new_pool(self, engine: Engine) -> BlockPool | None:
         if engine.block_size is None:

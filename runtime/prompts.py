@@ -170,5 +170,5 @@ def _fetch(url: str) -> bytes:
 
 
 def for_users(prompts: list[Prompt], num_users: int, *, shift: int = 0) -> list[Prompt]:
-    """One prompt per user: the list repeats to reach the batch, rotated by `shift` users."""
-    return [prompts[(user + shift) % len(prompts)] for user in range(num_users)]
+    """One prompt per user: the list repeats to reach the batch, which is rotated by `shift`."""
+    return [prompts[(user + shift) % num_users % len(prompts)] for user in range(num_users)]

@@ -20,12 +20,15 @@ MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; they are halved
 
 @dataclass(frozen=True)
 class SamplingInputs:
-    """Device tensors [B]: k (uint32), p and 1/temperature (bfloat16); `seed` None draws anew."""
+    """Device tensors [B]: k (uint32), p and 1/temperature (bfloat16), each user's seed (uint32).
+
+    `seeds` None is for users who all take the likeliest token.
+    """
 
     k: Any
     p: Any
     inverse_temperature: Any
-    seed: int | None = None
+    seeds: Any = None
 
 
 class DeviceSampler:
@@ -53,6 +56,13 @@ class DeviceSampler:
         self.offsets = ttnn.from_torch(
             offsets.expand(1, 1, batch, -1).contiguous(), dtype=ttnn.int32, **place
         )
+        self.users = ttnn.from_torch(
+            torch.arange(batch, dtype=torch.int32),
+            dtype=ttnn.uint32,
+            layout=ttnn.ROW_MAJOR_LAYOUT,
+            device=mesh,
+            mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
+        )
         self.padding_mask = None
         if sharding.vocab > vocab:  # padded columns must never be drawn
             mask = torch.zeros(1, 1, 1, sharding.vocab)
@@ -74,13 +84,16 @@ class DeviceSampler:
                 )
                 for part in (values, indices)
             )
+        indices = ttnn.untilize(indices, use_multicore=True)
+        if inputs.seeds is not None:
+            # right before the draw: ops in between would run down the cores' random numbers
+            ttnn.manual_seed(inputs.seeds, user_ids=self.users)
         return ttnn.sampling(
             values,
-            ttnn.untilize(indices, use_multicore=True),
+            indices,
             k=inputs.k,
             p=inputs.p,
             temp=inputs.inverse_temperature,
-            seed=inputs.seed,
             output_tensor=tokens,
         )
 

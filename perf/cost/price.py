@@ -71,6 +71,7 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
         "embedding": moves.picked_rows_us,
         **dict.fromkeys(("topk", "argmax"), moves.topk_us),
         "sampling": moves.sampling_us,
+        "manual_seed": moves.seed_us,
     }
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from models.registry import load_config
 from models.sharding import MAX_USERS
 from runtime.blueprint import Blueprint, LoadOptions, draw
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
-from runtime.engine import Engine
+from runtime.engine import Engine, Result
 from runtime.loading import load_engines
 from runtime.sampling import DeviceSampling
 from runtime.settings import Settings
@@ -251,8 +251,8 @@ class Passes:
                     sampling=sampling,
                 )
 
-            def again(on_device: bool = on_device) -> None:
-                self.engine._step(on_device)
+            def again(result: Result = Result.DRAWN if on_device else Result.LOGITS) -> None:
+                self.engine._step(result)
 
             self._measured(name, step, again)
             for later in (1, 2, 3):  # capture, replay with rewritten inputs, replay
@@ -287,7 +287,7 @@ def _sampling() -> DeviceSampling:
         temperature=torch.full((MAX_USERS,), 0.7),
         top_k=torch.full((MAX_USERS,), 32, dtype=torch.int32),
         top_p=torch.full((MAX_USERS,), 0.9),
-        seed=0,
+        seeds=torch.arange(MAX_USERS, dtype=torch.int32),
     )
 
 

@@ -54,7 +54,9 @@ def op_lists(
     )
     pages = torch.arange(64 * batch, dtype=torch.int32).reshape(batch, 64)
     ones = torch.ones(batch, dtype=torch.int32)
-    sampling = DeviceSampling(torch.ones(32), torch.full((32,), 4).int(), torch.ones(32), seed=3)
+    sampling = DeviceSampling(
+        torch.ones(32), torch.full((32,), 4).int(), torch.ones(32), torch.arange(32).int()
+    )
     with load_engines(options, Settings(backend="dry-run", device=device)) as loaded:
         engine = loaded.engines[0]
 

@@ -803,6 +803,20 @@ def lookups() -> Cases:
 
         return call
 
+    def seed(users: int = 32, given: int | None = None, *, rows: bool = True, dtype: str = "uint32", shape: tuple[int, ...] = ()) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            seeds = make(*(shape or (users,)), dtype=dtype, rows=rows)
+            return t.manual_seed(seeds, user_ids=make(given or users, dtype="uint32", rows=True))
+
+        return call
+
+    yield "seeds", seed()
+    yield "seeds of 8 users", seed(8)
+    yield "seeds for other users", seed(8, 4)
+    yield "seeds in a matrix", seed(8, shape=(1, 8))
+    yield "seeds in tiles", seed(32, rows=False)
+    yield "seeds of int32", seed(dtype="int32")
+
     yield "draw", draw()
     for users in (1, 8, 16, 33, 64):
         yield f"draw for {users} users", draw(users)

@@ -77,6 +77,16 @@ class Draws:
             "temp": put(mesh, torch.full((USERS,), 1 / heat), rows=True),
         }
 
+        self.mesh = mesh
+
+    def seed(self, *seeds: int) -> None:
+        """Start each user's random numbers by a seed of its own."""
+        values = torch.tensor(seeds, dtype=torch.int32)
+        users = torch.arange(len(seeds), dtype=torch.int32)
+        ttnn.manual_seed(
+            put(self.mesh, values, ttnn.uint32), user_ids=put(self.mesh, users, ttnn.uint32)
+        )
+
     def __call__(self, seed: int | None = None) -> torch.Tensor:
         out = ttnn.sampling(*self.operands, **self.settings, seed=seed)
         return get(out).flatten().long() - 1000
@@ -89,12 +99,22 @@ def test_k_1_or_p_0_takes_the_best(mesh: Any) -> None:
         assert (found == logits.argmax()).all()
 
 
-def test_a_seed_repeats_its_draws_and_users_draw_apart(mesh: Any) -> None:
+def test_a_users_seed_repeats_its_draws_in_any_slot(mesh: Any) -> None:
     draws = Draws(mesh, torch.zeros(32), k=32, p=1.0, heat=1.0)
-    first, second = draws(seed=5), draws()
-    assert torch.equal(draws(seed=5), first) and torch.equal(draws(), second)
-    assert not torch.equal(first, second) and not torch.equal(draws(seed=6), first)
+    draws.seed(*range(USERS))
+    first, second = draws(), draws()
+    draws.seed(*reversed(range(USERS)))
+    assert torch.equal(draws().flip(0), first) and torch.equal(draws().flip(0), second)
+    assert not torch.equal(first, second)
     assert len(first.unique()) > 8
+
+
+def test_one_seed_for_all_makes_all_users_draw_alike_as_on_the_chip(mesh: Any) -> None:
+    draws = Draws(mesh, torch.zeros(32), k=32, p=1.0, heat=1.0)
+    assert len(draws(seed=5).unique()) == len(draws().unique()) == 1
+    ttnn.manual_seed(5, device=mesh)
+    again = draws()
+    assert torch.equal(draws(seed=5), again)
 
 
 @pytest.mark.parametrize(("k", "p", "heat"), [(32, 1.0, 1.0), (5, 1.0, 1.5), (32, 0.75, 0.5)])
@@ -102,8 +122,9 @@ def test_draws_follow_the_distribution(mesh: Any, k: int, p: float, heat: float)
     logits = operand(32, seed=7)
     draws = Draws(mesh, logits, k=k, p=p, heat=heat)
     counts = torch.zeros(32, dtype=torch.long)
-    for call in range(200):
-        counts += draws(seed=11 if call == 0 else None).bincount(minlength=32)
+    draws.seed(*range(11, 11 + USERS))
+    for _ in range(200):
+        counts += draws().bincount(minlength=32)
     order = logits.argsort(descending=True)[:k]
     inverse = float(torch.tensor(1 / heat).bfloat16())
     chances = torch.softmax(logits[order].double() * inverse, -1)
@@ -120,7 +141,8 @@ def test_users_have_settings_of_their_own(mesh: Any) -> None:
     k = torch.ones(USERS, dtype=torch.int32)
     k[::2] = 32
     draws.settings["k"] = put(mesh, k, ttnn.uint32)
-    found = torch.stack([draws(seed=1 if call == 0 else None) for call in range(20)])
+    draws.seed(*range(USERS))
+    found = torch.stack([draws() for _ in range(20)])
     assert not found[:, 1::2].any()
     assert (found[:, ::2] > 0).any(dim=0).all()
 

@@ -63,6 +63,8 @@ def test_prompts_repeat_to_reach_the_batch_and_rotate_by_user() -> None:
     a, b, c = (Prompt(text) for text in "abc")
     assert for_users([a, b, c], 5) == [a, b, c, a, b]
     assert for_users([a, b, c], 3, shift=1) == [b, c, a]
+    assert for_users([a, b, c], 2, shift=1) == [b, a]
+    assert for_users([a, b, c], 1, shift=1) == [a]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from runtime.sampling import HostSampler, SamplingParams, device_sampling
@@ -112,7 +114,11 @@ def test_the_device_samples_what_it_can_and_nothing_else() -> None:
     assert device.top_k.tolist()[:3] == [1, 5, 1]
     assert device.top_p[1].item() == pytest.approx(0.9)
     assert len(device.temperature) == 32
-    assert device.seed == 42
+    assert device.seeds is not None
+    assert len(device.seeds) == 32
+    greedy = device_sampling([SamplingParams()])
+    assert greedy is not None
+    assert greedy.seeds is None
     assert device_sampling([SamplingParams(temperature=1.0, top_k=0)]) is None
     assert device_sampling([SamplingParams(temperature=1.0, top_k=33)]) is None
     assert device_sampling([SamplingParams(frequency_penalty=0.1)]) is None
@@ -130,3 +136,47 @@ def test_the_device_samples_what_it_can_and_nothing_else() -> None:
 def test_wrong_sampling_settings_are_one_clear_line(values: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SamplingParams.from_dict(values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(-(2**63), 2**63 - 1),
+    temperature=st.floats(0.1, 3),
+    top_k=st.integers(2, 32),
+    top_p=st.floats(0.05, 1),
+    coarse=st.booleans(),
+)
+def test_a_seed_draws_the_same_tokens_in_every_slot_and_on_the_emulated_device(
+    seed: int, temperature: float, top_k: int, top_p: float, coarse: bool
+) -> None:
+    from backends.emulator.ops.sampling import draw as draw_on_device
+
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(seed % 2**32))
+    logits = (logits.round() if coarse else 2 * logits).bfloat16().float()  # coarse: many ties
+    alone, crowded = HostSampler(1, VOCAB), HostSampler(3, VOCAB)
+    alone.assign(0, params, [])
+    crowded.assign(1, SamplingParams(temperature=2.0, seed=7), [])
+    crowded.assign(2, params, [])
+    for row in logits:
+        settings = crowded.device_sampling(0, 3)
+        assert settings is not None
+        assert settings.seeds is not None
+        streams = [torch.Generator().manual_seed(seed) for seed in settings.seeds[:3].tolist()]
+        heat = (1 / settings.temperature[:3]).bfloat16().float()
+        place = draw_on_device(
+            row.expand(3, -1), settings.top_k[:3], settings.top_p[:3].bfloat16().float(), heat,
+            streams,
+        )[2]  # fmt: skip
+        assert crowded.sample(row.expand(2, -1), [1, 2])[1] == place
+        assert alone.sample(row.unsqueeze(0), [0]) == place
+
+
+def test_without_a_seed_every_run_draws_anew() -> None:
+    runs = set()
+    for _ in range(8):
+        sampler = HostSampler(1, VOCAB)
+        sampler.assign(0, SamplingParams(temperature=1.0, top_k=0, top_p=1.0), [])
+        draws = [sampler.sample(torch.zeros(1, VOCAB), [0]).item() for _ in range(8)]
+        runs.add(tuple(draws))
+    assert len(runs) == 8

@@ -34,6 +34,9 @@ def configure(*, torch_device: str | None = None, device: str | None = None) -> 
         _state["spec"] = device
 
 
+USER_CORES = 32  # the sampling ops give each user one
+
+
 class MeshDevice:
     """A mesh of emulated chips of one product."""
 
@@ -45,7 +48,9 @@ class MeshDevice:
             allocator.keep_all()
         self.dram = Pool("DRAM", spec.dram_banks, 1, spec.dram_bank_bytes)
         self.l1 = Pool("L1", *spec.compute_grid, spec.l1_free_bytes)
-        self.draws = torch.Generator(device="cpu" if self.is_meta else torch_device)
+        self.draws = [torch.Generator() for _ in range(USER_CORES)]  # a core's random numbers
+        for stream in self.draws:
+            stream.seed()
         self.capturing: Any = None  # the trace.Capture under way
         self.traces: dict[int, Any] = {}
         self._submeshes: list[MeshDevice] = []

@@ -1,4 +1,5 @@
-"""Drawing one token per user out of candidates, as TT-NN's sampling op does."""
+"""Drawing one token per user out of candidates, as TT-NN does: every user's core has a stream of
+random numbers, which `manual_seed` starts and each draw takes one number from."""
 
 from __future__ import annotations
 
@@ -7,10 +8,9 @@ from typing import Any
 import torch
 
 from backends.emulator.api.types import TILE, DataType, Layout
+from backends.emulator.chip.device import USER_CORES
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
-
-_MOST_USERS = 32  # one core each
 
 
 def _check(values: Tensor, indices: Tensor, settings: dict[str, Tensor]) -> None:
@@ -28,7 +28,7 @@ def _check(values: Tensor, indices: Tensor, settings: dict[str, Tensor]) -> None
         f"Sampling requires input dims 0 and 1 (N, C) to be 1; got {list(values.dims)}!",
     )
     require(
-        1 <= users <= _MOST_USERS,
+        1 <= users <= USER_CORES,
         f"Sampling currently supports between 1 and 32 users (one core per user); got {users}!",
     )
     tiles, rest = divmod(width, TILE)
@@ -54,6 +54,50 @@ def _check(values: Tensor, indices: Tensor, settings: dict[str, Tensor]) -> None
         require(tensor.dims == (users,), f"{name} must have shape [{users}] (one per user)!")
 
 
+@op("manual_seed")
+def manual_seed(
+    seeds: int | Tensor,
+    *,
+    device: Any = None,
+    user_ids: int | Tensor | None = None,
+    sub_core_grids: Any = None,
+) -> Tensor:
+    """Start the random numbers of the users' cores; one seed is for all whom `user_ids` names."""
+    given = [value for value in (seeds, user_ids) if isinstance(value, Tensor)]
+    if not isinstance(seeds, Tensor):
+        require(device is not None, "Device must be provided when seeds is a uint32_t value.")
+    for value in given:
+        require(
+            value.dtype is DataType.UINT32 and value.layout is Layout.ROW_MAJOR,
+            "Seeds tensor and User IDs tensor must be UINT32 in ROW_MAJOR layout.",
+        )
+        require(len(value.dims) == 1, "Seeds tensor and User IDs tensor must be 1-dimensional.")
+    if len(given) == 2:
+        sizes = [value.dims[0] for value in given]
+        require(
+            sizes[0] == sizes[1],
+            "Seeds tensor and User IDs tensor must have the same number of elements. Got seeds "
+            f"volume: {sizes[0]} and user_ids volume: {sizes[1]}",
+        )
+    draws = (given[0].device() if given else device).draws
+    out = Out((1,), DataType.UINT32, Layout.ROW_MAJOR)
+    if not given:
+        chosen = draws if user_ids is None else [draws[user_ids]]
+        for stream in chosen:
+            stream.manual_seed(seeds)
+        return Tensor(None, *out, device)
+
+    def compute(*data: torch.Tensor) -> torch.Tensor:
+        read = iter(part.flatten()[: given[0].dims[0]].tolist() for part in data)
+        values = next(read) if isinstance(seeds, Tensor) else [seeds] * len(data[0].flatten())
+        users = next(read) if isinstance(user_ids, Tensor) else range(len(values))
+        for value, user in zip(values, users, strict=False):
+            draws[user].manual_seed(value)
+        return data[0].new_zeros(1, 1, 1)
+
+    return launch("manual_seed", given, [out], compute)
+
+
 @op("sampling")
 def sampling(
     input_values_tensor: Tensor,
@@ -69,15 +113,17 @@ def sampling(
     """One token per user out of candidates [1, 1, B, W]; `temp` is 1 / temperature.
 
     The k best, then the fewest of them whose probability reaches p, then a draw; k 1 or p 0 takes
-    the best. A seed starts the device's stream of random numbers; None continues it.
+    the best. A seed starts the streams of all users alike; None goes on with them.
     """
     values, users = input_values_tensor, input_values_tensor.dims[2]
     _check(values, input_indices_tensor, {"k": k, "p": p, "temp": temp})
     inputs = [values, input_indices_tensor, k, p, temp]
     device = values.device()
-    if seed is not None and device is not None and device.capturing is None:
-        device.draws.manual_seed(seed)
-    draws = None if device is None else device.draws
+    require(device is not None, "sampling: Operands to sampling need to be on device!")
+    draws = device.draws  # type: ignore[union-attr]
+    if seed is not None and device.capturing is None:  # type: ignore[union-attr]
+        for stream in draws:
+            stream.manual_seed(seed)
 
     def compute(
         x: torch.Tensor, places: torch.Tensor, k: torch.Tensor, p: torch.Tensor, t: torch.Tensor
@@ -106,7 +152,7 @@ def draw(
     k: torch.Tensor,
     p: torch.Tensor,
     t: torch.Tensor,
-    draws: torch.Generator | None,
+    draws: list[torch.Generator],
 ) -> torch.Tensor:
     """Column [B, 1] drawn for each row of logits [B, W]."""
     ordered, order = x.sort(dim=-1, descending=True, stable=True)
@@ -115,7 +161,8 @@ def draw(
     chances = torch.softmax((ordered * t[:, None]).masked_fill(outside, -torch.inf), dim=-1)
     before = chances.cumsum(-1) - chances  # what the better candidates already cover
     chances = chances.masked_fill((before >= p[:, None]) & (rank > 0), 0)
-    point = torch.rand(len(x), 1, generator=draws, device=x.device)
+    points = [torch.rand(1, generator=stream) for stream in draws[: len(x)]]
+    point = torch.stack(points).to(x.device)
     reached = chances.cumsum(-1)
     # the column whose share of [0, total) holds the point; the last share ends at the total
     column = (reached <= point * reached[:, -1:]).sum(-1, keepdim=True)
