@@ -22,8 +22,8 @@ ON_TOP = {"demo", "lt", "references"}  # nobody below imports these, nor each ot
 # Modules that no floor names stand above all of them.
 FLOORS = {
     "backends.emulator": (
-        ("ops",), ("trace",), ("rules",), ("kv", "launch"), ("chip", "numerics"), ("loops",),
-        ("api",),
+        ("ops",), ("trace",), ("replay", "rules"), ("kv", "launch"), ("chip", "numerics"),
+        ("loops",), ("api",),
     ),
     "perf": (
         ("calibrate",), ("predict",), ("cost", "op_lists", "metrics", "record"), ("profiler",),

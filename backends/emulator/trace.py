@@ -3,7 +3,7 @@
 As on silicon, nothing is computed while a trace is captured, host traffic inside is refused, and a
 replay reads whatever the input buffers hold then: a stale input shows. Values between steps live in
 registers, moves share one, and a register is reused after its last reader, so that a replay touches
-little memory and does nothing but torch calls.
+little memory. From its third run on C does most of it. Next: replay.py says how.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from backends.emulator.api.types import DataType
 from backends.emulator.chip.device import MeshDevice
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, is_alias, op
+from backends.emulator.loops import native
 from backends.emulator.numerics.formats import finish, round_to
+from backends.emulator.replay import Recorder, Replay
 
 _ids = itertools.count()
+_MOST_ATTEMPTS = 8  # at lists of a program that something keeps from holding
+_MOST_COPIED = 1 << 20  # bytes of an input that a replay copies rather than being made anew
 
 
 class Capture:
@@ -120,23 +124,98 @@ class Program:
         self.made = [(places[value], ref) for value, ref in made]
         self.size = 1 + max(places.values(), default=-1)
 
+        self._known: list[torch.Tensor | None] = []  # values of loads when `_replay` was made
+        self._copied: set[int] = set()  # places of loads that change from run to run
+        self._inputs: list[Any] = []  # where a replay reads what loads give
+        self._replay: Replay | None = None
+        self._replay_registers: list[Any] = []
+        self._attempts = _MOST_ATTEMPTS
+
     def run(self) -> None:
-        registers: list[Any] = [None] * self.size
-        for place, tensor in self.loads:
-            registers[place] = tensor.data
-        for compute, sources, targets in self.steps:
+        """Every step once, in C where a list of them holds."""
+        data = [tensor.data for _, tensor in self.loads]
+        if self._replay is not None and self._holds(data):
+            self._write_copies(data)
+            done = self._replay.run()
+            if done == len(self.steps):
+                self._finish(self._replay_registers, in_place=True)
+                return
+            registers = list(self._replay_registers)
+            self._replay.registers_before(done, registers)
+            self._replay = None
+            self._run_steps(registers, done)
+            return
+        # not in the first run, whose ops have things to prepare
+        if self._known and self._attempts and native.library() is not None:
+            self._attempts -= 1
+            self._record(data)
+            return
+        self._known = list(data)
+        registers = [None] * self.size
+        for (place, _), value in zip(self.loads, data, strict=True):
+            registers[place] = value
+        self._run_steps(registers, 0)
+
+    def _run_steps(self, registers: list[Any], first: int) -> None:
+        for compute, sources, targets in self.steps[first:]:
             result = compute(*[registers[i] for i in sources])
             if len(targets) == 1:
                 registers[targets[0]] = result
             else:
                 for place, value in zip(targets, result, strict=True):
                     registers[place] = value
+        self._finish(registers, in_place=False)
+
+    def _finish(self, registers: list[Any], *, in_place: bool) -> None:
+        """Results into the tensors that outlive the run; those of a replay are copied."""
         for place, tensor in self.stores:
-            tensor.data = registers[place]
+            value = registers[place]
+            is_own = in_place and value is not tensor.data
+            tensor.data = value.clone() if is_own else value
         for place, ref in self.made:
-            tensor_made = ref()
-            if tensor_made is not None:
-                tensor_made.data = registers[place]
+            made = ref()
+            if made is not None:
+                made.data = registers[place].clone() if in_place else registers[place]
+
+    # --- the list that C walks
+
+    def _record(self, data: list[torch.Tensor | None]) -> None:
+        """Run once more, noting what the steps do."""
+        recorder = Recorder(self.size)
+        for at, ((place, _), value) in enumerate(zip(self.loads, data, strict=True)):
+            if value is not None and (at in self._copied or not value.is_floating_point()):
+                self._copied.add(at)
+                value = value.clone(memory_format=torch.contiguous_format)
+            recorder.registers[place] = value
+        inputs = list(recorder.registers)
+        recorder.run(self.steps)
+        kept = [recorder.registers[place] for place, _ in (*self.stores, *self.made)]
+        self._known, self._inputs = list(data), [inputs[place] for place, _ in self.loads]
+        changing = [self._inputs[at] for at in self._copied]
+        self._replay = Replay(self.steps, recorder, kept=kept, changing=changing)
+        self._replay_registers = [
+            None if value is None else self._replay.moved(value) for value in recorder.registers
+        ]
+        self._finish(recorder.registers, in_place=True)
+
+    def _holds(self, data: list[torch.Tensor | None]) -> bool:
+        """Whether all that the list reads is where it was, or small enough to be put there."""
+        for at, (value, known) in enumerate(zip(data, self._known, strict=True)):
+            if value is known or at in self._copied:
+                continue
+            if value is not None and value.nbytes <= _MOST_COPIED:
+                self._copied.add(at)
+            self._replay = None
+            return False
+        return True
+
+    def _write_copies(self, data: list[torch.Tensor | None]) -> None:
+        for at in self._copied:
+            value, own = data[at], self._inputs[at]
+            if value is not self._known[at]:
+                assert value is not None and value.shape == own.shape
+                own.copy_(value)
+                self._known[at] = value
 
 
 def _assign_registers(

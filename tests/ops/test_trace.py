@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import backends
+from backends.emulator.loops import native
 from backends.mesh import open_mesh
+from tests.ops.emulated import per_user, put
 from tests.ops.golden_cases import operand
 
 backends.select("emulator")
 ttnn: Any = backends.ttnn
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_a_replay_equals_the_eager_run_on_the_inputs_of_that_moment(mesh: Any) -
     x = ttnn.to_device(host(operand(1, 1, 32, 64, seed=1)), mesh)
     w = ttnn.to_device(host(operand(1, 1, 64, 64, seed=2)), mesh)
     trace, out = capture(mesh, lambda: block(x, w))
-    for seed in (3, 4):
+    for seed in (3, 4, 5, 6, 7):  # op by op, being noted, and as a list that C walks
         values = host(operand(1, 1, 32, 64, seed=seed))
         ttnn.copy_host_to_device_tensor(values, x)
         ttnn.execute_trace(mesh, trace, cq_id=0, blocking=False)
@@ -159,3 +162,77 @@ def test_values_between_steps_share_few_registers_and_moves_take_none(mesh: Any)
     assert len(program.steps) == 50 and program.size <= 4
     ttnn.execute_trace(mesh, trace)
     assert ttnn.to_torch(out).unique().tolist() == [51.0]
+
+
+USERS, HEADS, WIDTH, PAGES = 2, 2, 32, 4
+
+
+class Step:
+    """A decode step in small: new keys and values into pages, attention, sum, next positions."""
+
+    def __init__(self, mesh: Any) -> None:
+        self.mesh = mesh
+        self.cache = put(mesh, torch.zeros(USERS * PAGES, HEADS, 32, WIDTH))
+        self.positions = put(mesh, torch.tensor([30, 5]))
+        self.table = put(mesh, torch.arange(USERS * PAGES).flip(0).view(USERS, PAGES))
+        self.x = put(mesh, torch.zeros(1, USERS, HEADS, WIDTH))
+
+    def run(self) -> Any:
+        where = {"page_table": self.table, "update_idxs_tensor": self.positions}
+        memory = per_user(self.mesh, USERS, 32, WIDTH)
+        new = ttnn.to_memory_config(ttnn.add(self.x, self.x), memory)
+        ttnn.experimental.paged_update_cache(self.cache, new, **where)
+        seen = ttnn.transformer.paged_scaled_dot_product_attention_decode(
+            self.x, self.cache, self.cache, self.table, cur_pos_tensor=self.positions, scale=1.0
+        )
+        values, places = ttnn.topk(ttnn.add(seen, self.x), k=4)
+        ttnn.plus_one(self.positions)
+        return values, places
+
+    def feed(self, seed: int) -> None:
+        values = operand(1, USERS, HEADS, WIDTH, seed=seed)
+        if seed == 5:
+            values[0, 0, 0, 0] = torch.nan  # which no loop sorts
+        ttnn.copy_host_to_device_tensor(host(values), self.x)
+
+
+@needs_compiler
+def test_a_list_walked_in_c_equals_the_steps_op_by_op(mesh: Any) -> None:
+    traced, eager = Step(mesh), Step(mesh)
+    trace, out = capture(mesh, traced.run)
+    program = mesh.traces[trace]
+    left_to_python = []
+    for seed in range(9):
+        traced.feed(seed)
+        eager.feed(seed)
+        ttnn.execute_trace(mesh, trace, cq_id=0, blocking=False)
+        for found, expected in zip(out, eager.run(), strict=True):
+            assert torch.equal(bits(found), bits(expected)), seed
+        assert torch.equal(bits(traced.cache), bits(eager.cache))
+        assert torch.equal(traced.positions.data, eager.positions.data)
+        replay = program._replay
+        left_to_python.append(None if replay is None else len(replay._reads))
+    # warm, noted, walked: of all ops plus_one alone is left to Python; then topk refuses what is
+    # no number, which stays in the cache, and is left to Python too
+    assert left_to_python == [None, 1, 1, 1, 1, None, 2, 2, 2]
+
+
+@needs_compiler
+def test_a_walk_refuses_pages_beyond_the_cache(mesh: Any) -> None:
+    step = Step(mesh)
+    trace, _ = capture(mesh, step.run)
+    for _ in range(3):
+        ttnn.execute_trace(mesh, trace, cq_id=0, blocking=False)
+    assert mesh.traces[trace]._replay is not None
+    beyond = torch.full((USERS, PAGES), USERS * PAGES, dtype=torch.int32)
+    ttnn.copy_host_to_device_tensor(ttnn.from_torch(beyond, dtype=ttnn.int32), step.table)
+    before = step.cache.data.clone()
+    with pytest.raises(RuntimeError, match="names page 8, the cache has 8"):
+        ttnn.execute_trace(mesh, trace, cq_id=0, blocking=False)
+    assert torch.equal(step.cache.data, before)
+
+
+def bits(tensor: Any) -> torch.Tensor:
+    """Values as integers: what is no number equals itself."""
+    data = tensor.data
+    return data.view(torch.int16) if data.dtype is torch.bfloat16 else data

@@ -90,12 +90,28 @@ def _walk(library: ctypes.CDLL) -> Any:
     return walk
 
 
+class Call(NamedTuple):
+    """One call of a loop, as it was made."""
+
+    name: str
+    given: dict[str, Any]
+    words: bytes  # what the loop read
+    done: bool  # it did not refuse
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [value for value in self.given.values() if isinstance(value, torch.Tensor)]
+
+
 def walk(
-    words: torch.Tensor, starts: torch.Tensor, counters: torch.Tensor, first: int, count: int
-) -> int:
+    words: torch.Tensor, starts: torch.Tensor, counters: torch.Tensor, first: int, count: int,
+    threads: int,
+) -> int:  # fmt: skip
     """Run the steps from `first` on; the first that has to be done in another way, or `count`."""
+    library = native.library()
+    assert library is not None
     pointers = (words.data_ptr(), starts.data_ptr(), counters.data_ptr())
-    done: int = _walk(native.library())(*pointers, first, count, team_size())  # type: ignore[arg-type]
+    done: int = _walk(library)(*pointers, first, count, threads)
     return done
 
 
@@ -105,15 +121,15 @@ class _Own(threading.local):
     def __init__(self) -> None:
         self.start = ctypes.c_int64(0)
         self.counter = ctypes.create_string_buffer(8 * COUNTER_WORDS)
-        self.listener: Callable[[str, dict[str, Any], bytes], None] | None = None
+        self.listener: Callable[[Call], object] | None = None
 
 
 _own = _Own()
 
 
 @contextmanager
-def listening(listener: Callable[[str, dict[str, Any], bytes], None]) -> Iterator[None]:
-    """Have every call of this thread told: its name, what it was given, and its words."""
+def listening(listener: Callable[[Call], object]) -> Iterator[None]:
+    """Have every call of this thread told."""
     before, _own.listener = _own.listener, listener
     try:
         yield
@@ -133,7 +149,7 @@ def call(name: str, *, work: int | None = None, **given: torch.Tensor | int | fl
     start, counter = ctypes.byref(_own.start), _own.counter
     done: int = _walk(library)(words, start, counter, 0, 1, threads)
     if _own.listener is not None:
-        _own.listener(name, given, words)
+        _own.listener(Call(name, given, words, done == 1))
     return done == 1
 
 

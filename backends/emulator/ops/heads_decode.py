@@ -24,6 +24,7 @@ from backends.emulator.api.types import (
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.loops.moves import contiguous, padded
 
 _WIDE = (DataType.FLOAT32, DataType.BFLOAT16)
 
@@ -123,9 +124,8 @@ def nlp_concat_heads_decode(
     memory = MemoryConfig(TensorMemoryLayout.WIDTH_SHARDED, BufferType.L1, shard)
 
     def compute(data: torch.Tensor) -> torch.Tensor:
-        flat = data[..., :num_heads, :].flatten(-2).unsqueeze(2)
-        missing = (0, (num_heads - heads) * head if num_heads > heads else 0, 0, TILE - users)
-        return torch.nn.functional.pad(flat, missing) if any(missing) else flat
+        flat = contiguous(data[..., :num_heads, :]).flatten(-2).unsqueeze(2)
+        return padded(flat, (*flat.shape[:-2], TILE, num_heads * head))
 
     return launch(
         "experimental.nlp_concat_heads_decode",

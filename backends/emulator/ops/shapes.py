@@ -28,6 +28,7 @@ from backends.emulator.launch import (
     require,
     unchanged,
 )
+from backends.emulator.loops.moves import joined
 
 
 @op("slice")
@@ -86,7 +87,7 @@ def concat(
 
     def compute(*parts: torch.Tensor) -> torch.Tensor:
         mesh = [max(part.shape[axis] for part in parts) for axis in (0, 1)]
-        return torch.cat([part.expand(*mesh, *part.shape[2:]) for part in parts], dim + 2)
+        return joined([part.expand(*mesh, *part.shape[2:]) for part in parts], dim + 2)
 
     whole_blocks = dim < rank - 1 or all(t.dims[dim] % TILE == 0 for t in tensors)
     return launch("concat", tensors, [out], compute, exact=whole_blocks, attributes={"dim": dim})
