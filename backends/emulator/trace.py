@@ -140,8 +140,7 @@ class Program:
             if done == len(self.steps):
                 self._finish(self._replay_registers, in_place=True)
                 return
-            registers = list(self._replay_registers)
-            self._replay.registers_before(done, registers)
+            registers = self._replay.registers_before(done, self._replay_registers)
             self._replay = None
             self._run_steps(registers, done)
             return
