@@ -49,8 +49,14 @@ class PagedKVCache:
             for _ in range(2)
         )
 
-    def update(self, k_1BKW: Any, v_1BKW: Any, at: CacheAddress) -> None:
-        """Write one position of every active user."""
+    def update(self, k_1BKW: Any, v_1BKW: Any, at: CacheAddress, *, together: bool) -> None:
+        """Write one position of every active user; in one op where they lie on other cores."""
+        if together:
+            ttnn.experimental.paged_fused_update_cache(
+                self.k, k_1BKW, self.v, v_1BKW,
+                update_idxs_tensor=at.positions, page_table=at.pages,
+            )  # fmt: skip
+            return
         for cache, new in ((self.k, k_1BKW), (self.v, v_1BKW)):
             ttnn.experimental.paged_update_cache(
                 cache, new, update_idxs_tensor=at.positions, page_table=at.pages

@@ -25,10 +25,10 @@ from models.layers.lm_head import LMHead
 from models.layers.norm import RMSNorm
 from models.layers.rope import RotaryEmbedding
 from models.layers.sampler import DeviceSampler
-from models.plans.attention import attention_weights
+from models.plans.attention import attention_weights, heads_apart
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
-from models.plans.target import Phase, Target
+from models.plans.target import Habits, Phase, Target
 from models.precision import ModelPrecision
 from models.sharding import Sharding
 from models.weights import WeightLoader
@@ -45,6 +45,7 @@ class ModelOptions:
     layers: range | None = None  # None: all of them
     pad_mlp_cores: int | None = None
     links: Links = Links()
+    habits: Habits = Habits.OWN
 
 
 class Transformer:
@@ -68,7 +69,7 @@ class Transformer:
         weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)
         targets = [
-            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch)
+            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch, options.habits)
             for i in indices
         ]
         self.targets = targets
@@ -76,7 +77,12 @@ class Transformer:
             self._cache(index, target) for index, target in zip(indices, targets, strict=True)
         ]
         self.rope = RotaryEmbedding(
-            mesh, config, options.max_seq_len, targets[0].users, spec.compute_grid
+            mesh,
+            config,
+            options.max_seq_len,
+            targets[0].users,
+            spec.compute_grid,
+            together=heads_apart(targets[0]),
         )
         self.embedding = Embedding(weights)
         self.layers = [

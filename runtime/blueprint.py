@@ -17,6 +17,7 @@ from models.collectives import Links
 from models.config import ModelConfig
 from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
+from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
 from models.transformer import ModelOptions
@@ -47,6 +48,7 @@ class LoadOptions:
     ring: bool | None = None  # None: closed where the device can and one group has all of it
     trace_region_size: int = 50_000_000
     fill_grid: bool = False  # 2D meshes decode a whole tile of users, as some software does
+    habits: Habits = Habits.OWN  # whose plans: only the calibration asks for others
     seed: int = 0  # of random weights
 
 
@@ -178,6 +180,7 @@ class Blueprint:
             layers=self.options.layers,
             pad_mlp_cores=self.sharding.pad_mlp_cores,
             links=self.links,
+            habits=self.options.habits,
         )
 
     def check_fits(self) -> None:

@@ -54,6 +54,7 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
             (
                 "add", "mul", "multiply", "silu", "typecast", "plus_one", "mesh_partition",
                 "unsqueeze_to_4D", "experimental.rotary_embedding_llama",
+                "experimental.rotary_embedding_llama_fused_qk",
             ),
             moves.eltwise_us,
         ),
@@ -66,7 +67,10 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
             ),
             moves.move_us,
         ),
-        "experimental.paged_update_cache": moves.update_us,
+        **dict.fromkeys(
+            ("experimental.paged_update_cache", "experimental.paged_fused_update_cache"),
+            moves.update_us,
+        ),
         **dict.fromkeys(("experimental.paged_fill_cache", "fill_cache"), moves.fill_us),
         "embedding": moves.picked_rows_us,
         **dict.fromkeys(("topk", "argmax"), moves.topk_us),
