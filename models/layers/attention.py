@@ -70,7 +70,7 @@ class Attention:
         mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
         mixed_1BHW = ttnn.to_memory_config(mixed_1BHW, plan.concat_input)
         mixed = ttnn.experimental.nlp_concat_heads_decode(mixed_1BHW, num_heads=self.num_heads)
-        mixed = self._drop_idle_rows(mixed, q_1BHW.shape[1])
+        mixed = drop_idle_rows(mixed, q_1BHW.shape[1])
         mixed = ttnn.to_memory_config(self.ccl.all_users(mixed), plan.o_input)
         out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
         return self.ccl.sum_rows(out_11BD, residual, "WO")
@@ -121,16 +121,17 @@ class Attention:
         norm_q, norm_k = self.head_norms
         return norm_q(q), norm_k(k)
 
-    def _drop_idle_rows(self, mixed: Any, users: int) -> Any:
-        """Head concatenation pads the users to a tile; go back to the users there are."""
-        rows, width = mixed.shape[2], mixed.shape[3]
-        if users == rows:
-            return mixed
-        return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
+
+def drop_idle_rows(mixed: Any, users: int) -> Any:
+    """Head concatenation pads the users to a tile; go back to the users there are."""
+    rows, width = mixed.shape[2], mixed.shape[3]
+    if users == rows:
+        return mixed
+    return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
 
 
 class HeadNorm:
-    """Norm of every head by itself (Qwen3)."""
+    """Norm of every head by itself."""
 
     def __init__(self, name: str, weights: WeightLoader) -> None:
         sizes = weights.sharding

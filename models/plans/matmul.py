@@ -192,14 +192,14 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 
 
 def prefill_linear(
-    length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec
-) -> PrefillLinear:
-    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of rows.
+    length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
+    most: int = PREFILL_ROWS, activation: Any = None,
+) -> PrefillLinear:  # fmt: skip
+    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks.
     """
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
-    most = PREFILL_ROWS
     while True:
         rows = prefill_rows(length, most)
         grid_rows = min(GRID_ROWS, rows // TILE)
@@ -220,7 +220,7 @@ def prefill_linear(
         per_core_M=per_core_m,
         per_core_N=per_core_n,
         transpose_mcast=False,
-        fused_activation=None,
+        fused_activation=activation,
         fuse_batch=rows == length,
     )
     kwargs = {
@@ -232,13 +232,13 @@ def prefill_linear(
     return PrefillLinear(rows, kwargs)
 
 
-def sliced_linear(x_11SK: Any, weight: Any, plan: PrefillLinear) -> Any:
-    """Linear over all rows of `x_11SK` in the plan's slices."""
+def sliced_linear(x_11SK: Any, weight: Any, plan: PrefillLinear, **more: Any) -> Any:
+    """Linear over all rows of `x_11SK` in the plan's slices; `more` may hold a bias."""
     length, k = x_11SK.shape[2], x_11SK.shape[3]
     if plan.rows == length:
-        return ttnn.linear(x_11SK, weight, **plan.kwargs)
+        return ttnn.linear(x_11SK, weight, **plan.kwargs, **more)
     sliced = ttnn.reshape(x_11SK, (1, length // plan.rows, plan.rows, k))
-    out = ttnn.linear(sliced, weight, **plan.kwargs)
+    out = ttnn.linear(sliced, weight, **plan.kwargs, **more)
     return ttnn.reshape(out, (1, 1, length, out.shape[3]))
 
 

@@ -11,7 +11,7 @@ from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, reach,
 # ops that go through a tensor by rows of tiles: a row stays on one core
 ROW_OPS = frozenset(
     {
-        "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather",
+        "layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather",
         "experimental.nlp_create_qkv_heads", "experimental.nlp_concat_heads",
         "experimental.rotary_embedding_llama",
     }

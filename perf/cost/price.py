@@ -48,7 +48,8 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
         "transformer.scaled_dot_product_attention": compute.sdpa_prefill_us,
         "transformer.chunked_scaled_dot_product_attention": compute.sdpa_prefill_us,
         **dict.fromkeys(
-            ("rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"), moves.norm_us
+            ("layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"),
+            moves.norm_us,
         ),
         **dict.fromkeys(
             (
