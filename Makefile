@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.10      interpreter for a new environment     VENV=.venv   where it lies
 #   TORCH_INDEX=URL        index for torch alone, e.g. one with CPU builds
-#   K="accuracy and batch-32"  ARGS="--batch_size 16"            for make demo
+#   K="accuracy and batch-32"  ARGS="--batch_size 16"            for make demo, make serve
 
 .DEFAULT_GOAL := help
 VENV ?= .venv
@@ -10,7 +10,7 @@ K ?= performance and batch-1
 export VENV
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help setup demo test test-full lint format clean distclean
+.PHONY: help setup setup-vllm demo serve test test-full lint format clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +21,13 @@ setup: ## environment, packages and default model
 demo: ## the main job on the emulator: K= selects, ARGS= overrides
 	@scripts/setup.sh $(if $(HF_MODEL)$(LLAMA_DIR),,--model)
 	TT_BACKEND=$${TT_BACKEND:-emulator} $(RUN) pytest demo/simple_text_demo.py -k "$(K)" $(ARGS)
+
+setup-vllm: ## the environment with vLLM in it, for serving (Python 3.11 to 3.13)
+	@scripts/setup_vllm.sh --model
+
+serve: ## an OpenAI server of the model on 127.0.0.1:8000
+	@scripts/setup_vllm.sh $(if $(HF_MODEL)$(LLAMA_DIR),,--model)
+	$(VENV)/bin/python demo/server_example_tt.py $(ARGS)
 
 test: ## the fast tests, as CI runs them
 	@scripts/setup.sh --dev --model

@@ -24,6 +24,7 @@ def open_mesh(
     ring: bool = False,
     trace_region_size: int = TRACE_REGION_BYTES,
     num_command_queues: int = 1,
+    worker_l1_size: int | None = None,
     wh_arch_yaml: str | None = None,
 ) -> Iterator[Any]:
     """A MeshDevice of `device`, or of a smaller `shape` of it; closed at the end of the block.
@@ -42,6 +43,8 @@ def open_mesh(
     arguments: dict[str, Any] = {}
     if dispatch_on_ethernet(spec, wh_arch_yaml):
         arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(ttnn.DispatchCoreType.ETH)
+    if worker_l1_size is not None:
+        arguments["worker_l1_size"] = worker_l1_size
     fabric = rows * cols > 1
     if fabric:
         config = ttnn.FabricConfig

@@ -281,12 +281,9 @@ class Engine:
             self.traces.pop(Result.LIKELIEST).release()
         return Result.DRAWN
 
-    def _decode_address(self) -> CacheAddress:
-        pages = self.pages.tensor if self.block_size else None
-        return CacheAddress(pages=pages, positions=self.positions.tensor)
-
     def _step(self, result: Result) -> Any:
-        at = self._decode_address()
+        pages = self.pages.tensor if self.block_size else None
+        at = CacheAddress(pages=pages, positions=self.positions.tensor)
         logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
         if result is Result.LOGITS:
             return logits

@@ -45,6 +45,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         options.device,
         ring=plan.links.ring,
         trace_region_size=options.trace_region_size,
+        worker_l1_size=options.worker_l1_size,
         wh_arch_yaml=settings.wh_arch_yaml,
     ) as mesh:
         cache = weight_cache(options, settings, checkpoint, plan.mesh_shape)
@@ -62,17 +63,10 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
 
 def build_engine(plan: Blueprint, mesh: Any, checkpoint: Any, cache: Any) -> Engine:
     """The model of one data-parallel group on its mesh, ready to run."""
-    model_type: type[Transformer] = Transformer
-    engine_type: type[Engine] = Engine
-    if plan.options.images:
-        from models.vision_transformer import VisionTransformer
-        from runtime.image_engine import ImageEngine
-
-        model_type, engine_type = VisionTransformer, ImageEngine
-    model = model_type(
+    model = Transformer(
         mesh, plan.spec, plan.config, plan.precision, checkpoint, cache, plan.model_options
     )
-    return engine_type(
+    return Engine(
         model,
         max_prefill_chunk=plan.max_prefill_chunk,
         enable_trace=plan.options.enable_trace,
@@ -82,14 +76,13 @@ def build_engine(plan: Blueprint, mesh: Any, checkpoint: Any, cache: Any) -> Eng
 
 def _open(options: LoadOptions) -> Any:
     """The checkpoint the options name; random and placeholder weights need only a config."""
-    vision = options.images > 0
     if options.weights == "placeholder":
-        return PlaceholderCheckpoint(load_config(options.model, vision=vision))
+        return PlaceholderCheckpoint(load_config(options.model))
     if options.weights == "random":
-        return RandomCheckpoint(load_config(options.model, vision=vision), options.seed)
+        return RandomCheckpoint(load_config(options.model), options.seed)
     from models.checkpoints.open import open_checkpoint
 
-    return open_checkpoint(options.model, vision=vision)
+    return open_checkpoint(options.model)
 
 
 def weight_cache(

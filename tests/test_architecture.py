@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # Imports point down: a package may import itself and what stands after it.
-LAYERS = ("demo", "lt", "references", "perf", "runtime", "models", "backends")
+LAYERS = ("demo", "lt", "references", "serving", "perf", "runtime", "models", "backends")
 ON_TOP = {"demo", "lt", "references"}  # nobody below imports these, nor each other
 # Within a package: a room may import itself and what stands on floors below, not its neighbours.
 # Modules that no floor names stand above all of them.
@@ -29,7 +29,7 @@ FLOORS = {
         ("calibrate",), ("predict",), ("cost", "op_lists", "metrics", "record"), ("profiler",),
     ),
 }  # fmt: skip
-NOBODY_IMPORTS = {"runtime.vllm_adapter"}
+NOBODY_IMPORTS = {"serving.tenstorrent"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

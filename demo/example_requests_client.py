@@ -1,0 +1,179 @@
+"""A client that asks a server many prompts at once and measures the answers as they stream.
+
+Talks to any OpenAI-compatible server, by the `openai` package. Appends a record, draws a plot of
+latencies. The figures are defined in serving/figures.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
+
+from perf.record import (
+    BenchmarkRecord,
+    append_record,
+    current_command,
+    current_commit,
+    software_versions,
+)
+from runtime.find import device_of, find_prompts
+from runtime.prompts import load_prompts
+from runtime.settings import Settings
+from serving.figures import Answer, Figures, provenance, show
+
+PLOT = Path("generated/serving_latency.png")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_concurrent", type=int, default=32, help="requests at a time")
+    parser.add_argument("--num_requests", type=int, help="in all; without it one of each prompt")
+    parser.add_argument("--prompt_json_path", default="vllm_server_prompts.json")
+    parser.add_argument("--base_url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", help="without it the server's first")
+    parser.add_argument("--max_tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--ignore_eos", action="store_true", help="always max_tokens")
+    parser.add_argument("--ttft_limit_ms", type=float, help="what a good request keeps")
+    parser.add_argument("--token_limit_ms", type=float, help="the same, between tokens")
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("--print_outputs", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.num_concurrent < 1:
+        parser.error(f"--num_concurrent is {given.num_concurrent}: use at least 1")
+    return given
+
+
+async def ask(client: Any, given: argparse.Namespace, prompt: str, start: float) -> Answer:
+    """Stream one answer."""
+    begin = time.perf_counter()
+    first = last = None
+    words, tokens = [], 0
+    stream = await client.chat.completions.create(
+        model=given.model,
+        messages=[{"role": "user", "content": prompt}],
+        max_tokens=given.max_tokens,
+        temperature=given.temperature,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": given.ignore_eos},
+    )
+    async for event in stream:
+        if event.usage is not None:
+            tokens = event.usage.completion_tokens
+        if event.choices and event.choices[0].delta.content:
+            last = time.perf_counter()
+            first = first or last
+            words.append(event.choices[0].delta.content)
+    end = time.perf_counter()
+    first, last = first or end, last or end
+    return Answer("".join(words), tokens, first - begin, last - first, begin - start)
+
+
+async def ask_all(given: argparse.Namespace, prompts: list[str]) -> list[Answer]:
+    """All prompts, never more than num_concurrent at a time."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(base_url=given.base_url, api_key="none", max_retries=0) as client:
+        if given.model is None:
+            given.model = (await client.models.list()).data[0].id
+        places = asyncio.Semaphore(given.num_concurrent)
+        start = time.perf_counter()
+
+        async def in_turn(prompt: str) -> Answer:
+            async with places:
+                return await ask(client, given, prompt, start)
+
+        return list(await asyncio.gather(*map(in_turn, prompts)))
+
+
+def record(given: argparse.Namespace, figures: Figures, settings: Settings) -> None:
+    """One line beside those of the demos."""
+    append_record(
+        BenchmarkRecord(
+            model=given.model,
+            backend=settings.backend,
+            device=device_of(settings),
+            mesh_shape=(0, 0),
+            data_parallel=1,
+            batch_size=given.num_concurrent,
+            prefill_len=0,
+            generated_tokens=figures.tokens,
+            optimizations="",
+            provenance=provenance(settings.backend),
+            ttft_ms=figures.ttft_ms[50] if settings.backend == "silicon" else None,
+            tokens_per_s_per_user=(
+                figures.tokens_per_s_per_user[50] if settings.backend == "silicon" else None
+            ),
+            tokens_per_s=figures.tokens_per_s if settings.backend == "silicon" else None,
+            host_ttft_ms=figures.ttft_ms[50],
+            host_tokens_per_s_per_user=figures.tokens_per_s_per_user[50],
+            case="example_requests_client",
+            versions=software_versions(),
+            commit=current_commit(),
+            command=current_command(),
+        )
+    )
+
+
+def plot(answers: list[Answer], path: Path) -> None:
+    """Each request as a bar over time: waiting for its first token, then its answer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    rows = range(len(answers))
+    starts = [answer.start_s for answer in answers]
+    waits = [answer.ttft_s for answer in answers]
+    axes.barh(rows, waits, left=starts, color="#c9a227", label="to first token")
+    lefts = [start + wait for start, wait in zip(starts, waits, strict=True)]
+    decodes = [answer.decode_s for answer in answers]
+    axes.barh(rows, decodes, left=lefts, color="#2a6f97", label="rest of answer")
+    axes.set(xlabel="seconds", ylabel="request", title="Latency of requests, as the client saw it")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Ask, measure, show, record."""
+    given = parse(arguments)
+    try:
+        settings = Settings.from_env()
+        path = find_prompts(given.prompt_json_path)
+        prompts = [prompt.text for prompt in load_prompts(path, instruct=True)]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        from openai import OpenAIError
+    except ModuleNotFoundError:
+        sys.exit("error: the openai package is not installed: run make setup-vllm")
+    count = given.num_requests or len(prompts)
+    prompts = [prompts[i % len(prompts)] for i in range(count)]
+    try:
+        answers = asyncio.run(ask_all(given, prompts))
+    except OpenAIError as error:
+        sys.exit(f"error: {given.base_url}: {error}; is the server up (make serve)?")
+    if given.print_outputs:
+        print(json.dumps([answer.text for answer in answers], indent=1, ensure_ascii=False))
+    limits = {"ttft_limit_ms": given.ttft_limit_ms, "token_limit_ms": given.token_limit_ms}
+    figures = Figures.of(answers, **limits)
+    show(figures, settings.backend)
+    record(given, figures, settings)
+    plot(answers, given.plot)
+    print(f"plot: {given.plot}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Prompts answered by vLLM in this process, without a server: continuous batching, and its figures.
+
+The times are this program's clock around vLLM's; what they mean depends on the backend that the
+worker names when it starts. The model runs in serving/worker.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
+
+from loguru import logger
+
+from runtime.find import find_prompts
+from runtime.prompts import load_prompts
+from runtime.settings import Settings
+from serving import launch
+from serving.figures import Answer, Figures, show
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    launch.add_arguments(parser)
+    parser.add_argument(
+        "--prompts_json", default="input_data_questions_prefill_128", help="file or sample set"
+    )
+    parser.add_argument("--num_repeat_prompts", type=int, default=1, help="times to ask them all")
+    parser.add_argument("--max_tokens", type=int, default=128, help="tokens of an answer")
+    parser.add_argument(
+        "--greedy_sampling", action="store_true", help="else temperature 1, top-k 10, top-p 0.9"
+    )
+    parser.add_argument("--async_engine", action="store_true", help="use vLLM's streaming engine")
+    parser.add_argument(
+        "--measure_perf", action="store_true", help="random prompts, all tokens, figures"
+    )
+    parser.add_argument("--perf_prompt_len", type=int, default=128, help="tokens")
+    return parser.parse_args(arguments)
+
+
+def prompts_of(given: argparse.Namespace, vocab_size: int) -> list[Any]:
+    """Conversations, or random token ids to measure with."""
+    if given.measure_perf:
+        draw = random.Random(0)
+        return [
+            {"prompt_token_ids": [draw.randrange(vocab_size) for _ in range(given.perf_prompt_len)]}
+            for _ in range(given.max_seqs_in_batch * given.num_repeat_prompts)
+        ]
+    texts = [p.text for p in load_prompts(find_prompts(given.prompts_json), instruct=True)]
+    return [[{"role": "user", "content": text}] for text in texts] * given.num_repeat_prompts
+
+
+def sampling_of(given: argparse.Namespace) -> Any:
+    """vLLM's sampling parameters; a measurement generates all its tokens."""
+    from vllm import SamplingParams
+
+    chosen: dict[str, Any] = {"temperature": 0.0}
+    if not given.greedy_sampling:
+        chosen = {"temperature": 1.0, "top_k": 10, "top_p": 0.9}
+    return SamplingParams(max_tokens=given.max_tokens, ignore_eos=given.measure_perf, **chosen)
+
+
+def run(given: argparse.Namespace, engine: dict[str, Any]) -> list[Answer]:
+    """Answers of vLLM's batch interface."""
+    from vllm import LLM
+
+    llm = LLM(**engine, disable_log_stats=False)
+    prompts = prompts_of(given, llm.model_config.get_vocab_size())
+    ask = llm.generate if given.measure_perf else llm.chat
+    outputs = ask(prompts, sampling_of(given))
+    answers = []
+    for output in outputs:
+        times = output.metrics
+        answers.append(
+            Answer(
+                text=output.outputs[0].text,
+                tokens=len(output.outputs[0].token_ids),
+                ttft_s=times.first_token_latency,
+                decode_s=times.last_token_ts - times.first_token_ts,
+            )
+        )
+    return answers
+
+
+async def run_async(given: argparse.Namespace, engine: dict[str, Any]) -> list[Answer]:
+    """Answers of vLLM's streaming engine, all asked at once."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine))
+    sampling = sampling_of(given)
+
+    async def ask(number: int, prompt: Any) -> Answer:
+        if isinstance(prompt, list):
+            tokenizer = llm.get_tokenizer()
+            prompt = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=False
+            )
+        begin = time.perf_counter()
+        first = last = begin
+        text, tokens = "", 0
+        async for output in llm.generate(prompt, sampling, str(number)):
+            last = time.perf_counter()
+            first = last if first == begin else first
+            text, tokens = output.outputs[0].text, len(output.outputs[0].token_ids)
+        return Answer(text, tokens, first - begin, last - first)
+
+    try:
+        prompts = prompts_of(given, llm.model_config.get_vocab_size())
+        return list(await asyncio.gather(*(ask(i, p) for i, p in enumerate(prompts))))
+    finally:
+        llm.shutdown()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Answer, then print answers and figures."""
+    given = parse(arguments)
+    try:
+        settings = Settings.from_env()
+        engine = launch.engine_arguments(given, settings.checkpoint)
+        find_prompts(given.prompts_json)
+        launch.check_vllm()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        begin = time.perf_counter()
+        answers = (
+            asyncio.run(run_async(given, engine)) if given.async_engine else run(given, engine)
+        )
+        logger.info(f"{len(answers)} answers, {time.perf_counter() - begin:.1f} s with start-up")
+    except RuntimeError as error:
+        sys.exit(f"error: vLLM's engine ended ({error}); the reason stands above")
+    if not given.measure_perf:
+        for number, answer in enumerate(answers):
+            print(f"--- {number}: {answer.text}")
+    show(Figures.of(answers), settings.backend)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""From a model's name and a few options to vLLM's own arguments; what is wrong is said at once.
+
+demo/server_example_tt.py and demo/offline_inference_tt.py start here. `vllm serve DIRECTORY` works
+as well, with our options as `--additional-config '{"tt": {...}}'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.settings import Settings
+from serving.model_files import served_directory
+from serving.options import ServeOptions, load_options
+
+if TYPE_CHECKING:
+    from runtime.blueprint import Blueprint
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-vllm.txt"
+MAX_MODEL_LEN = 1024
+BATCHED_TOKENS = 4096  # prompts of 128 tokens for 32 users, in one step
+
+
+def wanted_version() -> str:
+    """The one version of vLLM that the plugin is made for."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("vllm=="))
+    return line.removeprefix("vllm==")
+
+
+def check_vllm() -> None:
+    """Refuse to go on without vLLM, or with another version than ours."""
+    wanted = wanted_version()
+    try:
+        found = version("vllm").partition("+")[0]
+    except PackageNotFoundError:
+        raise ValueError(f"vLLM is not installed: make setup-vllm adds {wanted}") from None
+    if found != wanted:
+        raise ValueError(
+            f"vLLM {found} is installed, but its plugin interface is followed only as of {wanted}: "
+            "run make setup-vllm"
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that somebody else listens on."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
+            ) from None
+
+
+def _tt_config(text: str) -> ServeOptions:
+    try:
+        return ServeOptions.from_json(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the server and the offline program have in common."""
+    parser.add_argument("--model", help="as HF_MODEL: directory, GGUF file, hub name or default")
+    parser.add_argument(
+        "--override_tt_config",
+        type=_tt_config,
+        default=ServeOptions(),
+        metavar="JSON",
+        help=f"keys: {', '.join(ServeOptions.__dataclass_fields__)}",
+    )
+    parser.add_argument("--max_seqs_in_batch", type=int, default=32, help="users at a time")
+    parser.add_argument("--max_model_len", type=int, default=MAX_MODEL_LEN, help="tokens")
+    parser.add_argument(
+        "--num_scheduler_steps", type=int, help="of old engines; accepted, without effect"
+    )
+
+
+def engine_arguments(given: argparse.Namespace, default_model: str | None) -> dict[str, Any]:
+    """vLLM's engine arguments for what was given."""
+    if given.num_scheduler_steps is not None:
+        print("--num_scheduler_steps has no effect: vLLM schedules every step by itself")
+    name = given.model or default_model or "default"
+    return {
+        "model": str(served_directory(name)),
+        "served_model_name": "SmolLM2-135M-Instruct" if name == "default" else name,
+        "max_model_len": given.max_model_len,
+        "max_num_seqs": given.max_seqs_in_batch,
+        "max_num_batched_tokens": max(BATCHED_TOKENS, given.max_seqs_in_batch * 128),
+        "additional_config": {"tt": given.override_tt_config.to_dict()},
+    }
+
+
+def check_run(given: argparse.Namespace, settings: Settings) -> None:
+    """Refuse what the device cannot hold. Chooses the emulator: for a process that ends here."""
+    import backends
+
+    backends.select("emulator")
+    from models.registry import load_config
+    from runtime.blueprint import draw
+
+    directory = served_directory(given.model or settings.checkpoint or "default")
+    wanted = load_options(
+        given.override_tt_config,
+        settings,
+        model=str(directory),
+        weights="placeholder",
+        users=given.max_seqs_in_batch,
+        max_seq_len=given.max_model_len,
+        block_size=32,
+    )
+    plan = draw(wanted, settings, load_config(directory))
+    page_count(plan, None)
+
+
+def page_count(plan: Blueprint, asked: int | None) -> int:
+    """Pages to make: what was asked for, else what all users need at full length, or what fits."""
+    options = plan.options
+    block, length = options.cache.block_size, options.max_seq_len
+    assert block is not None, "served caches are paged"
+    each, fit = -(-length // block), plan.blocks_that_fit(length)
+    # page 0 is vLLM's own: padding points to it
+    count = asked or min(fit, options.max_batch_size * options.data_parallel * each + 1)
+    if count > fit or count < each + 1:
+        raise ValueError(
+            f"{count} pages of {block} tokens do not serve a context of {length} on "
+            f"{options.device}: one request needs {each}, one is vLLM's own, and {max(fit, 0)} "
+            "fit; use --max_model_len (vLLM: --max-model-len) or --num-gpu-blocks-override"
+        )
+    return count

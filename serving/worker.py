@@ -1,0 +1,167 @@
+"""The life of a served model, as vLLM runs it: device, weights, pages, warm-up, steps, the end.
+
+The backend is chosen before anything that imports TT-NN; what a step does is runner.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
+from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
+
+import backends
+from runtime.settings import Settings
+from serving.launch import page_count
+from serving.model_files import checkpoint_of
+from serving.options import load_options, serving_device
+from serving.platform import options_of
+from serving.runner import Runner
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    from runtime.loading import Loaded
+    from runtime.sampling import DeviceSampling
+
+LAYER = "layers"  # vLLM sizes pages by layers; ours are all alike, so one stands for them
+
+
+class TTWorker(WorkerBase):
+    """One model on one mesh, for as long as vLLM's engine process lives."""
+
+    def init_device(self) -> None:
+        self.settings = Settings.from_env()
+        self.options = options_of(self.vllm_config)
+        spec = serving_device(self.options, self.settings)
+        backend = backends.select(self.settings.backend, spec.name)
+        module = backends.ttnn.__name__
+        logger.info(f"serving on {backend} ({module}) as {spec.name}")
+        for notice in self.options.notices():
+            logger.warning(notice)
+        self.stack = ExitStack()
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        from runtime.loading import load_engines
+
+        model, scheduler = self.model_config, self.scheduler_config
+        dummy = load_dummy_weights or self.load_config.load_format == "dummy"
+        weights = ("placeholder" if backends.selected() == "dry-run" else "random") if dummy else ""
+        wanted = load_options(
+            self.options,
+            self.settings,
+            model=checkpoint_of(model.model, model.hf_config),
+            weights=weights or "instruct",
+            users=scheduler.max_num_seqs,
+            max_seq_len=model.max_model_len,
+            block_size=self.cache_config.block_size,
+        )
+        pages = replace(wanted.cache, num_blocks=self._num_blocks(wanted))
+        loaded: Loaded = self.stack.enter_context(
+            load_engines(replace(wanted, cache=pages), self.settings)
+        )
+        self.loaded = loaded
+        mesh = loaded.plan.mesh_shape
+        logger.info(
+            f"{loaded.config.name}: {len(loaded.engines)} group(s) of {mesh[0]}x{mesh[1]} chips, "
+            f"{loaded.engines[0].max_batch_size} users and {pages.num_blocks} pages of "
+            f"{pages.block_size} tokens each"
+        )
+
+    def _num_blocks(self, wanted: Any) -> int:
+        """Pages of each group's cache."""
+        from models.checkpoints.open import open_checkpoint
+        from models.registry import load_config
+        from runtime.blueprint import draw
+
+        config = load_config(wanted.model) if wanted.weights != "instruct" else None
+        if config is None:
+            checkpoint = open_checkpoint(wanted.model)
+            config = checkpoint.config
+            checkpoint.close()
+        plan = draw(wanted, self.settings, config)
+        return page_count(plan, self.cache_config.num_gpu_blocks_override)
+
+    # --- pages
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        model = self.model_config
+        spec = FullAttentionSpec(
+            block_size=self.cache_config.block_size,
+            num_kv_heads=model.get_num_kv_heads(self.parallel_config),
+            head_size=model.get_head_size(),
+            dtype=model.dtype,
+        )
+        return {LAYER: spec}
+
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        return ["LBNHC"]  # no tensor of vLLM's has it: the pages are the engines' own
+
+    def determine_available_memory(self) -> int:
+        """As many bytes as make vLLM count the pages that the engines have."""
+        return self.get_kv_cache_spec()[LAYER].page_size_bytes * self.loaded.engines[0].num_blocks
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        count, have = kv_cache_config.num_blocks, self.loaded.engines[0].num_blocks
+        assert count <= have, f"vLLM counts {count} pages, the engines have {have}"
+        mode = self.options.sample_on_device_mode
+        self.runner = Runner(
+            list(self.loaded.engines), self.vllm_config, sample_on_device=mode is not None
+        )
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        self.model_config.max_model_len = max_model_len
+
+    # --- steps
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Run what requests will run, into vLLM's own page 0: prompts, then decode, traced."""
+        from runtime.sampling import Draws, SamplingParams
+        from serving.sampling import placed
+
+        begin = time.perf_counter()
+        modes: list[DeviceSampling | None] = [None]
+        if self.options.sample_on_device_mode is not None:
+            # a trace that draws can also take the likeliest
+            draws = SamplingParams(temperature=1.0, top_k=32, top_p=1.0), Draws()
+            modes.append(placed({0: draws}, self.runner.slots_per_engine))
+        for engine, table in zip(self.loaded.engines, self.runner.tables, strict=True):
+            users = engine.max_batch_size
+            pages = torch.full_like(table, -1)
+            pages[:, 0] = 0
+            # the emulator compiles nothing: there one prompt warms as well as many
+            counts = {1} if backends.selected() == "emulator" else {1, users}
+            for count in sorted(counts):
+                engine.prefill([[0]] * count, slots=list(range(count)), page_table=pages)
+            tokens = torch.zeros(users, dtype=torch.int32)
+            for mode in modes:
+                for position in range(1, 4):  # compiles, records the trace, replays it
+                    positions = torch.full((users,), position, dtype=torch.int32)
+                    engine.decode(tokens, positions, page_table=pages, sampling=mode)
+            engine.reset()
+        seconds = time.perf_counter() - begin
+        logger.info(f"warm after {seconds:.1f} s")
+        return CompilationTimes(language_model=seconds, encoder=0.0)
+
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        return self.runner.execute(scheduler_output)
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
+        return self.runner.sample(grammar_output)
+
+    def synchronize_device(self) -> None:
+        """A step ends when its logits are on the host."""
+
+    def shutdown(self) -> None:
+        """Close the mesh; the cache's pages go with it."""
+        self.stack.close()
+        logger.info("the device is closed")

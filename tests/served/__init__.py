@@ -1,0 +1,1 @@
+"""Serving: what is refused before vLLM starts, steps on a fake engine, a real server."""

@@ -1,0 +1,148 @@
+"""What is refused, and said, before vLLM is even imported: options, versions, ports, models."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.settings import Settings
+from serving import launch
+from serving.options import ServeOptions, group_batch, load_options, serving_device
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = (
+    '{"dispatch_core_axis": "col", "sample_on_device_mode": "all", '
+    '"fabric_config": "FABRIC_1D_RING", "worker_l1_size": 1344544, "trace_region_size": 95693824}'
+)
+
+
+def test_the_published_config_acts_or_says_that_it_does_not() -> None:
+    options = ServeOptions.from_json(PUBLISHED)
+    settings = Settings(backend="emulator", device="TG")
+    loaded = load_options(
+        options,
+        settings,
+        model="default",
+        weights="random",
+        users=32,
+        max_seq_len=1024,
+        block_size=32,
+    )
+    assert (loaded.ring, loaded.worker_l1_size, loaded.trace_region_size) == (
+        True,
+        1344544,
+        95693824,
+    )
+    assert options.sample_on_device_mode == "all"
+    said = " ".join(options.notices())
+    assert "dispatch_core_axis 'col'" in said and "sample_on_device_mode 'all'" in said
+    assert not ServeOptions().notices()
+    assert ServeOptions.from_dict(options.to_dict()) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "instead"),
+    [
+        ("{oops", "not JSON", "write it like"),
+        ("[1]", "[1]", "known keys are"),
+        ('{"sample_on_devise": "all"}', "sample_on_devise", "sample_on_device_mode"),
+        ('{"fabric_config": "RING"}', "'RING'", "FABRIC_1D_RING"),
+        ('{"data_parallel": 0}', "data_parallel is 0", "above 0"),
+        ('{"is_galaxy": "yes"}', "'yes'", "true or false"),
+        ('{"worker_l1_size": "big"}', "'big'", "whole number"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_what_works(
+    text: str, found: str, instead: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        ServeOptions.from_json(text)
+    line = str(error.value)
+    assert found in line and instead in line and "\n" not in line
+
+
+def test_is_galaxy_must_agree_with_the_device() -> None:
+    settings = Settings(backend="emulator", device="N150")
+    with pytest.raises(ValueError, match="MESH_DEVICE=TG"):
+        serving_device(ServeOptions(is_galaxy=True), settings)
+    assert serving_device(ServeOptions(is_galaxy=True), Settings(backend="emulator")).name == "TG"
+
+
+def test_users_are_dealt_to_groups_of_a_size_that_engines_have() -> None:
+    assert [group_batch(n, 1) for n in (1, 3, 32)] == [1, 4, 32]
+    assert group_batch(33, 2) == 32
+    with pytest.raises(ValueError, match="hold 64"):
+        group_batch(65, 2)
+
+
+def test_a_page_budget_too_small_or_too_large_is_refused() -> None:
+    import backends
+
+    backends.select("emulator")
+    from models.registry import load_config
+    from runtime.blueprint import draw
+
+    settings = Settings(backend="emulator", device="N150")
+    wanted = load_options(
+        ServeOptions(),
+        settings,
+        model="Llama-3.1-8B",
+        weights="placeholder",
+        users=32,
+        max_seq_len=32768,
+        block_size=64,
+    )
+    plan = draw(wanted, settings, load_config("Llama-3.1-8B"))
+    assert launch.page_count(plan, None) == plan.blocks_that_fit(32768) < 32 * 512
+    for pages in (512, 10**6):
+        with pytest.raises(ValueError, match="one request needs 512"):
+            launch.page_count(plan, pages)
+
+
+def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "version", lambda name: "0.31.0")
+    with pytest.raises(ValueError, match=rf"0\.31\.0 .* {launch.wanted_version()}"):
+        launch.check_vllm()
+    monkeypatch.setattr(launch, "version", lambda name: launch.wanted_version() + "+empty")
+    launch.check_vllm()
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match="choose another --port"):
+            launch.check_port("127.0.0.1", taken.getsockname()[1])
+
+
+def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    launch.add_arguments(parser)
+    given = parser.parse_args(["--num_scheduler_steps", "30", "--override_tt_config", PUBLISHED])
+    arguments = launch.engine_arguments(given, None)
+    assert "no effect" in capsys.readouterr().out
+    assert arguments["additional_config"]["tt"]["worker_l1_size"] == 1344544
+    assert (Path(arguments["model"]) / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        ("server_example_tt.py", ["--override_tt_config", '{"nope": 1}'], "known keys are"),
+        ("offline_inference_tt.py", ["--model", "no/such/model"], "does not exist"),
+        ("example_requests_client.py", ["--prompt_json_path", "nothing.json"], "one of"),
+    ],
+)
+def test_programs_end_with_one_line_about_bad_input(
+    program: str, arguments: list[str], said: str
+) -> None:
+    command = [sys.executable, str(ROOT / "demo" / program), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode and said in lines[-1], result.stderr[-2000:]
+    assert "Traceback" not in result.stderr
