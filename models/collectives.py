@@ -88,6 +88,18 @@ class LineMesh:
             memory_config=memory,
         )
 
+    def sum_whole(self, x: Any) -> Any:
+        """Sum of row-parallel partial products in DRAM, whole on every chip."""
+        if self.chips == 1:
+            return x
+        return ttnn.all_reduce(
+            x,
+            cluster_axis=1,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[1],
+            memory_config=ttnn.DRAM_MEMORY_CONFIG,
+        )
+
     def own_users(self, x: Any) -> Any:
         """Every chip attends for every user."""
         return x

@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 
 from backends.device_specs import DeviceSpec
-from models.kv_cache import CacheConfig
+from models.kv_cache import CacheConfig, image_pages
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
+from models.plans.vision import VisionSizes
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
 from models.registry import canonical_name
 from models.sharding import TILE, Sharding, round_up
@@ -50,10 +51,11 @@ def footprint(
     slots: int = 1,
     max_seq_len: int,
     ring: bool,
+    images: int = 0,
 ) -> Footprint:
     """What one chip has to hold."""
     config = sharding.config
-    dim, hidden, qkv = sharding.local_dim, sharding.local_hidden, sharding.local_qkv_width
+    dim = sharding.local_dim
     weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
     cache_bytes = 0.0
     positions = (
@@ -65,20 +67,15 @@ def footprint(
     for index in layers or range(config.num_layers):
         layer = precision.layer(index)
 
-        def size(elements: int, group: TensorGroup, layer: object = layer) -> float:
-            return elements * TILE_BYTES[layer.tensor(group)] / TILE**2  # type: ignore[attr-defined]
-
-        # a matrix has equal whole tiles of columns in every DRAM bank
-        bank = TILE * spec.dram_banks
-        weights += size(dim * round_up(qkv, bank), TensorGroup.WQKV)
-        weights += size(sharding.local_q_width * round_up(dim, bank), TensorGroup.WO)
-        weights += size(2 * dim * round_up(hidden, bank), TensorGroup.FF1_FF3)
-        weights += size(hidden * round_up(dim, bank), TensorGroup.FF2)
+        weights += layer_bytes(sharding, layer, spec)
         elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
-        cache_bytes += size(elements, TensorGroup.KV_CACHE)
+        cache_bytes += stored(elements, layer, TensorGroup.KV_CACHE)
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
             head = Precision.BF16
     weights += dim * sharding.local_vocab * TILE_BYTES[head] / TILE**2
+    if images:
+        built = layers or range(config.num_layers)
+        weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
     return Footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
@@ -90,6 +87,59 @@ def footprint(
             )
         ),
     )
+
+
+def stored(elements: int, layer: LayerPrecision, group: TensorGroup) -> float:
+    """Bytes of so many numbers in the format of a group."""
+    return elements * TILE_BYTES[layer.tensor(group)] / TILE**2
+
+
+def layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
+    """Bytes of the matrices of one layer, whatever it attends to."""
+    dim, hidden = sharding.local_dim, sharding.local_hidden
+    # a matrix has equal whole tiles of columns in every DRAM bank
+    bank = TILE * spec.dram_banks
+    return (
+        stored(dim * round_up(sharding.local_qkv_width, bank), layer, TensorGroup.WQKV)
+        + stored(sharding.local_q_width * round_up(dim, bank), layer, TensorGroup.WO)
+        + stored(2 * dim * round_up(hidden, bank), layer, TensorGroup.FF1_FF3)
+        + stored(hidden * round_up(dim, bank), layer, TensorGroup.FF2)
+    )
+
+
+def vision_bytes(
+    sharding: Sharding,
+    precision: ModelPrecision,
+    layers: range,
+    *,
+    spec: DeviceSpec,
+    images: int,
+    users: int,
+) -> float:
+    """Bytes of tower, tables, layers that look, their keys, and the states of one prompt."""
+    config, v = sharding.config, sharding.config.vision
+    assert v is not None
+    sizes, first = VisionSizes(v, sharding.num_chips), precision.layer(layers[0])
+    width, hidden, rows = (
+        sizes.local_heads * sizes.head_width,
+        sizes.hidden // sizes.ways,
+        sizes.rows,
+    )
+    blocks = v.num_layers + v.num_global_layers
+    matrices = blocks * v.dim * (4 * width + 2 * hidden) + sizes.patch_width * v.dim
+    matrices += v.output_dim * sharding.local_residual
+    total = stored(matrices, first, TensorGroup.WQKV)
+    total += 2.0 * len(v.ratios) * (rows + v.max_tiles * TILE) * v.dim + 2 * rows * TILE
+    total += v.max_tiles * rows**2 * TILE_BYTES[Precision.BFP4] / TILE**2
+    total += 2.0 * images * rows * config.dim
+    pages = image_pages(v, images, users)
+    keys = 2 * pages.num_blocks * TILE * sharding.local_kv_heads * sharding.head_dim
+    for before in v.cross_before:
+        if before in layers:
+            layer = precision.layer(before)
+            total += layer_bytes(sharding, layer, spec)
+            total += stored(keys, layer, TensorGroup.KV_CACHE)
+    return total
 
 
 def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: bool) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
+from models.vision_config import TILE, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class CacheAddress:
 
     positions: int32 [B], -1 when idle (decode). pages: int32 [users, blocks per user].
     chunk_pages: the pages of this chunk alone. users: uint32/int32 [n] rows of `pages` (prefill).
+    sight: what the users see of images; None where nobody sees any.
     """
 
     pages: Any = None
@@ -35,6 +37,34 @@ class CacheAddress:
     users: Any = None
     slot: int = 0
     chunk_start: int | None = None
+    sight: Sight | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What tokens see of images; keys and values of images lie in pages of their own.
+
+    rows: 1 where a token sees an image, else 0, [1, 1, B, D] as the residual stream lies (decode)
+    or [1, 1, S, 1] (prefill). keys: where each user's image keys lie; a user without an image has
+    the page of zeros, at position 0 (decode), or where to write them (prefill; None: they are
+    there). states: what the tower made of all images [1, 1, T, D], the last group first, of which
+    `seen` rows count (prefill). mask: which token sees which row, if not all the same (prefill).
+    """
+
+    rows: Any
+    keys: CacheAddress | None = None
+    states: Any = None
+    seen: int = 0
+    mask: Any = None
+
+
+NULL_PAGE = 0  # of zeros: what users without an image look at
+
+
+def image_pages(vision: VisionConfig, images: int, users: int) -> CacheConfig:
+    """Pages for the keys of so many images of every user, and the page of zeros."""
+    per_user = -(-images * vision.max_tiles * vision.tokens // TILE)
+    return CacheConfig(TILE, 1 + users * per_user)
 
 
 class PagedKVCache:
@@ -49,8 +79,14 @@ class PagedKVCache:
             for _ in range(2)
         )
 
-    def update(self, k_1BKW: Any, v_1BKW: Any, at: CacheAddress) -> None:
-        """Write one position of every active user."""
+    def update(self, k_1BKW: Any, v_1BKW: Any, at: CacheAddress, *, together: bool) -> None:
+        """Write one position of every active user; in one op where they lie on other cores."""
+        if together:
+            ttnn.experimental.paged_fused_update_cache(
+                self.k, k_1BKW, self.v, v_1BKW,
+                update_idxs_tensor=at.positions, page_table=at.pages,
+            )  # fmt: skip
+            return
         for cache, new in ((self.k, k_1BKW), (self.v, v_1BKW)):
             ttnn.experimental.paged_update_cache(
                 cache, new, update_idxs_tensor=at.positions, page_table=at.pages

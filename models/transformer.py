@@ -25,10 +25,10 @@ from models.layers.lm_head import LMHead
 from models.layers.norm import RMSNorm
 from models.layers.rope import RotaryEmbedding
 from models.layers.sampler import DeviceSampler
-from models.plans.attention import attention_weights
+from models.plans.attention import attention_weights, heads_apart
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
-from models.plans.target import Phase, Target
+from models.plans.target import Habits, Phase, Target
 from models.precision import ModelPrecision
 from models.sharding import Sharding
 from models.weights import WeightLoader
@@ -45,6 +45,8 @@ class ModelOptions:
     layers: range | None = None  # None: all of them
     pad_mlp_cores: int | None = None
     links: Links = Links()
+    habits: Habits = Habits.OWN
+    images: int = 0  # most images of one prompt; 0: text alone
 
 
 class Transformer:
@@ -65,18 +67,23 @@ class Transformer:
         self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores)
         self.batch = options.slots or self.sharding.slots(options.max_batch_size)
         self.ccl = collectives(self.sharding, options.links, mesh, self.batch)
-        weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
+        self.weights = weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)
         targets = [
-            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch)
+            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch, options.habits)
             for i in indices
         ]
-        self.targets = targets
+        self.indices, self.targets = indices, targets
         self.caches = [
             self._cache(index, target) for index, target in zip(indices, targets, strict=True)
         ]
         self.rope = RotaryEmbedding(
-            mesh, config, options.max_seq_len, targets[0].users, spec.compute_grid
+            mesh,
+            config,
+            options.max_seq_len,
+            targets[0].users,
+            spec.compute_grid,
+            together=heads_apart(targets[0]),
         )
         self.embedding = Embedding(weights)
         self.layers = [
@@ -122,7 +129,7 @@ class Transformer:
         with scope("embedding"):
             x_11BD = self.embedding(tokens_111B, residual)
             rotate = self.rope.decode(rope_positions_1B)
-        for layer in self.layers:
+        for layer in self.layers_of(at):
             x_11BD = layer.decode(x_11BD, rotate, at)
         return self._head(x_11BD)
 
@@ -143,7 +150,7 @@ class Transformer:
         with scope("embedding"):
             x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
             rotate = self.rope.prefill(rope_positions_1S)
-        for layer in self.layers:
+        for layer in self.layers_of(at):
             before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
             ttnn.deallocate(before)
         if last_rows is None:
@@ -156,6 +163,10 @@ class Transformer:
                 ttnn.unsqueeze_to_4D(picked), residual_memory(self.targets[-1], Phase.DECODE)
             )
         return self._head(x_11ND)
+
+    def layers_of(self, at: CacheAddress) -> Sequence[Any]:
+        """The layers that a pass goes through; vision_transformer.py has more with images."""
+        return self.layers
 
     def sample(self, logits_11BV: Any, inputs: Any, tokens_111B: Any) -> Any:
         """Draw the next token of every slot into `tokens_111B`."""

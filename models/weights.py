@@ -90,9 +90,28 @@ class WeightLoader:
 
     # --- arrangements: torch [out, in] weights become [1, 1, in, out], padded with zeros
 
-    def transposed(self, name: str, rows: int, columns: int) -> Callable[[], torch.Tensor]:
+    def transposed(
+        self, name: str, rows: int, columns: int, *, gate: str | None = None
+    ) -> Callable[[], torch.Tensor]:
         """One matrix as [1, 1, rows, columns]."""
-        return lambda: pad_to(self.checkpoint.get(name).T, rows, columns)[None, None]
+        return lambda: pad_to(self.gated(name, gate).T, rows, columns)[None, None]
+
+    def gated(self, name: str, gate: str | None) -> torch.Tensor:
+        """A tensor times the tanh of its gate, if it has one: the device then knows no gates."""
+        tensor = self.checkpoint.get(name)
+        if gate is None:
+            return tensor
+        return tensor.float() * self.checkpoint.get(gate).float().tanh()
+
+    def constant(
+        self, key: str, shape: Sequence[int], make: Callable[[], torch.Tensor], *, dtype: Any
+    ) -> Any:
+        """A table [1, 1, rows, columns] that all chips hold alike, in tiles."""
+        if getattr(self.checkpoint, "is_placeholder", False):
+            return ttnn.empty(
+                list(shape), dtype, ttnn.TILE_LAYOUT, self.mesh, ttnn.DRAM_MEMORY_CONFIG
+            )
+        return self.place(key, make, (None, None), dtype=dtype)
 
     def table(self, name: str) -> Callable[[], torch.Tensor]:
         """A matrix as it is stored, [1, 1, rows, width], bfloat16; in slices unless it is that.
@@ -101,7 +120,11 @@ class WeightLoader:
         """
 
         def arrange() -> torch.Tensor:
-            rows, width = self.sharding.config.vocab_size, self.sharding.config.dim
+            config = self.sharding.config
+            rows, width = config.vocab_size, config.dim
+            if config.vision is not None:  # its tokens have rows of their own
+                own = torch.cat([self.checkpoint.get(n) for n in (name, "image_embed.weight")])
+                return pad_to(own, own.shape[0], self.sharding.dim)[None, None]
             step = rows
             if isinstance(self.checkpoint, ReadsRows):
                 step = min(rows, max(1, _SLICE_ELEMENTS // width))
@@ -131,6 +154,29 @@ class WeightLoader:
 
         return arrange
 
+    def query(self, name: str) -> Callable[[], torch.Tensor]:
+        """Query columns alone, in the order of the shards' heads."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            heads = self._heads(name)
+            rows = torch.cat([pick_heads(heads, query) for query in sizes.heads.query])
+            return pad_to(rows.T, sizes.dim, rows.shape[0])[None, None]
+
+        return arrange
+
+    def fused_kv(self, prefix: str) -> Callable[[], torch.Tensor]:
+        """Key and value columns interleaved so that each shard holds its own heads."""
+        sizes = self.sharding
+
+        def arrange() -> torch.Tensor:
+            k, v = (self._heads(f"{prefix}.{name}.weight") for name in ("wk", "wv"))
+            parts = [pick_heads(part, kv) for kv in sizes.heads.key_value for part in (k, v)]
+            fused = torch.cat(parts)
+            return pad_to(fused.T, sizes.dim, fused.shape[0])[None, None]
+
+        return arrange
+
     def fused_qkv_bias(self, prefix: str) -> Callable[[], torch.Tensor]:
         """The bias row that goes with `fused_qkv`."""
         sizes = self.sharding
@@ -144,12 +190,14 @@ class WeightLoader:
 
         return arrange
 
-    def output_projection(self, name: str) -> Callable[[], torch.Tensor]:
+    def output_projection(
+        self, name: str, *, gate: str | None = None
+    ) -> Callable[[], torch.Tensor]:
         """Rows of the output projection in the order of the shards' query heads."""
         sizes = self.sharding
 
         def arrange() -> torch.Tensor:
-            weight = self.checkpoint.get(name).T  # [heads * head_dim, dim]
+            weight = self.gated(name, gate).T  # [heads * head_dim, dim]
             heads = weight.reshape(-1, sizes.config.head_dim, weight.shape[1])
             if sizes.head_dim != heads.shape[1]:
                 heads = F.pad(heads, (0, 0, 0, sizes.head_dim - heads.shape[1]))

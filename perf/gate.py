@@ -28,6 +28,7 @@ from perf.cost.units import State
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import Job, OpList, RunOps
 from perf.op_lists.text import text_of_run
+from perf.own import Comparison, comparisons
 from perf.predict.figures import job_for, predict_ops, unfolded
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
@@ -217,10 +218,30 @@ def check(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> list[
     return [verdict for verdict in verdicts if verdict.failed]
 
 
+def check_own(found: Sequence[Comparison]) -> list[Verdict]:
+    """Published rows for which our own op lists are predicted to be slower than recorded."""
+    kept, allowed = targets.load()["own"], targets.tolerances()["grown"]
+    verdicts = []
+    for one in found:
+        before = kept.get(one.key)
+        if before is None:
+            verdicts.append(Verdict("failed", f"{one.key}: was never recorded"))
+            continue
+        slower = before["tokens_per_s_per_user"] / one.own.tokens_per_s_per_user - 1
+        later = one.own.ttft_ms / before["ttft_ms"] - 1
+        for name, grown in (("tokens/s/user", slower), ("TTFT", later)):
+            if grown > allowed:
+                verdicts.append(
+                    Verdict("failed", f"{one.key}: {name} {100 * grown:.1f} % slower than recorded")
+                )
+    return verdicts
+
+
 def record() -> int:
     """Write predictions and golden op lists; how many predictions there are."""
     found = {key: entry.as_json() for key, entry in predictions()}
-    targets.save(targets.load() | {"predictions": found})
+    own = {one.key: one.as_json() for one in comparisons()}
+    targets.save(targets.load() | {"predictions": found, "own": own})
     GOLDEN.mkdir(exist_ok=True)
     for path, text in golden_texts():
         path.write_text(text, encoding="utf-8")
@@ -239,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"recorded {record()} predictions and {len(GOLDEN_RUNS)} op lists")
         return 0
     failures = check()
+    failures += check_own(list(comparisons()))
     for verdict in failures:
         print(verdict.message)
     diffs = golden_diffs()

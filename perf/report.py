@@ -2,6 +2,8 @@
 
     python -m perf.report            writes PERF.md
     python -m perf.report --print    prints it
+    python -m perf.report --own      each published row beside what our own op lists are predicted
+                                     to reach; exits 1 if one is too slow
 
 Published figures come from targets.json, modelled ones from perf/predict (for the software the
 published figures come from), measured ones from generated/benchmark_records.jsonl where a run on
@@ -19,6 +21,7 @@ from pathlib import Path
 from backends.device_specs import SPECS
 from perf.calibrate.published_rows import Row, load_rows
 from perf.op_lists.kept import ROOT
+from perf.own import Comparison, comparisons, own_lines
 from perf.predict.figures import Prediction, job_for, predict
 from perf.record import RECORDS, read_records
 from perf.targets import Target, load, published
@@ -29,9 +32,11 @@ HEAD = """# Performance and accuracy
 Rendered by `python -m perf.report`; nothing reads this file. Every figure is one of
 
 - **published**: from the tables of the reference implementation (source: [perf/published](perf/published));
-- **modelled**: predicted from the op list of the real forward for the same software, by
+- **modelled**: predicted from the op list of the real forward for the software that was published, by
   `python -m perf.predict --model MODEL --device DEVICE --batch_size N --prefill_len S --optimizations ...`;
   how good it is: `python -m perf.calibrate --report`;
+- **ours**: predicted from this repository's own op list (`--software own`), with its ratio to the published figure
+  (above 1: ours is faster); all rows: `python -m perf.report --own`;
 - **measured**: by a run of `{demo}` on hardware (none recorded yet unless shown);
 - **measured on the emulator**: token accuracy, which does not depend on speed; the command stands there.
 
@@ -54,7 +59,7 @@ TITLES = {
 }
 COLUMNS = (
     "Model", "Device", "Top-1 (%)", "Top-5 (%)", "Speed published", "Speed modelled",
-    "TTFT published", "TTFT modelled", "measured",
+    "Speed ours", "TTFT published", "TTFT modelled", "TTFT ours", "measured",
 )  # fmt: skip
 
 
@@ -87,10 +92,9 @@ def measured(target: Target, records: Sequence[dict[str, object]]) -> str:
     return ""
 
 
-def figure_row(
-    target: Target, prediction: Prediction | None, records: Sequence[dict[str, object]]
-) -> list[str]:
+def figure_row(target: Target, row: Row | None, records: Sequence[dict[str, object]]) -> list[str]:
     """One line of a table."""
+    prediction, ours = modelled(row), None if row is None else Comparison(row)
     groups = f" (DP={target.data_parallel})" if target.data_parallel > 1 else ""
     speed = ttft = ""
     if prediction is not None:
@@ -104,10 +108,17 @@ def figure_row(
         number(target.top5, 0),
         number(target.tokens_per_s_per_user),
         speed,
+        "" if ours is None else _ours(ours.own.tokens_per_s_per_user, ours.speed_ratio, 1),
         number(target.ttft_ms, 0),
         ttft,
+        "" if ours is None else _ours(ours.own.ttft_ms, ours.ttft_ratio, 0),
         measured(target, records),
     ]
+
+
+def _ours(value: float, ratio: float | None, digits: int) -> str:
+    """A figure of ours with its ratio to the published one."""
+    return f"{value:.{digits}f}" + ("" if ratio is None else f" ({ratio:.2f} x)")
 
 
 def modelled(row: Row | None) -> Prediction | None:
@@ -123,7 +134,7 @@ def render(records_path: Path = RECORDS) -> str:
     found = published()
 
     def lines(targets: Iterable[Target]) -> list[list[str]]:
-        return [figure_row(t, modelled(rows.get(_target_key(t))), records) for t in targets]
+        return [figure_row(t, rows.get(_target_key(t)), records) for t in targets]
 
     for (mode, batch, length), title in TITLES.items():
         chosen = [
@@ -136,9 +147,9 @@ def render(records_path: Path = RECORDS) -> str:
     custom = [t for t in found if t.optimizations.startswith("precision_cfg")]
     parts += [
         table(
-            [[f"`{t.optimizations}`", *line[2:6], line[6]] for t, line in zip(custom, lines(custom),
+            [[f"`{t.optimizations}`", *line[2:7], line[7]] for t, line in zip(custom, lines(custom),
                                                                               strict=True)],
-            ("Optimizations", *COLUMNS[2:6], "TTFT published"),
+            ("Optimizations", *COLUMNS[2:7], "TTFT published"),
         ),
         "",
         "TTFTs of these rows come from another harness and are not modelled.\n",
@@ -202,7 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write or print."""
     parser = argparse.ArgumentParser(prog="python -m perf.report")
     parser.add_argument("--print", action="store_true", dest="show", help="print, do not write")
+    parser.add_argument(
+        "--own", action="store_true", help="print published rows beside ours; 1 if one is too slow"
+    )
     options = parser.parse_args(arguments)
+    if options.own:
+        found = list(comparisons())
+        print("\n".join(own_lines(found)))
+        return int(any(one.misses for one in found))
     text = render()
     if options.show:
         print(text)

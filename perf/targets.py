@@ -2,7 +2,7 @@
 
 Sections: `published` (figures of the published tables), `tolerances`, `accuracy` (token accuracy
 measured on the emulator), `predictions` (modelled figures that a change must not worsen; gate.py
-records them).
+records them), `own` (each published row as our own op list is predicted to reach it).
 
     python -m perf.targets     rewrites `published` from published/model_figures.csv
 """
@@ -68,7 +68,7 @@ def save(targets: Mapping[str, Any], path: Path = PATH) -> None:
         if isinstance(section, list):
             body = ",\n    ".join(json.dumps(entry) for entry in section)
             lines.append(f"  {json.dumps(name)}: [\n    {body}\n  ]")
-        elif name == "predictions":
+        elif name in ("predictions", "own"):
             body = ",\n    ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in section.items())
             lines.append(f"  {json.dumps(name)}: {{\n    {body}\n  }}")
         else:
@@ -153,6 +153,7 @@ def main() -> int:
             "published": read_published(),
             "accuracy": known.get("accuracy", []),
             "predictions": known.get("predictions", {}),
+            "own": known.get("own", {}),
         }
     )
     print(f"wrote {PATH}")

@@ -17,13 +17,16 @@ from models.collectives import Links
 from models.config import ModelConfig
 from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
+from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
 from models.transformer import ModelOptions
+from models.vision_config import no_vision
 from runtime.settings import Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
+MOST_IMAGES = 8  # of one prompt: their states wait on the device until it is prefilled
 WEIGHTS = ("instruct", "random", "placeholder")
 
 
@@ -48,7 +51,9 @@ class LoadOptions:
     trace_region_size: int = 50_000_000
     worker_l1_size: int | None = None  # bytes of each core's L1 for tensors; None: TT-NN's default
     fill_grid: bool = False  # 2D meshes decode a whole tile of users, as some software does
+    habits: Habits = Habits.OWN  # whose plans: only the calibration asks for others
     seed: int = 0  # of random weights
+    images: int = 0  # most images of one prompt; 0: a vision model runs its text stack alone
 
 
 def spec_of(options: LoadOptions) -> DeviceSpec:
@@ -72,12 +77,26 @@ def check_options(options: LoadOptions, config: ModelConfig, spec: DeviceSpec) -
             f"max_seq_len {options.max_seq_len} is longer than the context of {config.name}, "
             f"{config.max_position_embeddings} tokens: use a smaller one"
         )
+    check_sight(options, config, group_shape(spec, max(1, options.data_parallel)))
     chips = spec.num_chips
     if options.data_parallel < 1 or chips % options.data_parallel:
         fits = [n for n in range(1, chips + 1) if chips % n == 0]
         raise ValueError(
             f"data_parallel {options.data_parallel} does not divide the {chips} chips of "
             f"{spec.name}: choose one of {', '.join(map(str, fits))}"
+        )
+
+
+def check_sight(options: LoadOptions, config: ModelConfig, shape: tuple[int, int]) -> None:
+    """Refuse images where there are no eyes for them."""
+    if not 0 <= options.images <= MOST_IMAGES:
+        raise ValueError(f"{options.images} images a prompt: use 0 (text alone) to {MOST_IMAGES}")
+    if options.images and config.vision is None:
+        raise no_vision(config.name)
+    if options.images and min(shape) > 1:
+        raise ValueError(
+            f"{config.name} takes images on one chip or a line of chips, not on a mesh of "
+            f"{shape[0]}x{shape[1]}: use N300, T3K or P150, or text alone"
         )
 
 
@@ -161,6 +180,7 @@ class Blueprint:
             slots=self.slots,
             max_seq_len=self.options.max_seq_len,
             ring=self.links.ring,
+            images=self.options.images,
         )
 
     @property
@@ -179,6 +199,8 @@ class Blueprint:
             layers=self.options.layers,
             pad_mlp_cores=self.sharding.pad_mlp_cores,
             links=self.links,
+            habits=self.options.habits,
+            images=self.options.images,
         )
 
     def check_fits(self) -> None:

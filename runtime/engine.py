@@ -281,9 +281,12 @@ class Engine:
             self.traces.pop(Result.LIKELIEST).release()
         return Result.DRAWN
 
-    def _step(self, result: Result) -> Any:
+    def _decode_address(self) -> CacheAddress:
         pages = self.pages.tensor if self.block_size else None
-        at = CacheAddress(pages=pages, positions=self.positions.tensor)
+        return CacheAddress(pages=pages, positions=self.positions.tensor)
+
+    def _step(self, result: Result) -> Any:
+        at = self._decode_address()
         logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
         if result is Result.LOGITS:
             return logits

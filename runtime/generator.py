@@ -195,7 +195,7 @@ class Generator:
                 break
             if self.share_prefixes:
                 # a prompt that begins like one of this wave waits, to read what that one writes
-                start = tuple(request.prompt[: self.engines[0].block_size])
+                start = tuple(request.contents[: self.engines[0].block_size])
                 if start in unwritten:
                     break
                 unwritten.add(start)
@@ -204,15 +204,18 @@ class Generator:
             pool = self.pools[slot // self.slots_per_engine]
             if pool is not None:
                 limit = request.cache_length
-                user.position = pool.allocate(slot, request.prompt, limit=limit)
+                user.position = pool.allocate(slot, request.contents, limit=limit)
             if self.prompts_by_decode:
                 user.position, user.unfed = request.start, deque(request.prompt)
                 user.token = user.unfed.popleft()
-            self._write_table(slot)
-            self.users[slot] = user
-            self.sampler.assign(slot, request.sampling, request.prompt)
+            self._seat(slot, user)
             slots.append(slot)
         return slots
+
+    def _seat(self, slot: int, user: _User) -> None:
+        self._write_table(slot)
+        self.users[slot] = user
+        self.sampler.assign(slot, user.request.sampling, user.request.prompt)
 
     def prefill(self, slots: Sequence[int]) -> Step:
         """Prefill the users of these slots and choose their first tokens."""
@@ -233,7 +236,7 @@ class Generator:
             chosen += self._choose(logits, own)
             for slot, user in zip(own, users, strict=True):
                 user.position = len(user.request.prompt)
-                self._publish(slot, user.request.prompt)
+                self._publish(slot, user.request.contents)
         return self._finish_step(StepKind.PREFILL, handles, chosen, begin)
 
     def decode(self) -> Step:
@@ -312,7 +315,7 @@ class Generator:
         pool = self.pools[slot // self.slots_per_engine]
         if pool is not None:
             if user.num_new:  # else its prompt was never written
-                self._publish(slot, [*user.request.prompt, *user.history])
+                self._publish(slot, [*user.request.contents, *user.history])
             pool.free(slot)
         self._write_table(slot)
         self.users[slot] = None
@@ -335,7 +338,7 @@ class Generator:
         for slot in sorted(free, key=lambda s: (busy[s // self.slots_per_engine], s)):
             pool = self.pools[slot // self.slots_per_engine]
             limit = request.cache_length
-            if pool is None or pool.can_allocate(request.prompt, limit=limit):
+            if pool is None or pool.can_allocate(request.contents, limit=limit):
                 return slot
         return None
 

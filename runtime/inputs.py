@@ -31,26 +31,35 @@ class InputPlacer:
             self.mesh, dims=tuple(dims), mesh_shape=(self.sharding.rows, self.sharding.cols)
         )
 
-    def host(self, values: torch.Tensor, dtype: Any, user_dim: int | None = None) -> Any:
+    def host(
+        self, values: torch.Tensor, dtype: Any, user_dim: int | None = None, *, layout: Any = None
+    ) -> Any:
         """Host tensor laid out for the mesh; `user_dim` is the dim that columns split."""
-        return ttnn.from_torch(
-            values, dtype=dtype, layout=ttnn.ROW_MAJOR_LAYOUT, mesh_mapper=self._mapper(user_dim)
-        )
-
-    def device(self, values: torch.Tensor, dtype: Any, user_dim: int | None = None) -> Any:
-        """Device tensor in DRAM, row-major."""
         return ttnn.from_torch(
             values,
             dtype=dtype,
-            layout=ttnn.ROW_MAJOR_LAYOUT,
+            layout=layout or ttnn.ROW_MAJOR_LAYOUT,
+            mesh_mapper=self._mapper(user_dim),
+        )
+
+    def device(
+        self, values: torch.Tensor, dtype: Any, user_dim: int | None = None, *, layout: Any = None
+    ) -> Any:
+        """Device tensor in DRAM, row-major unless told otherwise."""
+        return ttnn.from_torch(
+            values,
+            dtype=dtype,
+            layout=layout or ttnn.ROW_MAJOR_LAYOUT,
             device=self.mesh,
             memory_config=ttnn.DRAM_MEMORY_CONFIG,
             mesh_mapper=self._mapper(user_dim),
         )
 
-    def buffer(self, values: torch.Tensor, dtype: Any, user_dim: int | None = None) -> Buffer:
+    def buffer(
+        self, values: torch.Tensor, dtype: Any, user_dim: int | None = None, *, layout: Any = None
+    ) -> Buffer:
         """A device tensor that can be rewritten."""
-        return Buffer(self, values, dtype, user_dim)
+        return Buffer(self, values, dtype, user_dim, layout)
 
     def read_vocab(self, logits_11BV: Any) -> torch.Tensor:
         """Logits of all chips' shares side by side, float32 [B, vocab_size]."""
@@ -69,17 +78,18 @@ class Buffer:
     """A device tensor and the values it is known to hold, so that equal input is not sent again."""
 
     def __init__(
-        self, placer: InputPlacer, values: torch.Tensor, dtype: Any, user_dim: int | None
-    ) -> None:
+        self, placer: InputPlacer, values: torch.Tensor, dtype: Any, user_dim: int | None,
+        layout: Any = None,
+    ) -> None:  # fmt: skip
         self.placer, self.dtype, self.user_dim = placer, dtype, user_dim
-        self.values = values.clone()
-        self.tensor = placer.device(values, dtype, user_dim)
+        self.values, self.layout = values.clone(), layout
+        self.tensor = placer.device(values, dtype, user_dim, layout=layout)
 
     def write(self, values: torch.Tensor) -> None:
         """Send `values` unless the device holds them already."""
         if torch.equal(values, self.values):
             return
-        host = self.placer.host(values, self.dtype, self.user_dim)
+        host = self.placer.host(values, self.dtype, self.user_dim, layout=self.layout)
         ttnn.copy_host_to_device_tensor(host, self.tensor)
         self.values = values.clone()
 
@@ -89,5 +99,5 @@ class Buffer:
 
     def rewrite(self) -> None:
         """Send the known values again, after a pass whose writes do not count."""
-        host = self.placer.host(self.values, self.dtype, self.user_dim)
+        host = self.placer.host(self.values, self.dtype, self.user_dim, layout=self.layout)
         ttnn.copy_host_to_device_tensor(host, self.tensor)

@@ -63,10 +63,17 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
 
 def build_engine(plan: Blueprint, mesh: Any, checkpoint: Any, cache: Any) -> Engine:
     """The model of one data-parallel group on its mesh, ready to run."""
-    model = Transformer(
+    model_type: type[Transformer] = Transformer
+    engine_type: type[Engine] = Engine
+    if plan.options.images:
+        from models.vision_transformer import VisionTransformer
+        from runtime.image_engine import ImageEngine
+
+        model_type, engine_type = VisionTransformer, ImageEngine
+    model = model_type(
         mesh, plan.spec, plan.config, plan.precision, checkpoint, cache, plan.model_options
     )
-    return Engine(
+    return engine_type(
         model,
         max_prefill_chunk=plan.max_prefill_chunk,
         enable_trace=plan.options.enable_trace,
@@ -76,13 +83,14 @@ def build_engine(plan: Blueprint, mesh: Any, checkpoint: Any, cache: Any) -> Eng
 
 def _open(options: LoadOptions) -> Any:
     """The checkpoint the options name; random and placeholder weights need only a config."""
+    vision = options.images > 0
     if options.weights == "placeholder":
-        return PlaceholderCheckpoint(load_config(options.model))
+        return PlaceholderCheckpoint(load_config(options.model, vision=vision))
     if options.weights == "random":
-        return RandomCheckpoint(load_config(options.model), options.seed)
+        return RandomCheckpoint(load_config(options.model, vision=vision), options.seed)
     from models.checkpoints.open import open_checkpoint
 
-    return open_checkpoint(options.model)
+    return open_checkpoint(options.model, vision=vision)
 
 
 def weight_cache(

@@ -40,6 +40,11 @@ class Request:
     forced: Sequence[int] = ()
 
     @property
+    def contents(self) -> Sequence[int]:
+        """What the prompt's cache holds: where this is equal, prompts may share it."""
+        return self.prompt
+
+    @property
     def prompt_end(self) -> int:
         """First position after the prompt."""
         return self.start + len(self.prompt)

@@ -92,27 +92,10 @@ class Tokenizer:
         if self.chat_template is None:
             raise ValueError("this model has no chat template: run it with --instruct 0")
         if self._compiled is None:
-            self._compiled = _compile(self.chat_template)
-        messages = [{"role": "user", "content": text}]
-        return self._compiled.render(
-            messages=messages, add_generation_prompt=True, **self.template_names
-        )
+            from runtime.chat_template import ChatTemplate  # jinja takes a while to import
 
-
-def _compile(template: str) -> Any:
-    """Compile as transformers does: sandboxed, with its whitespace rules and helpers."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise ValueError(f"the model's chat template refuses this conversation: {message}")
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    # strftime_now is left out on purpose: templates then use a fixed date, and runs can be compared
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(template)
+            self._compiled = ChatTemplate(self.chat_template)
+        return self._compiled.render([{"role": "user", "content": text}], self.template_names)
 
 
 class StandInCodec:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -195,3 +197,34 @@ def _write_vocabulary(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_bos_token_id(config.bos_token_ids[0])
     writer.add_eos_token_id(config.eos_token_ids[-1])
     writer.add_chat_template(chat_template(config))
+
+
+def raw_gguf(fields: dict[str, Any], tensors: list[tuple[str, tuple[int, ...], int, int]]) -> bytes:
+    """The header of a file with any values at all; `tensors` are (name, shape, type, offset)."""
+
+    def text(value: str) -> bytes:
+        encoded = value.encode("utf-8", "replace")
+        return struct.pack("<Q", len(encoded)) + encoded
+
+    def typed(value: Any) -> tuple[int, bytes]:
+        if isinstance(value, bool):
+            return 7, struct.pack("<?", value)
+        if isinstance(value, int):
+            kind, code = (10, "<Q") if value >= 0 else (11, "<q")
+            return kind, struct.pack(code, value)
+        if isinstance(value, float):
+            return 12, struct.pack("<d", value)
+        if isinstance(value, str):
+            return 8, text(value)
+        items = [typed(item) for item in value]
+        kind = items[0][0] if items else 4
+        return 9, struct.pack("<IQ", kind, len(items)) + b"".join(body for _, body in items)
+
+    body = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    for key, value in fields.items():
+        kind, encoded = typed(value)
+        body += text(key) + struct.pack("<I", kind) + encoded
+    for name, shape, number, offset in tensors:
+        body += text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+        body += struct.pack("<IQ", number, offset)
+    return body

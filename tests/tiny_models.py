@@ -27,7 +27,8 @@ from models.checkpoints.vision_names import per_layout
 from models.config import ModelConfig, RopeScaling
 from models.families import family_of
 from models.vision_config import VisionConfig
-from runtime.tokenizer_files import LLAMA3_SPECIAL, LLAMA3_TEMPLATE
+from runtime.codecs import LLAMA3_SPECIAL
+from runtime.tokenizer_files import LLAMA3_TEMPLATE
 
 BASE_VOCAB = 512  # tokens trained from the text below; special tokens follow
 _TEXT = """\

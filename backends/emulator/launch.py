@@ -69,7 +69,7 @@ def launch(
     outs: Sequence[Out],
     compute: Callable[..., Any],
     *,
-    into: Tensor | None = None,
+    into: Tensor | tuple[Tensor, ...] | None = None,
     view: bool = False,
     exact: bool = False,
     host: bool = False,
@@ -82,7 +82,8 @@ def launch(
     """Run one op; returns one tensor, or a tuple where it has several outputs.
 
     compute(*data) gets the inputs' torch tensors, mesh dims leading, and returns one result per
-    output. `into` is an existing tensor that takes the result (None: compute wrote it in place).
+    output. `into` is an existing tensor that takes the result (None: compute wrote it in place),
+    or several of them.
     A `view` shares the first input's buffer and moves no bytes. `exact`: results need no rounding.
     `host`: host tensors are taken too. The last four are its Cost; without
     `dram_bytes`, all that lies in DRAM is read or written once.
@@ -93,7 +94,7 @@ def launch(
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
     device = device_of(name, inputs)
     if into is not None:
-        outputs = [into]
+        outputs = list(into) if isinstance(into, tuple) else [into]
     else:
         outputs = [Tensor(None, *out, device) for out in outs]
         for tensor in outputs:

@@ -163,12 +163,7 @@ class Replay:
     def _compute(self, at: int, aliases: dict[int, torch.Tensor]) -> None:
         """One op of Python. Values change in place here: it gets tensors that nobody remembers."""
         step = self._entries[at].step
-        reads = [
-            tensor
-            if _key(tensor) not in self._changing
-            else aliases.setdefault(id(tensor), tensor.detach())
-            for tensor in self._reads[at]
-        ]
+        reads = [self._fresh(tensor, aliases) for tensor in self._reads[at]]
         result = self._steps[step][0](*reads)
         results = (result,) if isinstance(result, torch.Tensor) else tuple(result)
         for target, value in zip(self._results[step], results, strict=True):
@@ -176,11 +171,23 @@ class Replay:
                 assert target.shape == value.shape and target.dtype is value.dtype
                 target.copy_(value)
 
-    def registers_before(self, step: int, registers: list[Any]) -> None:
-        """Put the results of the steps before one into the registers of a run op by op."""
+    def registers_before(self, step: int, registers: list[Any]) -> list[Any]:
+        """`registers` as a run op by op goes on from a step, nothing in them remembered by anyone.
+
+        Else page numbers that a loop has just refused would count as those checked before.
+        """
+        registers = list(registers)
         for (_, _, targets), results in zip(self._steps[:step], self._results, strict=False):
             for place, tensor in zip(targets, results, strict=True):
                 registers[place] = tensor
+        aliases: dict[int, torch.Tensor] = {}
+        return [None if each is None else self._fresh(each, aliases) for each in registers]
+
+    def _fresh(self, tensor: torch.Tensor, aliases: dict[int, torch.Tensor]) -> torch.Tensor:
+        """The tensor, or an alias of it where its values change in place."""
+        if _key(tensor) not in self._changing:
+            return tensor
+        return aliases.setdefault(id(tensor), tensor.detach())
 
 
 def _arrange(recorder: Recorder, kept: set[int]) -> dict[int, int]:

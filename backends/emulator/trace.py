@@ -56,7 +56,7 @@ class Capture:
                 return
         if not exact:
             compute = finished(compute, [tensor.dtype for tensor in outputs])
-        if is_written:
+        if is_written and len(outputs) == 1:
             compute = _or_last(compute)
             sources.append(self._value(outputs[0]))
         # a written tensor has a new value, so that copies made of it before keep the old one
@@ -140,8 +140,7 @@ class Program:
             if done == len(self.steps):
                 self._finish(self._replay_registers, in_place=True)
                 return
-            registers = list(self._replay_registers)
-            self._replay.registers_before(done, registers)
+            registers = self._replay.registers_before(done, self._replay_registers)
             self._replay = None
             self._run_steps(registers, done)
             return

@@ -58,19 +58,19 @@ class Attention:
         self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any
     ) -> Any:
         qkv = ttnn.linear(x_11BD, self.w_qkv, **plan.qkv)
-        qkv = ttnn.to_memory_config(qkv, ttnn.L1_MEMORY_CONFIG)
+        qkv = ttnn.to_memory_config(qkv, plan.heads_input)
         qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.L1_MEMORY_CONFIG)
         qkv = self.ccl.own_users(qkv)
         q_1BHW, k_1BKW, v_1BKW = ttnn.experimental.nlp_create_qkv_heads_decode(
-            qkv, **self.heads, memory_config=ttnn.L1_HEIGHT_SHARDED_MEMORY_CONFIG
+            qkv, **self.heads, **plan.heads
         )
         q_1BHW, k_1BKW = self._norm_heads(q_1BHW, k_1BKW)
-        q_1BHW, k_1BKW = rotate(q_1BHW), rotate(k_1BKW)
-        self.cache.update(k_1BKW, v_1BKW, at)
+        q_1BHW, k_1BKW = rotate(q_1BHW, k_1BKW)
+        self.cache.update(k_1BKW, v_1BKW, at, together=rotate.together)
         mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
         mixed_1BHW = ttnn.to_memory_config(mixed_1BHW, plan.concat_input)
         mixed = ttnn.experimental.nlp_concat_heads_decode(mixed_1BHW, num_heads=self.num_heads)
-        mixed = self._drop_idle_rows(mixed, q_1BHW.shape[1])
+        mixed = drop_idle_rows(mixed, q_1BHW.shape[1])
         mixed = ttnn.to_memory_config(self.ccl.all_users(mixed), plan.o_input)
         out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
         return self.ccl.sum_rows(out_11BD, residual, "WO")
@@ -95,7 +95,7 @@ class Attention:
         )
         ttnn.deallocate(qkv)
         q_NHSW, k_NKSW = self._norm_heads(q_NHSW, k_NKSW)
-        q_NHSW, k_NKSW = rotate(q_NHSW), rotate(k_NKSW)
+        q_NHSW, k_NKSW = rotate(q_NHSW, k_NKSW)
         k_NKSW = ttnn.typecast(k_NKSW, dtype=self.cache.dtype)
         v_NKSW = ttnn.typecast(v_NKSW, dtype=self.cache.dtype)
         self.cache.fill(k_NKSW, v_NKSW, at)
@@ -121,16 +121,17 @@ class Attention:
         norm_q, norm_k = self.head_norms
         return norm_q(q), norm_k(k)
 
-    def _drop_idle_rows(self, mixed: Any, users: int) -> Any:
-        """Head concatenation pads the users to a tile; go back to the users there are."""
-        rows, width = mixed.shape[2], mixed.shape[3]
-        if users == rows:
-            return mixed
-        return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
+
+def drop_idle_rows(mixed: Any, users: int) -> Any:
+    """Head concatenation pads the users to a tile; go back to the users there are."""
+    rows, width = mixed.shape[2], mixed.shape[3]
+    if users == rows:
+        return mixed
+    return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
 
 
 class HeadNorm:
-    """Norm of every head by itself (Qwen3)."""
+    """Norm of every head by itself."""
 
     def __init__(self, name: str, weights: WeightLoader) -> None:
         sizes = weights.sharding

@@ -13,7 +13,16 @@ from models.weights import WeightLoader
 class MLP:
     """Gate and up are column-parallel, down is row-parallel."""
 
-    def __init__(self, name: str, weights: WeightLoader, plan: MLPWeights, ccl: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: WeightLoader,
+        plan: MLPWeights,
+        ccl: Any,
+        *,
+        gate: str | None = None,
+    ) -> None:
+        """`gate` names a number whose tanh scales what the block gives."""
         self.ccl = ccl
         dim, hidden = weights.sharding.dim, weights.sharding.hidden
 
@@ -29,7 +38,7 @@ class MLP:
         self.w_gate, self.w_up = column("w1"), column("w3")
         self.w_down = weights.place(
             f"{name}.w2",
-            weights.transposed(f"{name}.w2.weight", hidden, dim),
+            weights.transposed(f"{name}.w2.weight", hidden, dim, gate=gate),
             ("hidden", "dim"),
             dtype=plan.down_dtype,
             memory=plan.down_memory,

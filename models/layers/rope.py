@@ -27,8 +27,17 @@ class Rotation:
     sin: Any
     transformation: Any
     decode: bool
+    together: bool = False  # queries and keys lie on cores of their own: one op turns both
 
-    def __call__(self, heads: Any) -> Any:
+    def __call__(self, q: Any, k: Any) -> tuple[Any, Any]:
+        if self.together:
+            q, k = ttnn.experimental.rotary_embedding_llama_fused_qk(
+                q, k, self.cos, self.sin, self.transformation
+            )
+            return q, k
+        return self._turn(q), self._turn(k)
+
+    def _turn(self, heads: Any) -> Any:
         return ttnn.experimental.rotary_embedding_llama(
             heads, self.cos, self.sin, self.transformation, is_decode_mode=self.decode
         )
@@ -38,9 +47,13 @@ class RotaryEmbedding:
     """Tables of `length` positions in DRAM, replicated on every chip."""
 
     def __init__(
-        self, mesh: Any, config: ModelConfig, length: int, users: int, grid: tuple[int, int]
-    ) -> None:
-        self.head_dim, self.users, self.grid = round_up(config.head_dim, TILE), users, grid
+        self, mesh: Any, config: ModelConfig, length: int, users: int, grid: tuple[int, int],
+        *, together: bool,
+    ) -> None:  # fmt: skip
+        """`together`: a decode step turns queries and keys in one op, on twice the cores."""
+        self.head_dim, self.grid = round_up(config.head_dim, TILE), grid
+        self.together = together
+        self.cores = 2 * users if together else users
         cos, sin = rope_tables(config, length)
         self.cos, self.sin = (_replicated(mesh, t, ttnn.ROW_MAJOR_LAYOUT) for t in (cos, sin))
         turn = torch.zeros(TILE, TILE)
@@ -50,9 +63,9 @@ class RotaryEmbedding:
         self.turn_prefill = _replicated(mesh, turn[None, None], ttnn.TILE_LAYOUT)
         self.turn_decode = _replicated(
             mesh,
-            turn.repeat(users, 1)[None, None],
+            turn.repeat(self.cores, 1)[None, None],
             ttnn.TILE_LAYOUT,
-            height_sharded(users, TILE, grid),
+            height_sharded(self.cores, TILE, grid),
         )
 
     def prefill(self, positions_1S: Any) -> Rotation:
@@ -62,14 +75,16 @@ class RotaryEmbedding:
 
     def decode(self, positions_1B: Any) -> Rotation:
         """Rotation of one token per user, one user per core."""
-        memory = height_sharded(self.users, self.head_dim, self.grid)
-        cos_1B1W, sin_1B1W = (
-            ttnn.interleaved_to_sharded(
-                ttnn.transpose(self._rows(table, positions_1B), 1, 2), memory
-            )
-            for table in (self.cos, self.sin)
-        )
-        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True)
+        memory = height_sharded(self.cores, self.head_dim, self.grid)
+
+        def spread(table: Any) -> Any:
+            rows_1B1W = ttnn.transpose(self._rows(table, positions_1B), 1, 2)
+            if self.together:  # the users' rows for their queries, and again for their keys
+                rows_1B1W = ttnn.concat([rows_1B1W, rows_1B1W], dim=1)
+            return ttnn.interleaved_to_sharded(rows_1B1W, memory)
+
+        cos_1B1W, sin_1B1W = spread(self.cos), spread(self.sin)
+        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True, together=self.together)
 
     def _rows(self, table: Any, positions: Any) -> Any:
         rows = ttnn.embedding(positions, table, layout=ttnn.TILE_LAYOUT)

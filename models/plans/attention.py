@@ -8,17 +8,21 @@ from typing import Any
 
 from backends import ttnn
 from models.plans.matmul import (
+    MOST_CORES,
     Kwargs,
     PrefillLinear,
+    Spread,
+    by_rows,
     decode_linear,
     height_sharded,
     prefill_linear,
     weight_memory,
-    width_sharded,
 )
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import TILE
+
+MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class AttentionDecode:
     """Arguments of each decode op, in the order they run."""
 
     qkv: Kwargs
+    heads_input: Any
+    heads: Kwargs
     scores: Kwargs
     concat_input: Any
     o_input: Any
@@ -83,10 +89,47 @@ def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, An
     }
 
 
+def heads_apart(target: Target) -> bool:
+    """Whether queries and keys of a decode step lie on cores of their own.
+
+    Then one op turns both and one writes keys and values. It takes a projection whose every head
+    is a core's share, straight from the matmul.
+    """
+    sizes, spec = target.sharding, target.spec
+    return (
+        target.is_own
+        and not sizes.is_2d
+        and not sizes.config.qkv_bias
+        and _projected_heads(target) <= MOST_CORES
+        and sizes.head_dim % TILE == 0
+        and 2 * target.users <= spec.num_cores
+    )
+
+
+def _projected_heads(target: Target) -> int:
+    return target.sharding.local_heads + 2 * target.sharding.local_kv_heads
+
+
+def _o_input(target: Target) -> Spread:
+    """Where the output projection reads: as heads are joined, unless moving them pays."""
+    sizes, spec = target.sharding, target.spec
+    moved = target.spread(sizes.local_q_width)
+    tiles = sizes.local_q_width // TILE
+    if not target.is_own or sizes.is_2d or sizes.local_heads > MOST_CORES or sizes.head_dim % TILE:
+        return moved
+    blocks = [tiles // min(tiles // cores, 8) for cores in (sizes.local_heads, moved.cores)]
+    if blocks[0] - blocks[1] >= MOVE_BLOCKS:
+        return moved
+    joined = by_rows(sizes.local_q_width, sizes.local_heads, spec)
+    return Spread(sizes.local_heads, (sizes.local_heads, 1), joined)
+
+
 def attention_decode(target: Target) -> AttentionDecode:
     sizes, spec = target.sharding, target.spec
     wide = target.activation_dtype(ttnn.bfloat16)
     head_rows = -(-sizes.local_heads // TILE)
+    apart, stream, o_input = heads_apart(target), target.stream, _o_input(target)
+    projected = _projected_heads(target)
     return AttentionDecode(
         # head creation takes bfloat16 only
         qkv=decode_linear(
@@ -96,10 +139,19 @@ def attention_decode(target: Target) -> AttentionDecode:
             dtype=ttnn.bfloat16,
             spec=spec,
             weight=target.precision.tensor(TensorGroup.WQKV),
+            cores=stream.cores,
+            out_cores=projected if apart else stream.cores,
         ),
+        heads_input=(
+            by_rows(sizes.local_qkv_width, projected, spec) if apart else ttnn.L1_MEMORY_CONFIG
+        ),
+        heads={
+            "overlap_qk_coregrid": not apart,
+            "memory_config": ttnn.L1_HEIGHT_SHARDED_MEMORY_CONFIG,
+        },
         scores=_score_arguments(target, 0, OpGroup.SDPA_DECODE),
         concat_input=height_sharded(target.users, sizes.head_dim, rows=head_rows),
-        o_input=width_sharded(sizes.local_q_width),
+        o_input=o_input.memory,
         o=decode_linear(
             sizes.local_q_width,
             sizes.local_dim,
@@ -107,6 +159,8 @@ def attention_decode(target: Target) -> AttentionDecode:
             dtype=wide,
             spec=spec,
             weight=target.precision.tensor(TensorGroup.WO),
+            cores=o_input.cores,
+            out_cores=target.row_parallel_cores if target.is_own else o_input.cores,
         ),
     )
 

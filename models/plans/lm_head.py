@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
-from models.plans.matmul import Kwargs, decode_linear, dtype_of, weight_memory
+from models.plans.matmul import MOST_CORES, Kwargs, decode_linear, dtype_of, weight_memory
 from models.plans.target import Target
 from models.sharding import TILE
 
@@ -42,6 +42,8 @@ def lm_head_plan(target: Target) -> LMHeadPlan:
                 dtype=ttnn.bfloat16,
                 spec=spec,
                 weight=target.head_precision,
+                cores=target.stream.cores,
+                out_cores=MOST_CORES if target.is_own else target.stream.cores,
             )
             for _, n in pieces
         ),

@@ -19,6 +19,8 @@ from models.sharding import TILE, best_core_count
 
 GRID_COLS = 8  # every product has an 8x8 rectangle of worker cores; wider grids gain little here
 GRID_ROWS = 8
+MOST_CORES = 64  # that share a row of activations
+LONGEST_BLOCK = 8  # tiles of activations that go round at once
 PREFILL_ROWS = 1024  # rows one 2D matmul takes at once; longer inputs go in slices of this size
 L1_BUDGET = 1_100_000  # bytes per core for one prefill matmul's buffers
 STREAM_BUDGET = 800_000  # bytes per core for the weight blocks of a decode matmul; its output,
@@ -62,13 +64,65 @@ def grid_of(cores: int) -> tuple[int, int]:
     raise ValueError(f"{cores} cores form no rectangle within {GRID_COLS}x{GRID_ROWS}")
 
 
-def width_sharded(width: int, *, most: int = 32) -> Any:
-    """L1 memory of one tile row of activations, its width spread over up to `most` cores."""
+@dataclass(frozen=True)
+class Spread:
+    """How one tile row of activations lies in L1: equal shares of its width on `cores`."""
+
+    cores: int
+    grid: tuple[int, int]  # columns, rows of the cores, where they form a rectangle
+    memory: Any
+
+
+def spread(width: int, spec: DeviceSpec, *, for_norm: bool = False) -> Spread:
+    """Where the input of a decode matmul lies: on the cores that hand it out soonest.
+
+    It goes round to the cores beside the DRAM banks in blocks, and a block (0.65 us) costs about
+    what a tile costs the op that wrote it: the sum of both counts is kept least. Cores are taken
+    row by row, as matmuls place their results; a norm needs whole rows of them.
+    """
+    columns, rows = spec.compute_grid
+    tiles = width // TILE
+
+    def cost(cores: int) -> tuple[int, int]:
+        share = tiles // cores
+        return tiles // _largest_divisor(share, LONGEST_BLOCK) + share, -cores
+
+    cores = min(
+        (
+            count
+            for count in range(1, min(MOST_CORES, columns * rows, tiles) + 1)
+            if tiles % count == 0 and not (for_norm and count > columns and count % columns)
+        ),
+        key=cost,
+    )
+    return Spread(cores, (min(cores, columns), -(-cores // columns)), by_rows(width, cores, spec))
+
+
+def most_cores(width: int) -> int:
+    """The most cores that share a tile row evenly: for results that only go on elsewhere."""
+    return _largest_divisor(width // TILE, MOST_CORES)
+
+
+def by_rows(width: int, cores: int, spec: DeviceSpec) -> Any:
+    """L1 memory of one tile row of activations on the first `cores` cores, row by row."""
+    return _width_shards(
+        width // cores,
+        ttnn.num_cores_to_corerangeset(cores, ttnn.CoreCoord(*spec.compute_grid), row_wise=True),
+    )
+
+
+def rectangle(width: int, *, most: int = 32) -> Spread:
+    """The most cores up to `most` that share a tile row evenly and form a rectangle."""
     cores = best_core_count(width // TILE, most)
     columns, rows = grid_of(cores)
+    memory = _width_shards(width // cores, ttnn.CoreGrid(x=columns, y=rows))
+    return Spread(cores, (columns, rows), memory)
+
+
+def _width_shards(share: int, cores: Any) -> Any:
     return ttnn.create_sharded_memory_config(
-        (TILE, width // cores),
-        ttnn.CoreGrid(x=columns, y=rows),
+        (TILE, share),
+        cores,
         ttnn.ShardStrategy.WIDTH,
         ttnn.ShardOrientation.ROW_MAJOR,
         use_height_and_width_as_shard_shape=True,
@@ -98,19 +152,21 @@ def weight_memory(k: int, n: int, spec: DeviceSpec) -> Any:
 
 def decode_linear(
     k: int, n: int, *, kernel: Any, dtype: Any, spec: DeviceSpec, weight: Precision,
-    most_cores: int = 32,
+    cores: int, out_cores: int,
 ) -> Kwargs:  # fmt: skip
-    """Arguments of a DRAM-sharded linear of one tile row; its input is `width_sharded(k)`."""
-    cores = best_core_count(k // TILE, most_cores)
+    """Arguments of a DRAM-sharded linear of one tile row.
+
+    Its input lies on `cores` cores; its result on the first `out_cores` ones, row by row.
+    """
     tiles_per_core = k // TILE // cores
     # the core at a bank holds three blocks of weights: the longest block that fits into L1
     columns = math.ceil(n / (TILE * spec.dram_banks))
     longest = max(1, STREAM_BUDGET // (3 * columns * TILE_BYTES[weight]))
     return {
         "program_config": ttnn.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
-            in0_block_w=_largest_divisor(tiles_per_core, min(8, longest)),
+            in0_block_w=_largest_divisor(tiles_per_core, min(LONGEST_BLOCK, longest)),
             per_core_M=1,
-            per_core_N=math.ceil(n / (TILE * cores)),
+            per_core_N=math.ceil(n / (TILE * out_cores)),
             fused_activation=None,
         ),
         "memory_config": ttnn.L1_WIDTH_SHARDED_MEMORY_CONFIG,
@@ -136,14 +192,14 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 
 
 def prefill_linear(
-    length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec
-) -> PrefillLinear:
-    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of rows.
+    length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
+    most: int = PREFILL_ROWS, activation: Any = None,
+) -> PrefillLinear:  # fmt: skip
+    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks.
     """
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
-    most = PREFILL_ROWS
     while True:
         rows = prefill_rows(length, most)
         grid_rows = min(GRID_ROWS, rows // TILE)
@@ -164,7 +220,7 @@ def prefill_linear(
         per_core_M=per_core_m,
         per_core_N=per_core_n,
         transpose_mcast=False,
-        fused_activation=None,
+        fused_activation=activation,
         fuse_batch=rows == length,
     )
     kwargs = {
@@ -176,13 +232,13 @@ def prefill_linear(
     return PrefillLinear(rows, kwargs)
 
 
-def sliced_linear(x_11SK: Any, weight: Any, plan: PrefillLinear) -> Any:
-    """Linear over all rows of `x_11SK` in the plan's slices."""
+def sliced_linear(x_11SK: Any, weight: Any, plan: PrefillLinear, **more: Any) -> Any:
+    """Linear over all rows of `x_11SK` in the plan's slices; `more` may hold a bias."""
     length, k = x_11SK.shape[2], x_11SK.shape[3]
     if plan.rows == length:
-        return ttnn.linear(x_11SK, weight, **plan.kwargs)
+        return ttnn.linear(x_11SK, weight, **plan.kwargs, **more)
     sliced = ttnn.reshape(x_11SK, (1, length // plan.rows, plan.rows, k))
-    out = ttnn.linear(sliced, weight, **plan.kwargs)
+    out = ttnn.linear(sliced, weight, **plan.kwargs, **more)
     return ttnn.reshape(out, (1, 1, length, out.shape[3]))
 
 

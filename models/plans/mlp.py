@@ -12,7 +12,6 @@ from models.plans.matmul import (
     decode_linear,
     prefill_linear,
     weight_memory,
-    width_sharded,
 )
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
@@ -60,6 +59,7 @@ def mlp_weights(target: Target) -> MLPWeights:
 def mlp_decode(target: Target) -> MLPDecode:
     sizes, spec = target.sharding, target.spec
     inner = target.activation_dtype(ttnn.bfloat8_b)
+    stream, product = target.stream, target.spread(sizes.local_hidden, most=64)
     return MLPDecode(
         gate=decode_linear(
             sizes.local_dim,
@@ -68,9 +68,11 @@ def mlp_decode(target: Target) -> MLPDecode:
             dtype=inner,
             spec=spec,
             weight=target.precision.tensor(TensorGroup.FF1_FF3),
+            cores=stream.cores,
+            out_cores=product.cores if target.is_own else stream.cores,
         ),
         product={"dtype": inner},
-        down_input=width_sharded(sizes.local_hidden, most=64),
+        down_input=product.memory,
         down=decode_linear(
             sizes.local_hidden,
             sizes.local_dim,
@@ -78,7 +80,8 @@ def mlp_decode(target: Target) -> MLPDecode:
             dtype=target.activation_dtype(ttnn.bfloat16),
             spec=spec,
             weight=target.precision.tensor(TensorGroup.FF2),
-            most_cores=64,
+            cores=product.cores,
+            out_cores=target.row_parallel_cores if target.is_own else product.cores,
         ),
     )
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
-from models.plans.matmul import Kwargs, grid_of, width_sharded
+from models.plans.matmul import Kwargs, Spread, rectangle
 from models.plans.target import Phase, Target
-from models.sharding import TILE, best_core_count
+from models.sharding import TILE
 
 # From this width on, 1D prefill normalises shards and gathers afterwards: gathering the
 # statistics alone is cheaper than repeating the norm of a wide stream on every chip.
@@ -29,7 +29,10 @@ def residual_memory(target: Target, phase: Phase) -> Any:
     """Memory of the residual stream: L1 width-sharded in decode, DRAM in prefill."""
     if phase is Phase.PREFILL:
         return ttnn.DRAM_MEMORY_CONFIG
-    return width_sharded(target.sharding.local_residual)
+    sizes = target.sharding
+    if sizes.local_residual == sizes.local_dim:
+        return target.stream.memory  # norms read it as it lies
+    return rectangle(sizes.local_residual).memory
 
 
 def norm_plan(target: Target, phase: Phase) -> NormPlan:
@@ -43,7 +46,6 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
             ttnn.DRAM_MEMORY_CONFIG,
             {"compute_kernel_config": target.norm_kernel},
         )
-    width = sizes.local_dim
     stats = ttnn.create_sharded_memory_config(
         (TILE, TILE * sizes.cols),
         ttnn.CoreGrid(x=1, y=1),
@@ -53,22 +55,20 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
     )
     return NormPlan(
         distributed,
-        width_sharded(width),
+        target.stream.memory,
         stats,
         {
-            "program_config": sharded_norm_config(width),
+            "program_config": sharded_norm_config(target.stream, sizes.local_dim),
             "compute_kernel_config": target.norm_kernel,
         },
     )
 
 
-def sharded_norm_config(width: int) -> Any:
-    """Program config of a norm over one tile row spread as `width_sharded(width)`."""
-    cores = best_core_count(width // TILE, 32)
-    columns, rows = grid_of(cores)
-    tiles = width // TILE // cores
+def sharded_norm_config(stream: Spread, width: int) -> Any:
+    """Program config of a norm over one tile row that lies as `stream` says."""
+    tiles = width // TILE // stream.cores
     return ttnn.LayerNormShardedMultiCoreProgramConfig(
-        compute_with_storage_grid_size=[columns, rows],
+        compute_with_storage_grid_size=list(stream.grid),
         subblock_w=max(i for i in range(1, 5) if tiles % i == 0),
         block_h=1,
         block_w=tiles,

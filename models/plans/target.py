@@ -8,7 +8,7 @@ from typing import Any
 
 from backends import ttnn
 from backends.device_specs import DeviceSpec
-from models.plans.matmul import Kernels, dtype_of
+from models.plans.matmul import Kernels, Spread, dtype_of, most_cores, rectangle, spread
 from models.precision import (
     FIDELITY_SETTINGS,
     Fidelity,
@@ -27,6 +27,16 @@ class Phase(Enum):
     DECODE = "decode"
 
 
+class Habits(Enum):
+    """Whose plans: ours, or those that the published tables of mid 2025 were made with.
+
+    The performance model is calibrated on the latter; nothing else should ask for them.
+    """
+
+    OWN = "own"
+    GENERIC_2025 = "generic 2025"
+
+
 @dataclass(frozen=True)
 class Target:
     """Everything a plan may depend on; equal targets give equal plans."""
@@ -36,11 +46,36 @@ class Target:
     sharding: Sharding
     precision: LayerPrecision
     batch: int  # decode slots of the whole mesh
+    habits: Habits = Habits.OWN
 
     @property
     def users(self) -> int:
         """Decode slots one chip attends for."""
         return self.sharding.local_users(self.batch)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether plans are ours, and not those of older software."""
+        return self.habits is Habits.OWN
+
+    def spread(self, width: int, *, most: int = 32, for_norm: bool = False) -> Spread:
+        """Where a row of activations lies that a decode matmul reads."""
+        if self.is_own:
+            return spread(width, self.spec, for_norm=for_norm)
+        return rectangle(width, most=most)
+
+    @property
+    def stream(self) -> Spread:
+        """Where the normed stream lies, which the first matmuls of a block read."""
+        return self.spread(self.sharding.local_dim, for_norm=True)
+
+    @property
+    def row_parallel_cores(self) -> int:
+        """Cores that take the result of a row-parallel decode matmul."""
+        sizes = self.sharding
+        if sizes.num_chips == 1:
+            return self.stream.cores  # which is where the residual stream lies
+        return most_cores(sizes.local_dim)  # it goes on to other chips
 
     def kernel(self, group: OpGroup) -> Any:
         """Compute kernel config the precision settings choose for an op group."""

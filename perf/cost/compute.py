@@ -160,6 +160,10 @@ def sdpa_prefill_us(record: OpRecord, state: State) -> float:
     # pairs of tiles (queries x keys), the diagonal blocks whole
     seen = blocks * (blocks + 1) / 2 + blocks * start / chunk
     pairs = batch * heads * (chunk // 32) ** 2 * seen
+    if record.attributes.get("is_causal") is False:
+        k_chunk = int(record.attributes.get("k_chunk_size") or 32)
+        keys = -(-record.inputs[1].shape[2] // k_chunk) * k_chunk
+        pairs = batch * heads * blocks * (chunk // 32) * (keys // 32)
     window = record.attributes.get("sliding_window_size")
     if window:
         most = batch * heads * (length // 32) * (int(window) + chunk) / 32

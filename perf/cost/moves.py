@@ -11,7 +11,7 @@ from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, reach,
 # ops that go through a tensor by rows of tiles: a row stays on one core
 ROW_OPS = frozenset(
     {
-        "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather",
+        "layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather",
         "experimental.nlp_create_qkv_heads", "experimental.nlp_concat_heads",
         "experimental.rotary_embedding_llama",
     }
@@ -60,10 +60,11 @@ def fill_us(record: OpRecord, state: State) -> float:
 
 
 def update_us(record: OpRecord, state: State) -> float:
-    """A core for each user reads, changes and writes back the tiles of its heads."""
+    """A core for each user (and cache) reads, changes and writes back the tiles of its heads."""
     c, spec, cost = state.constants, state.spec, cost_now(record, state)
     users, _, _ = reach(record, state)
-    per_core = cost.dram_bytes / 2 / TILE_BYTES[record.inputs[0].dtype] / users
+    per_core = cost.dram_bytes / 2 / TILE_BYTES[record.inputs[0].dtype]
+    per_core /= users * len(record.outputs)
     traffic = bytes_us(cost.dram_bytes, c.dram_interleaved * spec.dram_gbps)
     return c.l1_op_us + max(cycles_us(per_core * c.update_cycles, spec), traffic)
 

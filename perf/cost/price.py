@@ -48,12 +48,14 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
         "transformer.scaled_dot_product_attention": compute.sdpa_prefill_us,
         "transformer.chunked_scaled_dot_product_attention": compute.sdpa_prefill_us,
         **dict.fromkeys(
-            ("rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"), moves.norm_us
+            ("layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"),
+            moves.norm_us,
         ),
         **dict.fromkeys(
             (
                 "add", "mul", "multiply", "silu", "typecast", "plus_one", "mesh_partition",
                 "unsqueeze_to_4D", "experimental.rotary_embedding_llama",
+                "experimental.rotary_embedding_llama_fused_qk",
             ),
             moves.eltwise_us,
         ),
@@ -66,7 +68,10 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
             ),
             moves.move_us,
         ),
-        "experimental.paged_update_cache": moves.update_us,
+        **dict.fromkeys(
+            ("experimental.paged_update_cache", "experimental.paged_fused_update_cache"),
+            moves.update_us,
+        ),
         **dict.fromkeys(("experimental.paged_fill_cache", "fill_cache"), moves.fill_us),
         "embedding": moves.picked_rows_us,
         **dict.fromkeys(("topk", "argmax"), moves.topk_us),

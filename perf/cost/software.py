@@ -31,6 +31,7 @@ class Software:
     gathers_heads: bool = False  # rings of 8 gather heads inside the output projection
     pads_heads: bool = False  # head widths become powers of two
     mlp_cores: Mapping[str, int] = field(default_factory=dict)  # PAD_MLP_CORES by model
+    plans: str = "own"  # whose plans made the op list (models/plans/target.py)
     blackhole_readers: int = 1  # cores that stream one DRAM bank in a DRAM-sharded matmul there
 
     def readers(self, arch: str) -> int:
@@ -48,6 +49,7 @@ class Software:
 _MLP_CORES = MappingProxyType({"Qwen2.5-72B": 32, "Qwen2.5-7B": 16, "QwQ-32B": 16})
 
 _GENERIC: dict[str, Any] = {
+    "plans": "generic 2025",
     "shared_grids": True,
     "gathers_heads": True,
     "pads_heads": True,
@@ -65,7 +67,7 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
         software.name: software
         for software in (
             Software("2025", **_GENERIC),
-            Software("galaxy", traced_prefill=True, fused=True, **_LATER),
+            Software("galaxy", plans="generic 2025", traced_prefill=True, fused=True, **_LATER),
             Software(
                 "2026",
                 traced_prefill=True,

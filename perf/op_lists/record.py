@@ -38,6 +38,7 @@ class Job:
     pad_mlp_cores: int | None = None  # hidden width padded to a multiple of this many cores
     fill_grid: bool = False  # 2D meshes decode a whole tile of users
     pad_heads: bool = False  # head width padded to a power of two
+    habits: str = "own"  # whose plans, see models/plans/target.py
     generated: int = GENERATED
 
     @property
@@ -107,6 +108,7 @@ def record_run(job: Job) -> RunOps:
 def blueprint(job: Job, config: ModelConfig) -> Blueprint:
     """What a program would load for the job, with pages for the positions that it uses."""
     from models.kv_cache import CacheConfig
+    from models.plans.target import Habits
     from runtime.blueprint import LoadOptions, draw
     from runtime.settings import Settings
 
@@ -123,6 +125,7 @@ def blueprint(job: Job, config: ModelConfig) -> Blueprint:
         enable_trace=False,
         batched_prefill=job.batched_prefill,
         fill_grid=job.fill_grid,
+        habits=Habits(job.habits),
     )
     settings = Settings(backend="emulator", pad_mlp_cores=job.pad_mlp_cores)
     plan = draw(options, settings, config, job.spec)

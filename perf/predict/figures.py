@@ -314,6 +314,7 @@ def job_for(
         batched_prefill=software.batched_prefill and batch_size > 1,
         fill_grid=software.fills_grid,
         pad_heads=software.pads_heads,
+        habits=software.plans,
         pad_mlp_cores=software.mlp_cores.get(canonical_name(str(model)) or ""),
         **options,  # type: ignore[arg-type]
     )

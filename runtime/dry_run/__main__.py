@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data_parallel", type=int, default=1, metavar="N")
     add("--block_size", type=int, default=32, metavar="N", help="tokens in a page of the cache")
     add("--num_blocks", type=int, metavar="N", help="pages of the cache; default: as many as fit")
+    add("--images", type=int, default=0, metavar="N", help="most images of a prompt; default: text")
     help = "collectives over rings, or not; default: rings where the product closes them"
     add("--ring", action=argparse.BooleanOptionalAction, help=help)
     add("--json", action="store_true", help="print the report as JSON")

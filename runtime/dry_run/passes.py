@@ -24,6 +24,7 @@ from models.sharding import MAX_USERS
 from runtime.blueprint import Blueprint, LoadOptions, draw
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
 from runtime.engine import Engine, Result
+from runtime.images import Image
 from runtime.loading import load_engines
 from runtime.sampling import DeviceSampling
 from runtime.settings import Settings
@@ -46,6 +47,7 @@ class CheckOptions:
     block_size: int = 32
     num_blocks: int | None = None
     ring: bool | None = None  # None: where the device closes them
+    images: int = 0  # most images of a prompt; 0: text alone
 
 
 def check(options: CheckOptions) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def check(options: CheckOptions) -> dict[str, Any]:
         "runs": [],
     }
     try:
-        config = load_config(options.model)
+        config = load_config(options.model, vision=options.images > 0)
         for batch in options.batch_sizes:
             report["runs"].append(run := {"batch_size": batch, "phases": []})
             _check_batch(options, config, batch, run)
@@ -115,6 +117,7 @@ def _check_batch(
         layers=range(options.layers) if options.layers else None,
         data_parallel=options.data_parallel,
         ring=options.ring,
+        images=options.images,
     )
     settings = Settings(backend="dry-run", device=options.device)
     plan = plan_cache(options, draw(load, settings, config))
@@ -137,6 +140,8 @@ def _check_batch(
                 passes.prefill()
             if options.phase != "prefill":
                 passes.decode()
+            if options.images:
+                passes.look(options.phase)
         finally:
             run["dram"] = dram = _dram_report(engine, loaded_bytes, passes.dram())
             run["programs"] = engine.model.mesh.num_program_cache_entries()
@@ -223,8 +228,14 @@ class Passes:
             users = engine.max_batch_size
             self._prefill(f"prefill {users} x 128", [min(BUCKET, limit)] * users)
 
-    def _prefill(self, name: str, lengths: list[int], starts: list[int] | None = None) -> None:
-        prompts = [[1] * length for length in lengths]
+    def _prefill(
+        self,
+        name: str,
+        lengths: list[int],
+        starts: list[int] | None = None,
+        prompts: list[list[int]] | None = None,
+    ) -> None:
+        prompts = prompts or [[1] * length for length in lengths]
         slots = list(range(len(prompts)))
 
         def run() -> None:
@@ -235,11 +246,37 @@ class Passes:
         chunks = plan_chunks(lengths[0], max_chunk=self.engine.max_prefill_chunk)
         self._measured(name, run, run, passes=1 if starts else len(chunks))
 
-    def decode(self) -> None:
+    def look(self, phase: str) -> None:
+        """Prompts with one image of 1, 2 and the most tiles, with several images; decode with one.
+
+        The shortest prompt for each, and the longest one for the largest image.
+        """
+        engine: Any = self.engine
+        vision = engine.vision
+        most, limit = vision.max_tiles, engine.max_seq_len - 1
+        cases = [[1], [2], [most]] if engine.max_images == 1 else [[1], [most] * engine.max_images]
+        lengths = [min(BUCKET, limit)] * len(cases)
+        if limit > BUCKET:
+            cases, lengths = [*cases, cases[-1]], [*lengths, limit]
+        for tiles, length in zip(cases, lengths, strict=True):
+            images = [_blank(vision, count) for count in tiles]
+            # images apart from each other, so that a mask says who sees which
+            prompt = [1] * length
+            for number in range(len(images)):
+                prompt[2 * number] = vision.image_token
+            engine.attach(0, prompt, images)
+            if phase != "decode":
+                named = "+".join(map(str, tiles))
+                self._prefill(f"prefill {length}, {named} tiles", [length], prompts=[prompt])
+            if phase != "prefill" and tiles == cases[-1] and length == lengths[-1]:
+                self.decode(" with images")
+            engine.detach(0)
+
+    def decode(self, what: str = "") -> None:
         """Logits to the host and tokens drawn on the device, each eager, captured and replayed."""
         for sampling in (None, _sampling()):
             on_device = sampling is not None
-            name = "decode and sample" if on_device else "decode"
+            name = f"{'decode and sample' if on_device else 'decode'}{what}"
             position = self.engine.max_seq_len // 2
 
             def step(position: int = position, sampling: DeviceSampling | None = sampling) -> None:
@@ -280,6 +317,12 @@ class Passes:
         dram.reach(dram.now_per_bank + usage.dram_growth)
         phase |= {"l1_peak": usage.total, "l1_tensors": usage.tensors}
         self.run["phases"].append(phase | {"dram_peak": dram.peak_bytes})
+
+
+def _blank(vision: Any, tiles: int) -> Image:
+    """An image of as many tiles, side by side."""
+    shape = (vision.max_tiles, vision.channels, vision.image_size, vision.image_size)
+    return Image(torch.zeros(shape), vision.ratio_id(1, tiles), tiles, (1, 1))
 
 
 def _sampling() -> DeviceSampling:

@@ -34,8 +34,9 @@ def engine_of(
     trace: bool = True,
     batched: bool = True,
     layers: range | None = None,
+    images: int = 0,
 ) -> Iterator[Any]:
-    """An engine of `checkpoint` on an emulated `device`."""
+    """An engine of `checkpoint` on an emulated `device`; with `images` one that has eyes."""
     backends.select("emulator")
     from backends.mesh import open_mesh
     from models.checkpoints.weight_cache import NoCache
@@ -49,11 +50,20 @@ def engine_of(
         max_seq_len=max_seq_len,
         cache=CacheConfig(block_size, num_blocks),
         layers=layers,
+        images=images,
     )
     precision = ModelPrecision.parse(optimizations, config)
     with open_mesh(device) as mesh:
-        model = Transformer(mesh, SPECS[device], config, precision, checkpoint, NoCache(), options)
-        engine = Engine(model, max_prefill_chunk=chunk, enable_trace=trace, batched_prefill=batched)
+        model_type, engine_type = Transformer, Engine
+        if images:
+            from models.vision_transformer import VisionTransformer
+            from runtime.image_engine import ImageEngine
+
+            model_type, engine_type = VisionTransformer, ImageEngine
+        model = model_type(mesh, SPECS[device], config, precision, checkpoint, NoCache(), options)
+        engine = engine_type(
+            model, max_prefill_chunk=chunk, enable_trace=trace, batched_prefill=batched
+        )
         yield engine
         engine.close()
 

@@ -28,6 +28,26 @@ def per_user(t: Any, make: Maker, users: int, height: int, width: int) -> Any:
     )
 
 
+def heads_apart(t: Any, make: Maker, users: int, width: int) -> Any:
+    """Queries (8 heads), keys and values (2 each) of a decode step, keys on cores of their own."""
+    cores = t.num_cores_to_corerangeset(
+        12, make.device.compute_with_storage_grid_size(), row_wise=True
+    )
+    memory = t.create_sharded_memory_config(
+        (32, width),
+        cores,
+        t.ShardStrategy.WIDTH,
+        t.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+    return t.experimental.nlp_create_qkv_heads_decode(
+        make(1, 1, users, 12 * width, memory=memory),
+        num_heads=8,
+        num_kv_heads=2,
+        overlap_qk_coregrid=False,
+    )
+
+
 def _norm_config(t: Any, columns: int, rows: int, tiles: int, **other: Any) -> Any:
     fields = {"subblock_w": 1, "block_h": 1, "block_w": tiles, "inplace": False} | other
     return t.LayerNormShardedMultiCoreProgramConfig(
@@ -414,6 +434,26 @@ def rotations() -> Cases:
     yield "decode turn of float32", decode(dtype="float32")
     yield "decode turn to DRAM", decode(memory_config="DRAM_MEMORY_CONFIG")
 
+    def together(users: int = 8, *, apart: bool = True, table_users: int | None = None, width: int = 64) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            q, k, _ = heads_apart(t, make, users, width)
+            n = table_users or 2 * users
+            cos, sin = (
+                make(1, n, 1, width, memory=per_user(t, make, n, 32, width)) for _ in range(2)
+            )
+            turn = make(1, 1, 32 * n, 32, memory=per_user(t, make, n, 32, 32))
+            return t.experimental.rotary_embedding_llama_fused_qk(
+                q, k if apart else q, cos, sin, turn
+            )
+
+        return call
+
+    for users in (1, 7, 32):
+        yield f"turn queries and keys of {users} users", together(users)
+    yield "turn queries and keys of width 96", together(width=96)
+    yield "turn queries and keys on the same cores", together(apart=False)
+    yield "turn queries and keys by tables of fewer users", together(table_users=8)
+
 
 def caches() -> Cases:
     def update(users: int = 8, *, k: int = 3, width: int = 64, block: int = 32, cache: str = "bfloat8_b", dtype: str = "bfloat16", index: str = "int32", table: str = "int32", paged: bool = True, flat: bool = False, rows: int | None = None, positions: int | None = None, index_rows: bool = True, table_rows: bool = True, x_heads: int | None = None, x_width: int | None = None) -> Case:  # fmt: skip  # noqa: E501
@@ -473,6 +513,24 @@ def caches() -> Cases:
             page_table=make(8, 8, dtype="int32", rows=True),
         ),
     )
+
+    def together(users: int = 8, *, paged: bool = True, apart: bool = True) -> Case:
+        def call(t: Any, make: Maker) -> Any:
+            _, k, v = heads_apart(t, make, users, 64)
+            shape = (64, 2, 32, 64) if paged else (users, 2, 256, 64)
+            keys, values = (make(*shape, dtype="bfloat8_b") for _ in range(2))
+            return t.experimental.paged_fused_update_cache(
+                keys, k if apart else v, values, v,
+                update_idxs_tensor=make(users, dtype="int32", rows=True),
+                page_table=make(users, 8, dtype="int32", rows=True) if paged else None,
+            )  # fmt: skip
+
+        return call
+
+    for users in (1, 8, 32):
+        yield f"update keys and values of {users} users", together(users)
+    yield "update rows of keys and values", together(paged=False)
+    yield "update keys and values from the same cores", together(apart=False)
 
     def fill(users: int = 1, length: int = 128, *, k: int = 3, width: int = 64, block: int = 32, dtype: str = "bfloat8_b", cache: str = "bfloat8_b", table: tuple[int, int] = (8, 8), table_type: str = "int32", at: int | None = 0, index: tuple[int, ...] | None = None, index_type: str = "uint32", x_heads: int | None = None, x_rows: bool = False) -> Case:  # fmt: skip  # noqa: E501
         def call(t: Any, make: Maker) -> Any:

@@ -19,7 +19,7 @@ from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
 from backends.emulator.loops.call import call
-from backends.emulator.numerics import formats
+from backends.emulator.numerics import formats, products
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
 from backends.emulator.numerics.sums import sum_over
@@ -207,6 +207,38 @@ def test_memory_beyond_a_cache_is_neither_read_nor_written(
     with pytest.raises(RuntimeError, match="names page 9"):
         users = torch.zeros(1, 1, 1, dtype=torch.int32)
         paging.flat_blocks(table + 9, users, mesh=(1, 1), blocks=8, count=1)
+
+
+@every_build
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("BFLOAT8_B", None), ("BFLOAT8_B", 5), ("BFLOAT4_B", 3)]
+)
+@pytest.mark.parametrize("rows", [1, 3, 29])
+def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, bits: int | None, rows: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(64, 96, generator=generator)
+    weight *= (torch.randn(64, 96, generator=generator) * 3 - 9).exp2()
+    weight[:, 7], weight[3, :16], weight[5] = -0.0, 2.0**-100, 100.0
+    matrix = formats.to_format(weight, DataType[dtype]).mT.contiguous()[None, None]
+    x = torch.randn(1, rows, 64, generator=generator).bfloat16()
+    x[:, :, 3], x[:, 0, 5] = 0, 2.0**-120
+    packed = products.Tiles(matrix, [(None, None)], bits)
+    monkeypatch.setattr(products, "_packed", lambda *_: None)
+    whole = products.Tiles(matrix, [(None, None)], bits)
+    assert packed.weights is None and whole.weights is not None
+    assert packed.nbytes <= whole.nbytes * (0.3125 if dtype == "BFLOAT4_B" else 0.5625)
+    found = [products.multiply(x, each, (1, 1, rows, 96), 0, True) for each in (packed, whole)]
+    assert torch.equal(*[each.view(torch.int16) for each in found]) and found[0].any()
+
+
+@every_build
+def test_weights_of_more_bits_are_not_packed() -> None:
+    matrix = torch.randn(1, 1, 32, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert products.Tiles(matrix, [(None, None)]).packed is None
+    for value in (torch.inf, 2.0**100):
+        assert products.Tiles(torch.full_like(matrix, value), [(None, None)]).packed is None
 
 
 @every_build

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from backends.device_specs import SPECS
-from perf import gate, targets
+from perf import gate, own, report, targets
 from perf.calibrate.judge import Data, half, judge
 from perf.calibrate.op_rows import collective
 from perf.calibrate.published_rows import FIGURES
@@ -48,6 +48,28 @@ def test_a_planted_all_gather_fails_every_gate_and_is_named(
     printed = capsys.readouterr().out
     assert "attention all_gather grew from" in printed
     assert "\n+ 32 layers.*.attention all_gather" in printed
+
+
+def test_a_published_row_that_ours_falls_behind_fails_the_gate_and_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = next(c for c in own.comparisons() if str(c.row).startswith("Llama-3.2-1B N300"))
+    assert not fast.misses
+    assert not gate.check_own([fast])
+    monkeypatch.setattr(own, "load_rows", lambda: [fast.row])
+    assert report.main(["--own"]) == 0
+    assert "1 of 1 rows reach" in capsys.readouterr().out
+    predict = own.predict
+
+    def slower(*job: object, **options: object) -> object:
+        found = predict(*job, **options)  # type: ignore[arg-type]
+        return replace(found, tokens_per_s_per_user=0.5 * found.tokens_per_s_per_user)
+
+    monkeypatch.setattr(own, "predict", slower)
+    (verdict,) = gate.check_own(list(own.comparisons()))
+    assert verdict.message == f"{fast.row}: tokens/s/user 100.0 % slower than recorded"
+    assert report.main(["--own"]) == 1
+    assert "too slow" in capsys.readouterr().out
 
 
 def test_other_configurations_are_not_held_against_a_record() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from models.checkpoints import locate, open_checkpoint
 from models.checkpoints.gguf_file import GgufFile
 from models.config_readers import config_from_gguf
 from runtime.tokenizer_files import load_tokenizer
-from tests.tiny_formats import write_gguf
+from tests.tiny_formats import raw_gguf, write_gguf
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
 CHECKPOINT = TinyCheckpoint(tiny_config("llama-linear", num_layers=1))
@@ -36,37 +35,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parts(tmp_path: Path) -> list[Path]:
     write_gguf(CHECKPOINT, tmp_path / "split" / "tiny.gguf", tensors_per_part=4)
     return sorted((tmp_path / "split").glob("*.gguf"))
-
-
-def raw_gguf(fields: dict[str, Any], tensors: list[tuple[str, tuple[int, ...], int, int]]) -> bytes:
-    """The header of a file with any values at all; `tensors` are (name, shape, type, offset)."""
-
-    def text(value: str) -> bytes:
-        encoded = value.encode("utf-8", "replace")
-        return struct.pack("<Q", len(encoded)) + encoded
-
-    def typed(value: Any) -> tuple[int, bytes]:
-        if isinstance(value, bool):
-            return 7, struct.pack("<?", value)
-        if isinstance(value, int):
-            kind, code = (10, "<Q") if value >= 0 else (11, "<q")
-            return kind, struct.pack(code, value)
-        if isinstance(value, float):
-            return 12, struct.pack("<d", value)
-        if isinstance(value, str):
-            return 8, text(value)
-        items = [typed(item) for item in value]
-        kind = items[0][0] if items else 4
-        return 9, struct.pack("<IQ", kind, len(items)) + b"".join(body for _, body in items)
-
-    body = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
-    for key, value in fields.items():
-        kind, encoded = typed(value)
-        body += text(key) + struct.pack("<I", kind) + encoded
-    for name, shape, number, offset in tensors:
-        body += text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-        body += struct.pack("<IQ", number, offset)
-    return body
 
 
 def test_a_split_model_reads_as_the_whole_one_from_any_of_its_parts(
@@ -192,7 +160,7 @@ def test_any_value_of_any_key_is_one_line_or_a_model(
     path = tmp_path_factory.mktemp("changed") / "tiny.gguf"
     path.write_bytes(header + bytes(-len(header) % 32) + whole.read_bytes()[data:])
     start = time.monotonic()
-    for reader in (config_from_gguf, open_checkpoint):
+    for reader in (config_from_gguf, open_checkpoint, load_tokenizer):
         try:
             reader(path)
         except ValueError as error:

@@ -181,3 +181,60 @@ def test_a_directory_without_a_readable_tokenizer_is_one_line(
     with pytest.raises(ValueError, match="tokenizer.json") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_directory_with_a_sentencepiece_file_alone_reads_as_in_transformers(
+    tmp_path: Path, with_config: bool
+) -> None:
+    import sentencepiece
+
+    (tmp_path / "text").write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300,
+        model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if with_config:
+        settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert [ours.encode(text) for text in TEXTS] == [theirs.encode(text) for text in TEXTS]
+
+
+JUNK = [
+    "[]",
+    "3",
+    '"x"',
+    "null",
+    "{}",
+    '{"eos_token_id": "x"}',
+    '{"eos_token": 3}',
+    "\x00",
+    "{" * 9999,
+]
+JUNK += ['{"chat_template": 3}', '{"chat_template": [3]}', '{"bos_token": {"content": []}}']
+JUNK += ['{"eos_token_id": [1, 2.5]}', '{"vocab_size": "x"}', '{"chat_template": [{"name": 3}]}']
+
+
+@pytest.mark.parametrize("content", JUNK, ids=range(len(JUNK)))
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+    + ["chat_template.jinja", "params.json", "tokenizer.model"],
+)
+def test_junk_in_any_file_is_one_line_or_does_not_matter(
+    hf_directory: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    if name in ("params.json", "tokenizer.model"):
+        hf_directory = tmp_path / "meta"
+        write_tiktoken(hf_directory)
+    (hf_directory / name).write_text(content)
+    try:
+        tokenizer = load_tokenizer(hf_directory)
+        tokenizer.encode("the cat", instruct=tokenizer.is_instruct)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 500

@@ -181,6 +181,15 @@ class CoreRangeSet:
         return "{" + ", ".join(map(repr, self._ranges)) + "}"
 
 
+def overlap(first: CoreRangeSet, second: CoreRangeSet) -> bool:
+    """Whether two sets share a core."""
+    return any(
+        a.start.x <= b.end.x and b.start.x <= a.end.x and a.start.y <= b.end.y
+        and b.start.y <= a.end.y
+        for a in first.ranges() for b in second.ranges()
+    )  # fmt: skip
+
+
 def core_rectangle(columns: int, rows: int) -> CoreRangeSet:
     """The cores of a rectangle at the origin."""
     return CoreRangeSet([CoreRange(CoreCoord(0, 0), CoreCoord(columns - 1, rows - 1))])

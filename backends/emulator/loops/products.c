@@ -1,11 +1,11 @@
 /* Products of rows of bfloat16 with weights in tiles of columns, results as their format holds
    them. Reading the weights or the multiplier's own speed is the limit, for few rows or many. */
 
-#include "vectors.h"
+#include "packed.h"
 
 #define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
-#define VECTORS (TILE / LANES) /* of a tile's columns */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
+#define FEW 1 /* rows for which unpacking into a cache first does not pay */
 
 #ifdef __AVX512BF16__
 static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
@@ -48,22 +48,51 @@ static void put_zeros(const struct multiply *p, const int64_t *tile, int64_t row
       memset(goal_of(p, goal, i), 0, TILE * sizeof(uint16_t));
 }
 
+/* One pair of rows of a tile as bfloat16, two rows in a word. */
+typedef struct {
+  const uint32_t *weights;
+  const uint8_t *mantissas;
+  const uint32_t *exponents;
+} Pairs;
+
+#define WORDS 0 /* of a pair, not packed */
+
+static inline Pairs pairs_of(const struct multiply *p, int64_t first) {
+  if (p->weights) return (Pairs){p->weights + first * TILE, 0, 0};
+  return (Pairs){0, p->mantissas + first * p->packed, p->exponents + first * 2};
+}
+
+static inline __attribute__((always_inline)) void read_pair(const Pairs *from, int64_t k,
+                                                            const int packed, words *own) {
+  if (packed == WORDS) {
+    const uint32_t *weights = from->weights + k * TILE;
+    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(weights + AHEAD * TILE + j);
+    UNROLLED
+    for (int v = 0; v < VECTORS; v++) memcpy(&own[v], weights + v * LANES, sizeof own[v]);
+    return;
+  }
+  __builtin_prefetch(from->mantissas + (k + AHEAD) * packed);
+  if (k % 8 == 0) __builtin_prefetch(from->exponents + (k + 2 * AHEAD) * 2);
+  if (packed == 64)
+    unpack_bytes(from->mantissas + k * 64, from->exponents + k * 2, own);
+  else
+    unpack_nibbles(from->mantissas + k * 32, from->exponents + k * 2, own);
+}
+
 /* Rows from `row` on, as many as `count` says, times one tile, to the tile's goals. Made for each
    count in use, so that sums stay in registers. */
 static inline __attribute__((always_inline)) void
-multiply_rows(const struct multiply *p, const int64_t *tile, int64_t row, const int count) {
+multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, int64_t row,
+              const int count, const int packed) {
   const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
-  const uint32_t *weights = p->weights + tile[2];
   floats sums[MOST_ROWS][VECTORS];
   UNROLLED
   for (int i = 0; i < count; i++)
     UNROLLED
     for (int v = 0; v < VECTORS; v++) sums[i][v] = (floats){0};
-  for (int64_t k = 0; k < tile[1]; k++, weights += TILE) {
-    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(weights + AHEAD * TILE + j);
+  for (int64_t k = 0; k < tile[1]; k++) {
     words own[VECTORS];
-    UNROLLED
-    for (int v = 0; v < VECTORS; v++) memcpy(&own[v], weights + v * LANES, sizeof own[v]);
+    read_pair(from, k, packed, own);
     UNROLLED
     for (int i = 0; i < count; i++) {
       uint32_t pair;
@@ -81,6 +110,20 @@ multiply_rows(const struct multiply *p, const int64_t *tile, int64_t row, const 
   put_sums(p, tile, row, count, found);
 }
 
+/* A whole tile unpacked in a cache. */
+static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs, uint32_t *room) {
+  words own[VECTORS];
+  for (int64_t k = 0; p->packed == 64 && k < pairs; k++) {
+    read_pair(from, k, 64, own);
+    memcpy(room + k * TILE, own, sizeof own);
+  }
+  for (int64_t k = 0; p->packed == 32 && k < pairs; k++) {
+    read_pair(from, k, 32, own);
+    memcpy(room + k * TILE, own, sizeof own);
+  }
+  return (Pairs){room, 0, 0};
+}
+
 void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
   const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
@@ -93,10 +136,17 @@ void multiply(const void *given, Share *share) {
       put_zeros(&a, tile, start, end);
       continue;
     }
-    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, row, 12);
-    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, row, 8);
-    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, row, 4);
-    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, row, 2);
-    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, row, 1);
+    Pairs from = pairs_of(&a, tile[2]);
+    if (!a.weights && end - row <= FEW) { /* unpacked as they are read */
+      for (; a.packed == 64 && row < end; row++) multiply_rows(&a, tile, &from, row, 1, 64);
+      for (; a.packed == 32 && row < end; row++) multiply_rows(&a, tile, &from, row, 1, 32);
+      continue;
+    }
+    if (!a.weights) from = unpacked(&a, &from, tile[1], a.room + share->thread * a.most_pairs * TILE);
+    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, &from, row, 12, WORDS);
+    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, &from, row, 8, WORDS);
+    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, &from, row, 4, WORDS);
+    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, &from, row, 2, WORDS);
+    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, &from, row, 1, WORDS);
   }
 }

@@ -154,17 +154,32 @@ struct all_equal {
   int64_t total, count, bytes;
 };
 
+/* Weights as their format stores them: for each pair of rows of a tile's depth `packed` bytes of
+   mantissas (64: of 7 bits and a sign, 32: of 3), and what to subtract from the exponents of two
+   blocks of two rows. Of the weights the bits count that `mask` keeps. Refuses weights of more bits
+   in a block, and large ones. */
+struct pack_tiles {
+  const uint16_t *tiles; /* [count, TILE, depth] */
+  uint8_t *mantissas;    /* [count, pairs, packed] */
+  uint32_t *exponents;   /* [count, pairs, 2] */
+  int64_t count, depth, pairs, packed, mask;
+};
+
 /* Products of rows with weights in tiles of columns: for each tile the place it belongs to, its
-   pairs of depth, where its weights begin, its first goal and the one after its last; a goal is a
-   chip and a first column. A processor's cache holds `panel` rows. Sums pass through bfloat16
-   unless `is_wide`. */
+   pairs of depth, which pair is its first, its first goal and the one after its last; a goal is a
+   chip and a first column. Weights are packed, or bfloat16 in pairs. A processor's cache holds
+   `panel` rows. Sums pass through bfloat16 unless `is_wide`. */
 struct multiply {
-  const uint16_t *x;       /* [places, rows, depth] */
-  const uint32_t *weights; /* [*] pairs of depth by TILE columns */
+  const uint16_t *x;         /* [places, rows, depth] */
+  const uint32_t *weights;   /* [*, TILE] pairs of rows, or NULL */
+  const uint8_t *mantissas;  /* [*, packed] pairs of rows, or NULL */
+  const uint32_t *exponents; /* [*, 2] or NULL */
+  uint32_t *room;            /* [threads, most_pairs, TILE] to unpack in, or NULL */
   const int64_t *tiles;    /* [count, 5] */
   const int64_t *goals;    /* [*, 2] */
   uint16_t *out;           /* [chips, rows, width] */
   int64_t places, count, chips, rows, depth, width, mantissa_bits, is_wide, panel;
+  int64_t threads, most_pairs, packed;
 };
 
 /* Decode attention: queries of every user, scaled, over the keys and values that its position lets

@@ -81,6 +81,10 @@ static inline void refuse(Share *share) {
   atomic_store_explicit(&share->counter->refused, 1, memory_order_relaxed);
 }
 
+static inline int has_refused(Share *share) {
+  return atomic_load_explicit(&share->counter->refused, memory_order_relaxed) != 0;
+}
+
 #define ARGUMENTS(name)                                                                           \
   struct name a;                                                                                  \
   memcpy(&a, given, sizeof a)

@@ -17,10 +17,10 @@ import torch
 
 from backends.emulator.api.types import TILE, DataType
 from backends.emulator.loops import native
-from backends.emulator.loops.call import LANES, call
+from backends.emulator.loops.call import LANES, call, can_run, team_size
 from backends.emulator.loops.moves import contiguous
 from backends.emulator.numerics.fidelity import cut
-from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
+from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish, seen_mask
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
 
 _PANEL = 240  # rows of a product that stay in a core's cache while weights pass
@@ -118,8 +118,9 @@ class MeshWeight:
             size = 2 * self._matrices.numel()
             self._tiles[places] = None
             if take_room(size):
-                tiles = self._tiles[places] = Tiles(cut(self._matrices, self._bits), places)
-                weakref.finalize(tiles, give_room, size)
+                tiles = self._tiles[places] = Tiles(self._matrices, places, self._bits)
+                give_room(size - tiles.nbytes)
+                weakref.finalize(tiles, give_room, tiles.nbytes)
         return self._tiles[places]
 
     def _at_once(self, x: torch.Tensor, tiles: Tiles, rounding: Rounding) -> Product:
@@ -185,17 +186,20 @@ class Tiles:
     """Matrices [r, c, N, K] in tiles of columns, without what padding and replication put there.
 
     Rows of K that are zero at the end of a place's tiles are left out, a tile that a place has more
-    than once is kept once and has several goals, and a tile of zeros is not kept.
+    than once is kept once and has several goals, and a tile of zeros is not kept. Block formats
+    stay packed (loops/packed.h); of weights `bits` count.
     """
 
-    def __init__(self, matrices: torch.Tensor, places: Sequence[Place]) -> None:
+    def __init__(
+        self, matrices: torch.Tensor, places: Sequence[Place], bits: int | None = None
+    ) -> None:
         rows, cols, n, _ = matrices.shape
         chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, n // TILE)
         columns = torch.arange(0, n, TILE).expand_as(chips)
         all_goals = torch.stack([chips, columns], -1)
         records: list[tuple[int, int, int, int, int]] = []
         goals: list[list[int]] = []
-        pieces: list[torch.Tensor] = []
+        pieces: list[tuple[torch.Tensor, int]] = []  # tiles, and how many pairs count of them
         begin = 0
         for number, place in enumerate(places):
             tiles = _of(matrices, place).reshape(-1, TILE, matrices.shape[-1])
@@ -206,23 +210,60 @@ class Tiles:
             zeros = groups.pop(-1, [])
             kept = tiles if len(groups) == len(tiles) else tiles[list(groups)]
             if groups:
-                pieces.append(_paired(kept, pairs))
+                pieces.append((kept, pairs))
             for index, members in enumerate([*groups.values(), zeros]):
                 if not members:
                     continue
                 at = len(goals)
                 goals += [own_goals[member] for member in members]
                 used = pairs if members is not zeros else 0
-                records.append((number, used, begin + index * pairs * TILE, at, len(goals)))
-            begin += len(groups) * pairs * TILE
-        self.weights = torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32)
+                records.append((number, used, begin + index * pairs, at, len(goals)))
+            begin += len(groups) * pairs
+        self.weights: torch.Tensor | None = None  # [pairs, TILE], if not packed
+        self.packed = _packed(pieces, begin, bits)
+        if self.packed is None:
+            whole = [_paired(cut(kept, bits), pairs) for kept, pairs in pieces]
+            self.weights = torch.cat(whole) if whole else torch.zeros(0, TILE, dtype=torch.int32)
+        self.most_pairs = max((pairs for _, pairs in pieces), default=0)
         self.records = torch.tensor(records)  # [tiles, 5] as products.c has them
         self.goals = torch.tensor(goals)  # [*, 2]: chip and column
+        assert all(
+            first >= 0 and first + pairs <= begin for _, pairs, first, _, _ in records if pairs
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """What the weights take."""
+        return sum(part.nbytes for part in (self.weights, *(self.packed or ())) if part is not None)
+
+
+def _packed(
+    pieces: Sequence[tuple[torch.Tensor, int]], total: int, bits: int | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mantissas and exponents of tiles [n, TILE, K]; None where a block has more bits."""
+    if not all(can_run(tiles) for tiles, _ in pieces):
+        return None
+    for packed in (32, 64):  # bytes of 2 TILE mantissas: of 3 bits and a sign, or of 7
+        mantissas = torch.empty(total, packed, dtype=torch.uint8)
+        exponents, first = torch.empty(total, 2, dtype=torch.int32), 0
+        for tiles, pairs in pieces:
+            count, _, depth = tiles.shape
+            last = first + count * pairs
+            if not call(
+                "pack_tiles", tiles=tiles, mantissas=mantissas[first:last],
+                exponents=exponents[first:last], count=count, depth=depth, pairs=pairs,
+                packed=packed, mask=0xFFFF if bits is None else seen_mask(bits),
+            ):  # fmt: skip
+                break
+            first = last
+        else:
+            return mantissas, exponents
+    return None
 
 
 def _paired(tiles: torch.Tensor, pairs: int) -> torch.Tensor:
-    """Tiles [n, TILE, K] as [n, pairs, TILE] of neighbours in K, two in 32 bits; flat."""
-    return tiles[..., : 2 * pairs].contiguous().view(torch.int32).mT.reshape(-1)
+    """Tiles [n, TILE, K] as [n pairs, TILE] of neighbours in K, two in 32 bits."""
+    return tiles[..., : 2 * pairs].contiguous().view(torch.int32).mT.reshape(-1, TILE)
 
 
 def _used_depth(tiles: torch.Tensor) -> int:
@@ -302,8 +343,15 @@ def multiply(
     """
     x, out = contiguous(x), x.new_empty(shape)
     places, rows, depth = x.shape
+    mantissas, exponents = tiles.packed or (None, None)
+    room, threads = None, team_size()
+    if mantissas is not None:
+        room = torch.empty(threads, tiles.most_pairs, TILE, dtype=torch.int32)
     call(
-        "multiply", x=x, weights=tiles.weights, tiles=tiles.records, goals=tiles.goals, out=out,
+        "multiply", x=x, weights=tiles.weights, mantissas=mantissas, exponents=exponents,
+        room=room, threads=threads, packed=0 if mantissas is None else mantissas.shape[1],
+        most_pairs=tiles.most_pairs, tiles=tiles.records,
+        goals=tiles.goals, out=out,
         places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
         depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide, panel=_PANEL,
     )  # fmt: skip

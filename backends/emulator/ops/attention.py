@@ -32,8 +32,14 @@ def _attend(
     start: int = 0,
     window: int | None = None,
     causal: bool = True,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Queries [N, H, S, W] at positions start.. over keys [N, K, T, W] at positions 0..."""
+    """Queries [N, H, S, W] at positions start.. over keys [N, K, T, W] at positions 0...
+
+    A mask [N or 1, H or 1, S, T] is added to the scores.
+    """
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     length, total = q.shape[2], k.shape[2]
     whole = start == 0 and (not causal or length == total)
     if whole and window is None and not (q.is_cuda and length > 1024):
@@ -85,6 +91,7 @@ def scaled_dot_product_attention(
     input_tensor_k: Tensor,
     input_tensor_v: Tensor,
     *,
+    attn_mask: Tensor | None = None,
     is_causal: bool = True,
     scale: float | None = None,
     sliding_window_size: int | None = None,
@@ -92,14 +99,17 @@ def scaled_dot_product_attention(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    """[N, H, S, W] over [N, K, T, W]."""
+    """[N, H, S, W] over [N, K, T, W]; a mask [1, 1, S, T] is added to the scores."""
     q, k, v = input_tensor_q, input_tensor_k, input_tensor_v
     specs.check_whole(q, k, v, is_causal=is_causal)
+    specs.check_mask(q, k, attn_mask, is_causal=is_causal)
     specs.check_program(q, program_config)
     q_bits, kv_bits = specs.significant_bits(q, k, compute_kernel_config)
     factor, window = specs.scale_of(scale, q), sliding_window_size or None
 
-    def compute(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def compute(
+        a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, *masks: torch.Tensor
+    ) -> torch.Tensor:
         mesh = tuple(max(a.shape[i], b.shape[i], c.shape[i]) for i in (0, 1))
         a, b, c = (x.expand(*mesh, *x.shape[2:]).flatten(0, 1) for x in (a, b, c))
         chips = len(c)
@@ -108,7 +118,10 @@ def scaled_dot_product_attention(
             _flat(x[None, :some], (1, some), bits)
             for x, bits in ((a, q_bits), (b, kv_bits), (c, kv_bits))
         )
-        out = _attend(queries, keys, values, scale=factor, window=window, causal=is_causal)
+        mask = masks[0][0, 0].float() if masks else None  # all chips mask alike
+        out = _attend(
+            queries, keys, values, scale=factor, window=window, causal=is_causal, mask=mask
+        )
         out = out.unflatten(0, (some, -1))
         if some < chips:
             whole = torch.zeros(chips, *out.shape[1:], dtype=a.dtype, device=a.device)
@@ -120,7 +133,7 @@ def scaled_dot_product_attention(
     seen = k.dims[2] / 2 if is_causal else k.dims[2]
     return launch(
         "transformer.scaled_dot_product_attention",
-        [q, k, v],
+        [q, k, v] if attn_mask is None else [q, k, v, attn_mask],
         [Out(q.dims, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
         compute,
         flops=attention_flops(users * heads * length, min(seen, window or seen), width),

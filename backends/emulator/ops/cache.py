@@ -18,7 +18,7 @@ from backends.emulator.launch import launch, op
 from backends.emulator.loops.call import call, can_run
 from backends.emulator.loops.moves import contiguous, mesh_steps, padded
 from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, finish
-from backends.emulator.rules.cache import check_dense_fill, check_fill, check_update
+from backends.emulator.rules.cache import check_apart, check_dense_fill, check_fill, check_update
 from backends.work import update_bytes
 
 
@@ -41,23 +41,11 @@ def paged_update_cache(
     inputs = [cache_tensor, x, update_idxs_tensor]
     if page_table is not None:
         inputs.append(page_table)
-    blocks, heads, size, width = cache_tensor.dims
+    _, heads, size, width = cache_tensor.dims
     dtype = cache_tensor.dtype
 
     def compute(old: torch.Tensor, data: torch.Tensor, *where: torch.Tensor) -> torch.Tensor | None:
-        cache, data = writable(old, *where), contiguous(data)  # [r, c, 1, B, K or more, W]
-        alike.note_write(cache, data, *where)
-        check_where(*where, blocks=blocks, size=size)
-        is_plain = cache.dtype is data.dtype is torch.bfloat16 and width % BLOCK == 0
-        if is_plain and can_run(cache, *where):
-            put_positions(cache, data, where, MANTISSA_BITS.get(dtype, 0))
-            return None if cache is old else cache
-        mesh = tuple(cache.shape[:2])
-        rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
-        new = data[:, :, :, :, :heads].expand(*mesh, *data.shape[2:4], heads, width)
-        new = new.reshape(-1, width)
-        new = finish(new if kept is None else new[kept], dtype)
-        cache.view(-1, width).index_copy_(0, rows, new)
+        cache = _updated(old, data, where, cache_tensor)
         return None if cache is old else cache
 
     moved = update_bytes(dtype.tile_bytes, x.dims[1], heads, width)
@@ -72,6 +60,76 @@ def paged_update_cache(
         cached_bytes=moved,
         attributes={"users": x.dims[1], "block_size": size if page_table is not None else None},
     )
+
+
+@op("experimental.paged_fused_update_cache")
+def paged_fused_update_cache(
+    cache_tensor1: Tensor,
+    input_tensor1: Tensor,
+    cache_tensor2: Tensor,
+    input_tensor2: Tensor,
+    *,
+    update_idxs: Any = (),
+    update_idxs_tensor: Tensor | None = None,
+    share_cache: bool | None = None,
+    page_table: Tensor | None = None,
+    batch_offset: int = 0,
+    compute_kernel_config: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """The same for keys and values at a time, which lie on cores of their own."""
+    pairs = ((cache_tensor1, input_tensor1), (cache_tensor2, input_tensor2))
+    for cache, x in pairs:
+        check_update(cache, x, update_idxs_tensor, page_table)
+    check_apart(input_tensor1, input_tensor2)
+    assert update_idxs_tensor is not None
+    inputs = [*pairs[0], *pairs[1], update_idxs_tensor]
+    if page_table is not None:
+        inputs.append(page_table)
+
+    def compute(
+        keys: torch.Tensor, k: torch.Tensor, values: torch.Tensor, v: torch.Tensor,
+        *where: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        return _updated(keys, k, where, cache_tensor1), _updated(values, v, where, cache_tensor2)
+
+    _, heads, size, width = cache_tensor1.dims
+    users = input_tensor1.dims[1]
+    moved = 2 * update_bytes(cache_tensor1.dtype.tile_bytes, users, heads, width)
+    return launch(
+        "experimental.paged_fused_update_cache",
+        inputs,
+        [],
+        compute,
+        into=(cache_tensor1, cache_tensor2),
+        exact=True,
+        dram_bytes=moved,
+        cached_bytes=moved,
+        attributes={
+            "users": users,
+            "block_size": size if page_table is not None else None,
+        },
+    )
+
+
+def _updated(
+    old: torch.Tensor, data: torch.Tensor, where: tuple[torch.Tensor, ...], cache_tensor: Tensor
+) -> torch.Tensor:
+    """The cache with one position of every user; `old` itself where it has room for all chips."""
+    blocks, heads, size, width = cache_tensor.dims
+    cache, data = writable(old, data, *where), contiguous(data)  # [r, c, 1, B, K or more, W]
+    alike.note_write(cache, data, *where)
+    check_where(*where, blocks=blocks, size=size)
+    is_plain = cache.dtype is data.dtype is torch.bfloat16 and width % BLOCK == 0
+    if is_plain and can_run(cache, *where):
+        put_positions(cache, data, where, MANTISSA_BITS.get(cache_tensor.dtype, 0))
+        return cache
+    mesh = tuple(cache.shape[:2])
+    rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
+    new = data[:, :, :, :, :heads].expand(*mesh, *data.shape[2:4], heads, width)
+    new = new.reshape(-1, width)
+    new = finish(new if kept is None else new[kept], cache_tensor.dtype)
+    cache.view(-1, width).index_copy_(0, rows, new)
+    return cache
 
 
 @op("experimental.paged_fill_cache")

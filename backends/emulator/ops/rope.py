@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from backends.emulator.api.types import TILE, DataType, Layout, MemoryConfig, TensorMemoryLayout
+from backends.emulator.api.types import (
+    TILE,
+    DataType,
+    Layout,
+    MemoryConfig,
+    TensorMemoryLayout,
+    overlap,
+)
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv.remember import remember_last
 from backends.emulator.launch import Out, launch, op, require
@@ -61,6 +68,23 @@ def _check(operands: list[Tensor], memory: MemoryConfig, *, decode: bool) -> Non
     require(turn.dims[-1] == TILE, "Transformation matrix must have 4th dim equal to TILE_WIDTH")
 
 
+def check_together(q: Tensor, k: Tensor, tables: list[Tensor]) -> None:
+    """One query and one key per user, on cores of their own; the tables hold rows for both."""
+    cos, sin, turn = tables
+    for name, tensor in zip(("q", "k", *_NAMES[1:]), (q, k, *tables), strict=True):
+        require(tensor.layout is Layout.TILE, f"{name} tensor to rotary embedding must be tilized")
+        require(tensor.dtype is DataType.BFLOAT16, "All input tensors must have dtype = bfloat16")
+        require(tensor.is_sharded(), f"{name} tensor for RoPE must be HEIGHT_SHARDED.")
+    require(cos.dims == sin.dims, "Cos and Sin dims must match")
+    require(
+        cos.dims[1] == q.dims[1] + k.dims[1],
+        f"Cos and Sin hold {cos.dims[1]} users, q and k together {q.dims[1] + k.dims[1]}",
+    )
+    grids = [x.memory_config().shard_spec.grid for x in (q, k)]
+    require(not overlap(*grids), "Q and K must not overlap")
+    require(turn.dims[-1] == TILE, "Transformation matrix must have 4th dim equal to TILE_WIDTH")
+
+
 @remember_last
 def _neighbours(turn: torch.Tensor) -> bool:
     """Whether the transformation is the usual one, on every chip and core."""
@@ -100,19 +124,8 @@ def rotary_embedding_llama(
     # a decode table's rows beyond the first are padding
     rows = 1 if is_decode_mode else input_tensor.dims[2]
 
-    def compute(
-        x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
-    ) -> torch.Tensor:
-        if _neighbours(turn) and can_run(cos, sin):
-            turned = rotate(x, cos, sin, rows)
-            if turned is not None:
-                return turned
-        wide = x.float()
-        angle = _as_complex(cos, sin) if _neighbours(turn) else None
-        if angle is not None:
-            pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-            return torch.view_as_real(pairs * angle[..., :rows, :]).flatten(-2)
-        return _by_matrix(wide, cos[..., :rows, :], sin[..., :rows, :], turn)
+    def compute(*data: torch.Tensor) -> torch.Tensor:
+        return _turned(rows, *data)
 
     return launch(
         "experimental.rotary_embedding_llama",
@@ -121,6 +134,55 @@ def rotary_embedding_llama(
         compute,
         attributes={"is_decode_mode": is_decode_mode},
     )
+
+
+@op("experimental.rotary_embedding_llama_fused_qk")
+def rotary_embedding_llama_fused_qk(
+    q_input_tensor: Tensor,
+    k_input_tensor: Tensor,
+    cos_cache: Tensor,
+    sin_cache: Tensor,
+    trans_mat: Tensor,
+    *,
+    compute_kernel_config: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Decode queries [1, B, H, W] and keys [1, B, K, W] by tables [1, 2 B, 1, W], keys' last."""
+    q, k, users = q_input_tensor, k_input_tensor, q_input_tensor.dims[1]
+    tables = [cos_cache, sin_cache, trans_mat]
+    check_together(q, k, tables)
+
+    def compute(
+        query: torch.Tensor, key: torch.Tensor, *shared: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin, turn = shared
+        first, last = (
+            [table[:, :, :, part].contiguous() for table in (cos, sin)]
+            for part in (slice(users), slice(users, None))
+        )
+        return _turned(1, query, *first, turn), _turned(1, key, *last, turn)
+
+    return launch(
+        "experimental.rotary_embedding_llama_fused_qk",
+        [q, k, *tables],
+        [Out(x.dims, x.dtype, Layout.TILE, x.memory_config()) for x in (q, k)],
+        compute,
+    )
+
+
+def _turned(
+    rows: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
+) -> torch.Tensor:
+    """x turned by the first `rows` rows of the tables."""
+    if _neighbours(turn) and can_run(cos, sin):
+        turned = rotate(x, cos, sin, rows)
+        if turned is not None:
+            return turned
+    wide = x.float()
+    angle = _as_complex(cos, sin) if _neighbours(turn) else None
+    if angle is not None:
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * angle[..., :rows, :]).flatten(-2)
+    return _by_matrix(wide, cos[..., :rows, :], sin[..., :rows, :], turn)
 
 
 def _by_matrix(

@@ -75,6 +75,21 @@ def check_whole(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> None:
     check_heads(q, k)
 
 
+def check_mask(q: Tensor, k: Tensor, mask: Tensor | None, *, is_causal: bool) -> None:
+    """A mask says for every query and key whether they meet."""
+    if mask is None:
+        return
+    require(not is_causal, "Causal attention and a mask cannot be combined")
+    require(mask.layout is Layout.TILE, "Mask must be tilized")
+    require(mask.dtype in _NARROW, f"Mask must be in BF16, BFP8 or BFP4 dataformat: {mask.dtype}")
+    require(
+        mask.dims[0] in (1, q.dims[0]) and mask.dims[1] in (1, q.dims[1]),
+        "Mask batch and heads must be 1 or match Q",
+    )
+    require(mask.dims[2] == q.dims[2], "Mask sequence length must match Q sequence length")
+    require(mask.dims[3] == k.dims[2], "Mask sequence length must match K sequence length")
+
+
 def check_program(q: Tensor, config: Any) -> None:
     """Chunks are whole tiles on a grid that exists."""
     if config is None:

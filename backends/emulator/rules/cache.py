@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.emulator.api.types import DataType, Layout
+from backends.emulator.api.types import DataType, Layout, overlap
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import require
 
@@ -54,6 +54,15 @@ def check_update(
         x.dims[3] == cache.dims[3],
         f"paged_update_cache geometry mismatch: head_dim is {cache.dims[3]} in the cache and "
         f"{x.dims[3]} in the input",
+    )
+
+
+def check_apart(k: Tensor, v: Tensor) -> None:
+    """Keys and values that are written at a time lie on different cores."""
+    first, second = (x.memory_config().shard_spec.grid for x in (k, v))
+    require(
+        not overlap(first, second),
+        f"input_tensor1 ({first}) and input_tensor2 ({second}) must not overlap",
     )
 
 

@@ -1,0 +1,83 @@
+"""The decoder stack with eyes: a vision tower, and layers among the others that look at images.
+
+Without an image in sight the text stack runs alone, op for op as it does without a tower. Read
+next: layers/vision/encoder.py, layers/cross_layer.py; runtime/image_engine.py calls this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from backends import ttnn
+from backends.op_record import scope
+from models.kv_cache import CacheAddress, PagedKVCache, image_pages
+from models.layers.cross_layer import CrossLayer
+from models.layers.vision.encoder import VisionEncoder
+from models.plans.attention import attention_weights
+from models.plans.norm import residual_memory
+from models.plans.target import Phase
+from models.transformer import ModelOptions, Transformer
+from models.vision_config import VisionConfig
+
+
+class VisionTransformer(Transformer):
+    """One vision model on one line of chips."""
+
+    def __init__(self, mesh: Any, spec: Any, config: Any, *others: Any) -> None:
+        super().__init__(mesh, spec, config, *others)
+        options: ModelOptions = self.options
+        self.vision: VisionConfig = config.vision
+        self.image_pages = image_pages(self.vision, options.images, options.max_batch_size)
+        self.tower = VisionEncoder(self.weights, self.targets[0], self.ccl)
+        in_front = {
+            before: self._cross_layer(number, before)
+            for number, before in enumerate(self.vision.cross_before)
+            if before in self.indices
+        }
+        self.cross_layers = list(in_front.values())
+        self.all_layers: list[Any] = []
+        for index, layer in zip(self.indices, self.layers, strict=True):
+            self.all_layers += [in_front[index], layer] if index in in_front else [layer]
+
+    def _cross_layer(self, number: int, before: int) -> CrossLayer:
+        """A layer with the precision of the text layer it runs in front of."""
+        target = self.targets[self.indices.index(before)]
+        sizes = self.sharding
+        cache = PagedKVCache(
+            self.mesh,
+            self.image_pages,
+            sizes.local_kv_heads,
+            sizes.head_dim,
+            attention_weights(target).cache_dtype,
+        )
+        return CrossLayer(number, self.weights, target, cache, self.ccl)
+
+    def decode(self, tokens_111B: Any, rope_positions_1B: Any, at: CacheAddress) -> Any:
+        """As Transformer's; who sees an image is brought to where the residual stream lies."""
+        if at.sight is not None:
+            residual = residual_memory(self.targets[0], Phase.DECODE)
+            with scope("embedding"):
+                rows = ttnn.to_memory_config(at.sight.rows, residual)
+            at = replace(at, sight=replace(at.sight, rows=rows))
+        return super().decode(tokens_111B, rope_positions_1B, at)
+
+    def layers_of(self, at: CacheAddress) -> Sequence[Any]:
+        """All layers where an image is in sight, else those of the text stack."""
+        return self.layers if at.sight is None else self.all_layers
+
+    def see(self, patches_11RP: Any, *, layout: int, tiles: int) -> Any:
+        """What the tower makes of one image, row-major [1, 1, R, D], to be picked from."""
+        states_11RD = self.tower(patches_11RP, layout=layout, tiles=tiles)
+        with scope("states"):
+            return ttnn.to_layout(states_11RD, ttnn.ROW_MAJOR_LAYOUT)
+
+    def pick(self, images_11RD: Sequence[Any], rows_1T: Any) -> Any:
+        """States [1, 1, T, D] of the tokens of some images, their rows numbered through."""
+        with scope("states"):
+            whole = images_11RD[0]
+            if len(images_11RD) > 1:
+                whole = ttnn.concat(list(images_11RD), dim=2)
+            picked = ttnn.embedding(rows_1T, whole, layout=ttnn.TILE_LAYOUT)
+            return ttnn.unsqueeze_to_4D(picked)

@@ -1,0 +1,39 @@
+"""A generator whose requests may bring images: who brings some waits for pages for them, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.generator import Generator
+from runtime.images import ImageRequest, check_images
+from runtime.requests import Request
+
+
+class ImageGenerator(Generator):
+    """Runs requests with and without images side by side."""
+
+    def check(self, request: Request, number: int = 0) -> None:
+        """Raise one clear line for a request that could never be answered."""
+        engine: Any = self.engines[0]
+        check_images(request, engine.vision, engine.max_images, engine.config.name)
+        super().check(request, number)
+
+    def _free_slot(self, request: Request) -> int | None:
+        slot = super()._free_slot(request)
+        if slot is None or not isinstance(request, ImageRequest) or not request.images:
+            return slot
+        return slot if self._engine_of(slot).has_room(request.images) else None
+
+    def _seat(self, slot: int, user: Any) -> None:
+        super()._seat(slot, user)
+        request = user.request
+        if isinstance(request, ImageRequest) and request.images:
+            own = slot % self.slots_per_engine
+            self._engine_of(slot).attach(own, request.prompt, request.images)
+
+    def _release(self, slot: int) -> None:
+        super()._release(slot)
+        self._engine_of(slot).detach(slot % self.slots_per_engine)
+
+    def _engine_of(self, slot: int) -> Any:
+        return self.engines[slot // self.slots_per_engine]
