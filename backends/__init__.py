@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from backends import threads  # noqa: F401  (before torch)
+
 BACKENDS = ("silicon", "dry-run", "emulator")
 _selected: tuple[str, str] | None = None
 _module: Any = None

@@ -3,14 +3,18 @@
 `python -m perf.host_speed [--json]` times prefill of 128 tokens and decode for 1 and 32 users of
 the default model. Times are host wall clock and say nothing about Tenstorrent hardware; quote the
 ratios (HF time / ours), which survive a noisy machine. `--devices T3K,TG` asks instead what their
-meshes cost: our time there divided by that on one chip.
+meshes cost: our time there divided by that on one chip. `--busy` asks what other work costs: a
+decode step beside an endless loop on every core, divided by one without.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -192,6 +196,38 @@ def our_times(batch: int, optimizations: str, steps: int, device: str) -> Times:
     return Times(prefill, decode)
 
 
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Other work: so many processes that never sleep."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def measure_busy(optimizations: str, steps: int) -> dict[str, float]:
+    """Decode steps of one user alone and beside a loop on each core; a fair share halves speed."""
+    cores = len(os.sched_getaffinity(0))
+    with our_engine(1, optimizations) as engine:
+        ours = Ours(engine, random_prompts(1, engine.vocab_size), steps)
+        ours.prefill()
+        before = list(ours.decode())
+        with busy_loops(cores):
+            beside = statistics.median(ours.decode())
+        alone = statistics.median([*before, *ours.decode()])
+    return {
+        "torch_threads": torch.get_num_threads(),
+        "busy_loops": cores,
+        "decode_b1_ms": round(alone * 1e3, 2),
+        "decode_b1_busy_ms": round(beside * 1e3, 2),
+        "busy_ratio": round(beside / alone, 2),
+        "busy_over_fair_share": round(beside / alone / 2, 2),
+    }
+
+
 def hf_models(with_bfloat16: bool) -> dict[str, Any]:
     """The reference of the default model in float32 (and bfloat16)."""
     from models.checkpoints.reference import hf_reference
@@ -229,10 +265,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="decode steps timed (default 12)")
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
     parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")
+    parser.add_argument("--busy", action="store_true", help="measure beside busy loops instead")
     parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
     args = parser.parse_args()
     backends.select("emulator")
-    if args.devices:
+    if args.busy:
+        found = measure_busy(args.optimizations, args.steps)
+    elif args.devices:
         devices = args.devices.split(",")
         unknown = [device for device in devices if device not in SPECS]
         if unknown:

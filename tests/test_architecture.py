@@ -7,11 +7,15 @@ in a table here with its reason; an exception that is no longer needed fails too
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+from backends import threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +56,7 @@ MAX_MAIN_PATH_LINES = 2000
 ENVIRONMENT_READERS = {
     "runtime/settings.py": "the one reader",
     "backends/dry_run/environment.py": "writes what the wheel reads when it is imported",
+    "backends/threads.py": "writes what OpenMP reads when torch is imported",
 }
 COMMANDS_SHOWN = {
     "perf/report.py": "PERF.md says which command gives a figure",
@@ -275,6 +280,26 @@ def test_only_settings_reads_the_environment() -> None:
     found = [f"{path}:{line}" for path, line in readers.items() if path not in ENVIRONMENT_READERS]
     assert not found, listing(found)
     assert set(ENVIRONMENT_READERS) <= set(readers), "an exception is no longer needed"
+
+
+def test_every_package_settles_how_threads_wait_before_torch_is_imported() -> None:
+    first = {}
+    for package in LAYERS:
+        path = f"{package}/__init__.py"
+        ours = [name for _, name in imported_modules(path, python_files()[path])]
+        first[package] = next(name for name in ours if name.split(".")[0] in ("torch", *LAYERS))
+        assert not any(name.startswith("torch") for name in ours)
+    assert set(first.values()) == {"backends"}, first
+    code = "import demo.cases, os, sys; print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
+    own = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    env = {name: value for name, value in os.environ.items() if name not in own}
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(
+        command, env=env | {"OMP_DISPLAY_ENV": "verbose"}, cwd=ROOT, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.split() == ["True", str(threads.LOOKS)]
+    assert f"GOMP_SPINCOUNT = '{threads.LOOKS}'" in shown.stderr, "torch's OpenMP has not read it"
 
 
 def test_layers_know_no_products() -> None:
