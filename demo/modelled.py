@@ -53,7 +53,7 @@ def run_of(session: Session, ops: OpLists) -> RunOps:
     groups = case.data_parallel
     # groups run the same calls one after the other here; on the product they run side by side
     prefill, decode = (calls[: len(calls) // groups] for calls in (ops.prefill, ops.decode))
-    reads_logits = not session.generator.sample_on_device
+    reads_logits = not any(call.name == "sampling" for call in decode)
     logits = session.loaded.engines[0].vocab_size * case.batch_size
     return RunOps(
         decode=OpList.of_records(decode, logits if reads_logits else 0),

@@ -110,6 +110,8 @@ def print_summary(
     print_average_speed(metrics, measured_on)
     logger.info(WHOLE_TTFT_DEFINITION if whole_ttft else TTFT_DEFINITION)
     logger.info(SPEED_DEFINITION)
+    if prediction is not None:
+        logger.info(f"Modelled figures assume {prediction.assumes}")
 
 
 def modelled_ttft(prediction: Prediction | None) -> str:

@@ -87,7 +87,8 @@ def answer(
         logger.info(f"TT-NN accepted every call for {session.device}; a dry run has no figures")
         return
     length = prefill_length(questions)
-    metrics = measure(profiler, users=questions.case.users, prefill_tokens=length)
+    prompt_tokens = sum(len(request.prompt) for request in questions.requests[0])
+    metrics = measure(profiler, users=questions.case.users, prefill_tokens=prompt_tokens)
     found = modelled(session, ops, prefill_len=length)
     check_answers(questions, session, answers)
     report.print_summary(

@@ -51,6 +51,10 @@ class Plan:
         return shlex.join(self.arguments[1:] if self.arguments[0] == "-m" else self.arguments)
 
 
+# of this repository's own calls, so that a prediction and a demo of one table agree
+PREDICT = ("-m", "perf.predict", "--software", "own")
+
+
 @dataclass(frozen=True)
 class Command:
     """A line of the table of commands; {optimizations} stands for a setting."""
@@ -76,7 +80,7 @@ def _accuracy(preset: str) -> Command:
 
 
 def _predict(preset: str) -> Command:
-    arguments = ("-m", "perf.predict", "--optimizations", preset, "--json")
+    arguments = (*PREDICT, "--optimizations", preset, "--json")
     return Command(arguments, f"modelled speed, {preset}", optimizations=preset, prediction=True)
 
 
@@ -201,7 +205,7 @@ def pareto_plans(settings: Sequence[str], model: str, device: str) -> Iterator[P
         accuracy = (*COMMANDS["accuracy"].arguments, *chosen)
         if has_reference(model):
             yield _plan(f"accuracy-{number}", accuracy, model, device, setting)
-        predict = ("-m", "perf.predict", *chosen, "--json")
+        predict = (*PREDICT, *chosen, "--json")
         yield _plan(f"predict-{number}", predict, model, device, setting)
 
 

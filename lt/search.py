@@ -113,9 +113,12 @@ class Bench:
     def speed(self, optimizations: str) -> Any:
         """Modelled figures of one user."""
         from backends.device_specs import SPECS
+        from perf.cost.software import OWN
         from perf.predict.figures import job_for, predict
 
-        return predict(job_for(self.model, SPECS[self.device], optimizations=optimizations))
+        spec = SPECS[self.device]
+        job = job_for(self.model, spec, software=OWN, optimizations=optimizations)
+        return predict(job, software=OWN)
 
     def forced(self, optimizations: str, tokens: int | None) -> tuple[Any, float]:
         """Token accuracy, and the mean square of log-probabilities' distance from HF's."""

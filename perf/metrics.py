@@ -34,7 +34,7 @@ class Metrics:
 
 
 def measure(profiler: Profiler, *, users: int, prefill_tokens: int) -> Metrics:
-    """Read the figures out of a profile; `prefill_tokens` is the padded length of a prompt."""
+    """Read the figures out of a profile; `prefill_tokens` are those of all users' prompts."""
     prefill = profiler.total("inference_prefill")
     iterations = profiler.times("inference_decode")
     counted = iterations[1:]
@@ -43,7 +43,7 @@ def measure(profiler: Profiler, *, users: int, prefill_tokens: int) -> Metrics:
     return Metrics(
         ttft_ms=1000 * prefill / users,
         whole_ttft_ms=1000 * prefill,
-        prefill_tokens_per_s=prefill_tokens * users / prefill if prefill else 0.0,
+        prefill_tokens_per_s=prefill_tokens / prefill if prefill else 0.0,
         decode_ms=1000 / speed if speed else 0.0,
         tokens_per_s_per_user=speed,
         tokens_per_s=speed * users,

@@ -126,6 +126,7 @@ def describe(prediction: Prediction) -> str:
         f"{100 * decode.limit_ms / decode.ms:.0f} % of the physical limit, bound by {decode.bound}",
         f"tokens/s        {prediction.tokens_per_s:9.1f}",
         "modelled figures; in brackets what held 80 % of published rows that were not fitted",
+        f"assumes {prediction.assumes}",
     ]
     for name, phase in (("decode step", decode), ("prefill of a user", prefill)):
         lines.append(f"\n{name}: {phase.ms:.2f} ms")

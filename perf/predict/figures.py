@@ -49,6 +49,7 @@ class Prediction:
     interval: dict[str, tuple[float, float]]
     decode: Phase
     prefill: Phase
+    assumes: str = ""  # what the figures depend on beside model and device
     settings: dict[str, object] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
@@ -56,6 +57,7 @@ class Prediction:
         return {
             **self.settings,
             "provenance": "modelled",
+            "assumes": self.assumes,
             "ttft_ms": self.ttft_ms,
             "tokens_per_s_per_user": self.tokens_per_s_per_user,
             "tokens_per_s": self.tokens_per_s,
@@ -261,6 +263,9 @@ def predict_ops(
         },
         decode=decode,
         prefill=prefill,
+        assumes=f"software {software.name}, tokens chosen on the "
+        f"{'host' if run.decode.host_elements else 'device'}, prompts padded to {prefill_len} "
+        f"tokens, decode at a context of {context}",
     )
 
 

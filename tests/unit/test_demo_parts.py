@@ -9,15 +9,20 @@ import pytest
 import torch
 
 from backends import silicon
+from backends.device_specs import SPECS
 from demo import decode_run
 from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
 from demo.decode_run import DecodeLog, check_band
-from demo.modelled import Modelled
+from demo.flow import OpLists
+from demo.modelled import Modelled, modelled
 from demo.pcc_check import pcc
 from demo.records import figures_of, judge, published_target
 from demo.report import needles_found, users_with_garbage
+from perf.cost.software import OWN
 from perf.gate import Verdict
 from perf.metrics import measure
+from perf.op_lists.record import record_run
+from perf.predict.figures import job_for, predict
 from perf.profiler import Profiler
 from runtime.find import device_of
 from runtime.prompts import Prompt
@@ -144,3 +149,26 @@ def test_measured_figures_are_held_against_published_ones_and_modelled_against_r
     session.settings = Settings(backend="emulator")
     assert judge(session, target, metrics, None) is None
     assert judge(session, target, metrics, modelled) is modelled.verdict
+
+
+@pytest.mark.parametrize("sampling", [True, False])
+def test_a_demo_predicts_what_the_predictor_answers_to_the_same_question(sampling: bool) -> None:
+    job = replace(
+        job_for("default", SPECS["N150"], software=OWN, generated=8), device_sampling=sampling
+    )
+    recorded = record_run(job)
+    # the calls of the very run, as a demo notes them
+    ops = OpLists(*([op.record for op in part.ops for _ in range(op.count)]
+                    for part in (recorded.prefill, recorded.decode)))  # fmt: skip
+    session = session_of("SmolLM2-135M-Instruct", "N150")
+    session.case = replace(SIMPLE_CASES[0], max_generated_tokens=8)
+    engine = SimpleNamespace(vocab_size=49152)
+    session.loaded = SimpleNamespace(engines=[engine])
+    session.generator = SimpleNamespace(sample_on_device=True)  # as asked for, not as it came
+    session.settings = Settings(backend="emulator")
+    found = modelled(session, ops, prefill_len=128)
+    assert found is not None
+    theirs, ours = predict(job, software=OWN), found.prediction
+    assert ours.assumes == theirs.assumes
+    assert ours.ttft_ms == pytest.approx(theirs.ttft_ms, rel=1e-3)
+    assert ours.tokens_per_s_per_user == pytest.approx(theirs.tokens_per_s_per_user, rel=1e-3)

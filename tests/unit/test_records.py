@@ -26,7 +26,7 @@ def test_figures_follow_their_definitions() -> None:
     metrics = measure(profiler, users=4, prefill_tokens=128)
     assert metrics.ttft_ms == pytest.approx(200)
     assert metrics.whole_ttft_ms == pytest.approx(800)
-    assert metrics.prefill_tokens_per_s == pytest.approx(128 * 4 / 0.8)
+    assert metrics.prefill_tokens_per_s == pytest.approx(128 / 0.8)
     assert metrics.tokens_per_s_per_user == pytest.approx(3 / 0.4), "iteration 0 compiles"
     assert metrics.tokens_per_s == pytest.approx(4 * 3 / 0.4)
     assert metrics.decode_ms == pytest.approx(400 / 3)
