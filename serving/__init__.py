@@ -7,6 +7,8 @@ here but options.py, model_files.py and tenstorrent.py can be imported, and noth
 
 from __future__ import annotations
 
+from backends import threads  # noqa: F401  (before torch)
+
 
 def platform_plugin() -> str:
     """The class by which vLLM knows the device."""
