@@ -41,6 +41,8 @@ class DeviceSpec:
     links: tuple[int, int] = (0, 0)  # ethernet links between neighbours along mesh axis 0 and 1
     link_gbps: float = 0.0  # one link, one direction, 10^9 bytes/s
     ring: tuple[bool, bool] = (False, False)  # whether the axis can close into a ring
+    # worker nearest each DRAM bank, where others are left to work beside them: columns, rows
+    dram_readers: tuple[tuple[int, int], ...] = ()
     eth_dispatch: bool = False  # commands go through ethernet cores, freeing a row of workers
     product: str = field(default="")  # the name people use
 
@@ -115,6 +117,22 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                 compute_grid=(8, 9),
                 links=(4, 3),
                 ring=(True, True),
+                # the wheel's optimal assignment of banks; two that it puts beside the dispatch
+                # row, at (3, 8) and (7, 8), stay in the columns of the others
+                dram_readers=(
+                    (0, 8),
+                    (0, 0),
+                    (0, 4),
+                    (0, 5),
+                    (4, 0),
+                    (4, 8),
+                    (4, 1),
+                    (4, 7),
+                    (4, 6),
+                    (4, 2),
+                    (4, 4),
+                    (4, 5),
+                ),  # fmt: skip
                 product="Wormhole Galaxy",
             ),
             _blackhole("P100", 7, 448.0, product="Blackhole p100"),

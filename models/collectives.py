@@ -41,6 +41,7 @@ class LineMesh:
     def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
         self.chips = sharding.num_chips
         self.links = links
+        self.decode: Any = self
 
     def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
         return ttnn.all_gather(
@@ -51,6 +52,10 @@ class LineMesh:
             num_links=self.links.num_links[1],
             memory_config=memory,
         )
+
+    def add(self, x: Any, more: Any, memory: Any) -> Any:
+        """The residual stream with what a block adds."""
+        return ttnn.add(x, more, memory_config=memory)
 
     def gather_residual(self, x: Any, memory: Any) -> Any:
         """The whole model width on every chip."""
@@ -113,6 +118,7 @@ class GridMesh:
     def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
         self.cols = sharding.cols
         self.links = links
+        self.decode: Any = self  # or those of a fused step, see collectives_fused.py
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
         self.pick_own = ttnn.from_torch(
             torch.eye(slots)[None, None],
@@ -138,6 +144,10 @@ class GridMesh:
             num_links=self.links.num_links[1],
             memory_config=memory,
         )
+
+    def add(self, x: Any, more: Any, memory: Any) -> Any:
+        """The residual stream with what a block adds."""
+        return ttnn.add(x, more, memory_config=memory)
 
     def gather_residual(self, x: Any, memory: Any) -> Any:
         """Weights split the width over the columns too, so nothing is gathered."""

@@ -86,6 +86,13 @@ class Sharding:
     rows: int
     cols: int
     pad_mlp_cores: int | None = None  # pad hidden so that this many cores share it evenly
+    ring_cores: int | None = None  # decode products run on a ring of so many (plans/fused.py)
+
+    @property
+    def padding(self) -> str | None:
+        """What weights of these sizes hold beyond the model's; None: what they have to."""
+        parts = (self.pad_mlp_cores, self.ring_cores and f"ring{self.ring_cores}")
+        return "-".join(str(part) for part in parts if part) or None
 
     @property
     def is_2d(self) -> bool:
@@ -117,6 +124,9 @@ class Sharding:
         unit = TILE * self.ways("hidden") * (self.cols if self.is_2d else 1)
         if self.pad_mlp_cores:
             return round_up(self.config.hidden_dim, unit * self.pad_mlp_cores)
+        if self.ring_cores:  # whole tiles for every core of the ring, and for every column
+            unit = math.lcm(unit, TILE * self.ways("hidden") * self.ring_cores)
+            return round_up(self.config.hidden_dim, unit)
         padded = round_up(self.config.hidden_dim, unit)
         # a tile count without a good divisor would leave most cores idle: pad it a little
         while not _has_good_grid(padded // self.ways("hidden") // TILE):

@@ -17,6 +17,7 @@ from backends import ttnn
 from backends.device_specs import DeviceSpec
 from backends.op_record import scope
 from models.collectives import Links, collectives
+from models.collectives_fused import fused_mesh
 from models.config import ModelConfig
 from models.kv_cache import CacheAddress, CacheConfig, DenseKVCache, PagedKVCache
 from models.layers.decoder import DecoderLayer
@@ -25,7 +26,7 @@ from models.layers.lm_head import LMHead
 from models.layers.norm import RMSNorm
 from models.layers.rope import RotaryEmbedding
 from models.layers.sampler import DeviceSampler
-from models.plans.attention import attention_weights, heads_apart
+from models.plans.attention import attention_weights, rope_plan
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
 from models.plans.target import Habits, Phase, Target
@@ -44,6 +45,7 @@ class ModelOptions:
     cache: CacheConfig = CacheConfig(block_size=32, num_blocks=1024)
     layers: range | None = None  # None: all of them
     pad_mlp_cores: int | None = None
+    ring_cores: int | None = None  # of a fused decode step, see plans/fused.py
     links: Links = Links()
     habits: Habits = Habits.OWN
     images: int = 0  # most images of one prompt; 0: text alone
@@ -64,7 +66,7 @@ class Transformer:
     ) -> None:
         rows, cols = tuple(mesh.shape)
         self.mesh, self.config, self.options = mesh, config, options
-        self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores)
+        self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores, options.ring_cores)
         self.batch = options.slots or self.sharding.slots(options.max_batch_size)
         self.ccl = collectives(self.sharding, options.links, mesh, self.batch)
         self.weights = weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
@@ -74,17 +76,12 @@ class Transformer:
             for i in indices
         ]
         self.indices, self.targets = indices, targets
+        if self.sharding.ring_cores:
+            self.ccl.decode = fused_mesh(targets[0], options.links, mesh)
         self.caches = [
             self._cache(index, target) for index, target in zip(indices, targets, strict=True)
         ]
-        self.rope = RotaryEmbedding(
-            mesh,
-            config,
-            options.max_seq_len,
-            targets[0].users,
-            spec.compute_grid,
-            together=heads_apart(targets[0]),
-        )
+        self.rope = RotaryEmbedding(mesh, config, options.max_seq_len, rope_plan(targets[0]))
         self.embedding = Embedding(weights)
         self.layers = [
             DecoderLayer(index, weights, target, cache, self.ccl)
@@ -94,7 +91,7 @@ class Transformer:
         ]
         last = targets[-1]
         self.norm = RMSNorm(
-            "norm", weights, {phase: norm_plan(last, phase) for phase in Phase}, self.ccl
+            "norm", weights, {phase: norm_plan(last, phase, last=True) for phase in Phase}, self.ccl
         )
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
         self.sampler = DeviceSampler(mesh, self.sharding, self.batch)
@@ -131,7 +128,9 @@ class Transformer:
             rotate = self.rope.decode(rope_positions_1B)
         for layer in self.layers_of(at):
             x_11BD = layer.decode(x_11BD, rotate, at)
-        return self._head(x_11BD)
+        with scope("lm_head"):
+            normed, _ = self.norm.decode(x_11BD)
+            return self.lm_head(normed)
 
     def prefill(
         self,
@@ -162,7 +161,8 @@ class Transformer:
             x_11ND = ttnn.to_memory_config(
                 ttnn.unsqueeze_to_4D(picked), residual_memory(self.targets[-1], Phase.DECODE)
             )
-        return self._head(x_11ND)
+        with scope("lm_head"):
+            return self.lm_head(self.norm(x_11ND, Phase.DECODE))
 
     def layers_of(self, at: CacheAddress) -> Sequence[Any]:
         """The layers that a pass goes through; vision_transformer.py has more with images."""
@@ -172,10 +172,6 @@ class Transformer:
         """Draw the next token of every slot into `tokens_111B`."""
         with scope("sampling"):
             return self.sampler(logits_11BV, inputs, tokens_111B)
-
-    def _head(self, x_11BD: Any) -> Any:
-        with scope("lm_head"):
-            return self.lm_head(self.norm(x_11BD, Phase.DECODE))
 
 
 def _progress(items: Sequence[Any], what: str) -> Iterable[Any]:

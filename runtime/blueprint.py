@@ -17,6 +17,7 @@ from models.collectives import Links
 from models.config import ModelConfig
 from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
+from models.plans.fused import shard
 from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
@@ -164,7 +165,7 @@ class Blueprint:
     @property
     def slots(self) -> int:
         """Users whom a decode step has room for."""
-        if self.options.fill_grid and self.sharding.is_2d:
+        if self.sharding.ring_cores or (self.options.fill_grid and self.sharding.is_2d):
             return TILE
         return self.sharding.slots(self.options.max_batch_size)
 
@@ -198,6 +199,7 @@ class Blueprint:
             cache=self.options.cache,
             layers=self.options.layers,
             pad_mlp_cores=self.sharding.pad_mlp_cores,
+            ring_cores=self.sharding.ring_cores,
             links=self.links,
             habits=self.options.habits,
             images=self.options.images,
@@ -240,6 +242,12 @@ def draw(
         spec,
         precision_of(options, config),
         links_of(settings, options, spec),
-        Sharding(config, *shape, settings.pad_mlp_cores),
+        shard(
+            config,
+            shape,
+            spec,
+            settings.pad_mlp_cores,
+            fused=options.habits is Habits.OWN and options.cache.block_size is not None,
+        ),
         options.max_prefill_chunk or settings.max_prefill_chunk,
     )

@@ -72,7 +72,7 @@ class Engine:
         zeros = torch.zeros(batch, dtype=torch.int32)
         self.tokens = self.place.buffer(zeros.reshape(1, 1, 1, -1), ttnn.uint32)
         self.positions = self.place.buffer(zeros - 1, ttnn.int32, user_dim=0)
-        self.rope_positions = self.place.buffer(zeros.reshape(1, -1), ttnn.uint32, user_dim=1)
+        self.rope_positions = self.place.buffer(self._turned(zeros), ttnn.uint32, user_dim=1)
         self.pages = self.place.buffer(
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
@@ -257,13 +257,17 @@ class Engine:
         # idle slots compute garbage that nobody reads: leave their inputs as they are
         self.tokens.write(torch.where(idle, known, all_tokens).reshape(1, 1, 1, -1))
         self.positions.write(all_positions)
-        turned = self.rope_positions.values.reshape(-1)
+        turned = self.rope_positions.values.reshape(batch, -1)[:, 0]
         keep = torch.where(turned < self.max_seq_len, turned, 0)
-        self.rope_positions.write(torch.where(idle, keep, all_positions).reshape(1, -1))
+        self.rope_positions.write(self._turned(torch.where(idle, keep, all_positions)))
         if page_table is not None:
             pages = torch.full_like(self.pages.values, -1)
             pages[: len(page_table), : page_table.shape[1]] = page_table
             self.pages.write(pages)
+
+    def _turned(self, positions: torch.Tensor) -> torch.Tensor:
+        """Positions as the rotary embedding looks them up, [1, B or B times a user's rows]."""
+        return positions.repeat_interleave(self.model.rope.rows_per_user).reshape(1, -1)
 
     def _write_sampling(self, sampling: DeviceSampling | None) -> Result:
         """Send the settings that changed; returns what the step is to give."""

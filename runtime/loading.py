@@ -48,7 +48,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         worker_l1_size=options.worker_l1_size,
         wh_arch_yaml=settings.wh_arch_yaml,
     ) as mesh:
-        cache = weight_cache(options, settings, checkpoint, plan.mesh_shape)
+        cache = weight_cache(plan, settings, checkpoint)
         engines: list[Engine] = []
         try:
             for part in split_mesh(mesh, options.data_parallel):
@@ -93,21 +93,20 @@ def _open(options: LoadOptions) -> Any:
     return open_checkpoint(options.model, vision=vision)
 
 
-def weight_cache(
-    options: LoadOptions, settings: Settings, checkpoint: Any, shape: tuple[int, int]
-) -> Any:
+def weight_cache(plan: Blueprint, settings: Settings, checkpoint: Any) -> Any:
     """Where converted weights are kept; random and placeholder weights are not worth keeping."""
     from models.checkpoints.cache_place import open_weight_cache
     from models.checkpoints.open import locate
     from models.checkpoints.weight_cache import NoCache
 
+    options = plan.options
     if options.weights != "instruct":
         return NoCache()
     return open_weight_cache(
         checkpoint,
         locate(options.model),
         options.device,
-        shape,
-        padding=settings.pad_mlp_cores,
+        plan.mesh_shape,
+        padding=plan.sharding.padding,
         tt_cache_path=settings.cache_path,
     )

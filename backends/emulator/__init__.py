@@ -14,6 +14,7 @@ from typing import Any
 from backends.emulator import ops as _ops
 from backends.emulator import trace as _trace  # noqa: F401  registers its ops
 from backends.emulator.api import configs as _configs
+from backends.emulator.api import parts as _parts
 from backends.emulator.api import system as _system
 from backends.emulator.api import types as _types
 from backends.emulator.api.types import DataType, Layout
@@ -53,7 +54,7 @@ transformer = SimpleNamespace()
 def __getattr__(name: str) -> Any:
     """Types by name; whatever else is asked for is not part of the emulated surface."""
     if not name.startswith("_"):
-        for module in (_types, _configs, _system):
+        for module in (_types, _configs, _system, _parts):
             if name in vars(module):
                 return vars(module)[name]
     raise AttributeError(f"the emulator has no ttnn.{name}")

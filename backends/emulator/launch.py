@@ -70,6 +70,7 @@ def launch(
     compute: Callable[..., Any],
     *,
     into: Tensor | tuple[Tensor, ...] | None = None,
+    updates: Tensor | None = None,
     view: bool = False,
     exact: bool = False,
     host: bool = False,
@@ -83,7 +84,7 @@ def launch(
 
     compute(*data) gets the inputs' torch tensors, mesh dims leading, and returns one result per
     output. `into` is an existing tensor that takes the result (None: compute wrote it in place),
-    or several of them.
+    or several of them. `updates` is an operand that takes compute's last result, after the outputs.
     A `view` shares the first input's buffer and moves no bytes. `exact`: results need no rounding.
     `host`: host tensors are taken too. The last four are its Cost; without
     `dram_bytes`, all that lies in DRAM is read or written once.
@@ -103,10 +104,11 @@ def launch(
             else:
                 device.allocate(tensor)
     if not device.is_meta:
+        changed = outputs if updates is None else [*outputs, updates]
         if device.capturing is not None:
-            device.capturing.add(compute, inputs, outputs, exact=exact, is_written=into is not None)
+            device.capturing.add(compute, inputs, changed, exact=exact, is_written=into is not None)
         else:
-            _run(compute, inputs, outputs, exact)
+            _run(compute, inputs, changed, exact)
     if op_record.recording():
         cost = Cost()
         if not view:

@@ -121,8 +121,10 @@ def convert(
     pad_mlp_cores: int | None = None,
 ) -> Report:
     """Convert every weight of `model` for `device` into its cache; what is there already stays."""
+    from backends.device_specs import SPECS
     from backends.mesh import open_mesh
     from models.checkpoints.cache_place import open_weight_cache
+    from models.plans.fused import shard
     from models.precision import ModelPrecision
 
     location: Location = locate(model)
@@ -130,17 +132,18 @@ def convert(
     precision = ModelPrecision.parse(optimizations, checkpoint.config)
     start, processor_start = time.perf_counter(), time.process_time()
     with open_mesh(device) as mesh:
-        shape = tuple(mesh.shape)
+        rows, cols = tuple(mesh.shape)
+        sizes = shard(checkpoint.config, (rows, cols), SPECS[device], pad_mlp_cores)
         with open_weight_cache(
             checkpoint,
             location,
             device,
-            (shape[0], shape[1]),
-            padding=pad_mlp_cores,
+            (rows, cols),
+            padding=sizes.padding,
             tt_cache_path=cache_path,
         ) as cache:
             writer = WriteOnly(cache)
-            _walk(mesh, device, checkpoint, precision, writer, pad_mlp_cores)
+            _walk(mesh, device, checkpoint, precision, writer, sizes)
             writer.finish()
             directory = cache.directory
     checkpoint.close()
@@ -168,15 +171,20 @@ def _walk(
     checkpoint: Any,
     precision: Any,
     writer: WriteOnly,
-    pad_mlp_cores: int | None,
+    sizes: Any,
 ) -> None:
     """Build the model with the smallest KV cache there is: only its weights are of interest."""
     from backends.device_specs import SPECS
     from models.kv_cache import CacheConfig
+    from models.sharding import TILE
     from models.transformer import ModelOptions, Transformer
 
     options = ModelOptions(
-        max_seq_len=32, cache=CacheConfig(block_size=32, num_blocks=1), pad_mlp_cores=pad_mlp_cores
+        slots=TILE if sizes.ring_cores else None,
+        max_seq_len=32,
+        cache=CacheConfig(block_size=32, num_blocks=1),
+        pad_mlp_cores=sizes.pad_mlp_cores,
+        ring_cores=sizes.ring_cores,
     )
     Transformer(mesh, SPECS[device], checkpoint.config, precision, checkpoint, writer, options)
 

@@ -57,23 +57,36 @@ class Attention:
     def decode(
         self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any
     ) -> Any:
-        qkv = ttnn.linear(x_11BD, self.w_qkv, **plan.qkv)
+        qkv = ttnn.matmul(x_11BD, self.w_qkv, **plan.qkv)  # which can untilize, linear cannot
+        q_1BHW, k_1BKW, v_1BKW = self._own_heads(qkv, plan)
+        q_1BHW, k_1BKW = rotate(q_1BHW, k_1BKW)
+        self.cache.update(k_1BKW, v_1BKW, at, together=rotate.together)
+        mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
+        mixed = self._joined(mixed_1BHW, plan)
+        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
+        return self.ccl.decode.sum_rows(out_11BD, residual, "WO")
+
+    def _own_heads(self, qkv: Any, plan: AttentionDecode) -> tuple[Any, Any, Any]:
+        """Queries, keys and values of the users that this chip attends for."""
+        if plan.fused:
+            return self.ccl.decode.scatter_heads(qkv, **self.heads)
         qkv = ttnn.to_memory_config(qkv, plan.heads_input)
         qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.L1_MEMORY_CONFIG)
         qkv = self.ccl.own_users(qkv)
         q_1BHW, k_1BKW, v_1BKW = ttnn.experimental.nlp_create_qkv_heads_decode(
             qkv, **self.heads, **plan.heads
         )
-        q_1BHW, k_1BKW = self._norm_heads(q_1BHW, k_1BKW)
-        q_1BHW, k_1BKW = rotate(q_1BHW, k_1BKW)
-        self.cache.update(k_1BKW, v_1BKW, at, together=rotate.together)
-        mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
+        return *self._norm_heads(q_1BHW, k_1BKW), v_1BKW
+
+    def _joined(self, mixed_1BHW: Any, plan: AttentionDecode) -> Any:
+        """Heads of every user side by side, where the output projection reads them."""
+        if plan.fused:
+            return self.ccl.decode.join_heads(mixed_1BHW, plan.o_input)
+        users = mixed_1BHW.shape[1]
         mixed_1BHW = ttnn.to_memory_config(mixed_1BHW, plan.concat_input)
         mixed = ttnn.experimental.nlp_concat_heads_decode(mixed_1BHW, num_heads=self.num_heads)
-        mixed = drop_idle_rows(mixed, q_1BHW.shape[1])
-        mixed = ttnn.to_memory_config(self.ccl.all_users(mixed), plan.o_input)
-        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
-        return self.ccl.sum_rows(out_11BD, residual, "WO")
+        mixed = drop_idle_rows(mixed, users)
+        return ttnn.to_memory_config(self.ccl.all_users(mixed), plan.o_input)
 
     def prefill(
         self,

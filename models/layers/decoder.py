@@ -32,7 +32,7 @@ class DecoderLayer:
     def __init__(
         self, index: int, weights: WeightLoader, target: Target, cache: PagedKVCache, ccl: Any
     ) -> None:
-        self.name, self.target = f"layers.{index}", target
+        self.name, self.target, self.ccl = f"layers.{index}", target, ccl
         norms = {phase: norm_plan(target, phase) for phase in Phase}
         with scope(self.name):
             self.attention_norm = RMSNorm(f"{self.name}.attention_norm", weights, norms, ccl)
@@ -47,13 +47,13 @@ class DecoderLayer:
         residual = _residual_memory(self.target, Phase.DECODE)
         with scope(f"{self.name}.attention"):
             plan = _attention_decode(self.target)
-            normed = self.attention_norm(x_11BD, Phase.DECODE)
+            normed, x_11BD = self.attention_norm.decode(x_11BD)
             mixed = self.attention.decode(normed, rotate, at, plan, residual)
-            x_11BD = ttnn.add(x_11BD, mixed, memory_config=residual)
+            x_11BD = self.ccl.decode.add(x_11BD, mixed, residual)
         with scope(f"{self.name}.mlp"):
-            normed = self.ffn_norm(x_11BD, Phase.DECODE)
+            normed, x_11BD = self.ffn_norm.decode(x_11BD)
             inner = self.mlp.decode(normed, _mlp_decode(self.target), residual)
-            return ttnn.add(x_11BD, inner, memory_config=residual)
+            return self.ccl.decode.add(x_11BD, inner, residual)
 
     def prefill(self, x_11SD: Any, rotate: Rotation, at: CacheAddress, users: int) -> Any:
         """`users` prompts (or one chunk of one prompt), one after the other in `x_11SD`."""

@@ -45,6 +45,14 @@ class RMSNorm:
             **plan.arguments,
         )
 
+    def decode(self, x_11BD: Any) -> tuple[Any, Any]:
+        """The stream of a decode step normed, and the stream with all that was added to it."""
+        plan = self.plans[Phase.DECODE]
+        if plan.fused is None:
+            return self(x_11BD, Phase.DECODE), x_11BD
+        weight = self.weight[plan.distributed]
+        return self.ccl.decode.norm(x_11BD, weight, self.epsilon, plan.fused)
+
     def _distributed(self, x_11BD: Any, weight: Any, plan: NormPlan) -> Any:
         """Exchange sums of squares instead of activations."""
         x_11BD = ttnn.to_memory_config(x_11BD, plan.input_memory)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from backends import ttnn
 from models.config import ModelConfig
-from models.plans.matmul import height_sharded
+from models.plans.attention import RopePlan
 from models.rope_tables import rope_frequencies
 from models.sharding import TILE, round_up
 
@@ -46,14 +46,8 @@ class Rotation:
 class RotaryEmbedding:
     """Tables of `length` positions in DRAM, replicated on every chip."""
 
-    def __init__(
-        self, mesh: Any, config: ModelConfig, length: int, users: int, grid: tuple[int, int],
-        *, together: bool,
-    ) -> None:  # fmt: skip
-        """`together`: a decode step turns queries and keys in one op, on twice the cores."""
-        self.head_dim, self.grid = round_up(config.head_dim, TILE), grid
-        self.together = together
-        self.cores = 2 * users if together else users
+    def __init__(self, mesh: Any, config: ModelConfig, length: int, plan: RopePlan) -> None:
+        self.plan = plan
         cos, sin = rope_tables(config, length)
         self.cos, self.sin = (_replicated(mesh, t, ttnn.ROW_MAJOR_LAYOUT) for t in (cos, sin))
         turn = torch.zeros(TILE, TILE)
@@ -61,12 +55,13 @@ class RotaryEmbedding:
         turn[even, even + 1] = 1
         turn[even + 1, even] = -1
         self.turn_prefill = _replicated(mesh, turn[None, None], ttnn.TILE_LAYOUT)
-        self.turn_decode = _replicated(
-            mesh,
-            turn.repeat(self.cores, 1)[None, None],
-            ttnn.TILE_LAYOUT,
-            height_sharded(self.cores, TILE, grid),
-        )
+        turns = turn.repeat(plan.cores, 1)[None, None]
+        self.turn_decode = _replicated(mesh, turns, ttnn.TILE_LAYOUT, plan.turn)
+
+    @property
+    def rows_per_user(self) -> int:
+        """How often a decode step wants each user's position: once, or for every head."""
+        return self.plan.head_rows or 1
 
     def prefill(self, positions_1S: Any) -> Rotation:
         """Rotation of one prompt (or of prompts of equal length) at `positions_1S` (uint32)."""
@@ -74,17 +69,26 @@ class RotaryEmbedding:
         return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False)
 
     def decode(self, positions_1B: Any) -> Rotation:
-        """Rotation of one token per user, one user per core."""
-        memory = height_sharded(self.cores, self.head_dim, self.grid)
+        """Rotation of one token per user, one user per core; positions as `rows_per_user` says."""
+        together = self.plan.together
 
         def spread(table: Any) -> Any:
-            rows_1B1W = ttnn.transpose(self._rows(table, positions_1B), 1, 2)
-            if self.together:  # the users' rows for their queries, and again for their keys
+            rows_1B1W = self._own_rows(table, positions_1B)
+            if together:  # the users' rows for their queries, and again for their keys
                 rows_1B1W = ttnn.concat([rows_1B1W, rows_1B1W], dim=1)
-            return ttnn.interleaved_to_sharded(rows_1B1W, memory)
+            return ttnn.interleaved_to_sharded(rows_1B1W, self.plan.tables)
 
         cos_1B1W, sin_1B1W = spread(self.cos), spread(self.sin)
-        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True, together=self.together)
+        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True, together=together)
+
+    def _own_rows(self, table: Any, positions: Any) -> Any:
+        """[1, B, 1, W] in tiles, or a row for every head, [1, B, H, W] in rows."""
+        heads = self.plan.head_rows
+        if heads is None:
+            return ttnn.transpose(self._rows(table, positions), 1, 2)
+        rows = ttnn.embedding(positions, table, layout=ttnn.ROW_MAJOR_LAYOUT)
+        _, count, width = rows.shape
+        return ttnn.reshape(rows, (1, count // heads, heads, width))
 
     def _rows(self, table: Any, positions: Any) -> Any:
         rows = ttnn.embedding(positions, table, layout=ttnn.TILE_LAYOUT)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
+from models.plans.fused import num_workers, on_ring, ring_linear, sharded, worker_cores
 from models.plans.matmul import (
     MOST_CORES,
     Kwargs,
@@ -47,6 +48,7 @@ class AttentionDecode:
     concat_input: Any
     o_input: Any
     o: Kwargs
+    fused: bool = False  # heads are scattered to their users, and gathered, by fused collectives
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,39 @@ def heads_apart(target: Target) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class RopePlan:
+    """How a decode step turns queries and keys, and where its tables lie."""
+
+    together: bool  # in one op: queries and keys lie on cores of their own
+    head_rows: int | None  # rows that a user's heads fill, where they are no tiles
+    cores: int
+    tables: Any
+    turn: Any
+
+
+def rope_plan(target: Target) -> RopePlan:
+    sizes, spec = target.sharding, target.spec
+    if sizes.ring_cores:
+        cores, rows = worker_cores(2 * target.users, spec), sizes.local_heads
+        return RopePlan(
+            together=True,
+            head_rows=rows,
+            cores=2 * target.users,
+            tables=sharded(cores, sizes.head_dim, rows=rows, by_height=True),
+            turn=sharded(cores, TILE, by_height=True),
+        )
+    together = heads_apart(target)
+    count = 2 * target.users if together else target.users
+    return RopePlan(
+        together=together,
+        head_rows=None,
+        cores=count,
+        tables=height_sharded(count, sizes.head_dim, spec.compute_grid),
+        turn=height_sharded(count, TILE, spec.compute_grid),
+    )
+
+
 def _projected_heads(target: Target) -> int:
     return target.sharding.local_heads + 2 * target.sharding.local_kv_heads
 
@@ -126,6 +161,8 @@ def _o_input(target: Target) -> Spread:
 
 def attention_decode(target: Target) -> AttentionDecode:
     sizes, spec = target.sharding, target.spec
+    if sizes.ring_cores:
+        return _on_ring(target)
     wide = target.activation_dtype(ttnn.bfloat16)
     head_rows = -(-sizes.local_heads // TILE)
     apart, stream, o_input = heads_apart(target), target.stream, _o_input(target)
@@ -162,6 +199,46 @@ def attention_decode(target: Target) -> AttentionDecode:
             cores=o_input.cores,
             out_cores=target.row_parallel_cores if target.is_own else o_input.cores,
         ),
+    )
+
+
+def _on_ring(target: Target) -> AttentionDecode:
+    sizes, spec = target.sharding, target.spec
+    each = num_workers(spec) // target.users  # cores that attend for a user
+    return AttentionDecode(
+        qkv=ring_linear(
+            sizes.local_dim,
+            sizes.local_qkv_width,
+            kernel=target.kernel(OpGroup.LI_QKV_DECODE),
+            dtype=ttnn.bfloat16,
+            spec=spec,
+            in_rows=True,
+        ),
+        heads_input=None,
+        heads={},
+        scores={
+            **_score_arguments(target, 0, OpGroup.SDPA_DECODE),
+            "program_config": ttnn.SDPAProgramConfig(
+                compute_with_storage_grid_size=(target.users, each),
+                sub_core_grids=worker_cores(target.users * each, spec),
+                exp_approx_mode=False,
+                q_chunk_size=0,
+                k_chunk_size=0,
+            ),
+            "memory_config": sharded(
+                worker_cores(target.users, spec), sizes.head_dim, by_height=True
+            ),
+        },
+        concat_input=None,
+        o_input=on_ring(sizes.local_q_width, spec),
+        o=ring_linear(
+            sizes.local_q_width,
+            sizes.local_dim,
+            kernel=target.kernel(OpGroup.LI_O_DECODE),
+            dtype=target.activation_dtype(ttnn.bfloat8_b),
+            spec=spec,
+        ),
+        fused=True,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
+from models.plans.fused import on_ring, ring_linear
 from models.plans.matmul import (
     Kwargs,
     PrefillLinear,
@@ -59,6 +60,8 @@ def mlp_weights(target: Target) -> MLPWeights:
 def mlp_decode(target: Target) -> MLPDecode:
     sizes, spec = target.sharding, target.spec
     inner = target.activation_dtype(ttnn.bfloat8_b)
+    if sizes.ring_cores:
+        return _on_ring(target, inner)
     stream, product = target.stream, target.spread(sizes.local_hidden, most=64)
     return MLPDecode(
         gate=decode_linear(
@@ -83,6 +86,19 @@ def mlp_decode(target: Target) -> MLPDecode:
             cores=product.cores,
             out_cores=target.row_parallel_cores if target.is_own else product.cores,
         ),
+    )
+
+
+def _on_ring(target: Target, inner: Any) -> MLPDecode:
+    sizes, spec = target.sharding, target.spec
+    dim, hidden = sizes.local_dim, sizes.local_hidden
+    return MLPDecode(
+        gate=ring_linear(
+            dim, hidden, kernel=target.kernel(OpGroup.LI_FF1_FF3), dtype=inner, spec=spec
+        ),
+        product={"dtype": inner},
+        down_input=on_ring(hidden, spec),
+        down=ring_linear(hidden, dim, kernel=target.kernel(OpGroup.LI_FF2), dtype=inner, spec=spec),
     )
 
 

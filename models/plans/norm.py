@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
+from models.plans.fused import fused_grid, fused_norm, on_ring
 from models.plans.matmul import Kwargs, Spread, rectangle
 from models.plans.target import Phase, Target
 from models.sharding import TILE
@@ -23,6 +24,7 @@ class NormPlan:
     input_memory: Any  # the gathered (or sharded) stream
     stats_memory: Any
     arguments: Kwargs  # of rms_norm, or of its two halves
+    fused: Kwargs | None = None  # of the op that sums and exchanges, too
 
 
 def residual_memory(target: Target, phase: Phase) -> Any:
@@ -30,12 +32,15 @@ def residual_memory(target: Target, phase: Phase) -> Any:
     if phase is Phase.PREFILL:
         return ttnn.DRAM_MEMORY_CONFIG
     sizes = target.sharding
+    if sizes.ring_cores:
+        return fused_grid(target).residual
     if sizes.local_residual == sizes.local_dim:
         return target.stream.memory  # norms read it as it lies
     return rectangle(sizes.local_residual).memory
 
 
-def norm_plan(target: Target, phase: Phase) -> NormPlan:
+def norm_plan(target: Target, phase: Phase, *, last: bool = False) -> NormPlan:
+    """Plan of a layer's norms; the `last` one is read by the output projection."""
     sizes = target.sharding
     distributed = sizes.is_2d
     if phase is Phase.PREFILL:
@@ -61,7 +66,13 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
             "program_config": sharded_norm_config(target.stream, sizes.local_dim),
             "compute_kernel_config": target.norm_kernel,
         },
+        _fused(target, last=last) if sizes.ring_cores else None,
     )
+
+
+def _fused(target: Target, *, last: bool) -> Kwargs:
+    on = target.stream.memory if last else on_ring(target.sharding.local_dim, target.spec)
+    return fused_norm(target, on)
 
 
 def sharded_norm_config(stream: Spread, width: int) -> Any:

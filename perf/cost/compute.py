@@ -27,6 +27,8 @@ MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at mos
 def matmul_us(record: OpRecord, state: State) -> float:
     """A product by the program its config names; without one, it runs like an elementwise op."""
     config = str(record.attributes.get("program_config", ""))
+    if record.attributes.get("gather_in0"):
+        return ring_matmul_us(record, state)
     if "DRAMSharded" in config:
         return dram_sharded_matmul_us(record, state)
     if "MultiCast" in config:
@@ -63,6 +65,20 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
     blocks = inner / block_tiles(record, inner, columns, state)
     cycles = rows * inner * -(-per_bank // readers) * per_product + blocks * c.block_cycles
     return c.matmul_us + max(stream, cycles_us(cycles, spec))
+
+
+def ring_matmul_us(record: OpRecord, state: State) -> float:
+    """Blocks of activations go round a ring of cores, each with columns of the weight.
+
+    What is not there ahead of time is read from DRAM, by cores wherever they lie.
+    """
+    c, spec = state.constants, state.spec
+    inner = -(-record.inputs[0].padded_shape[-1] // 32)
+    per_core = inner * int(record.attributes["per_core_N"])
+    fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
+    compute = cycles_us(per_core * cycles_per_product(c, fidelity, spec.arch), spec)
+    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
+    return c.galaxy_matmul_us + max(compute, stream)
 
 
 def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
@@ -142,7 +158,9 @@ def sdpa_decode_us(record: OpRecord, state: State) -> float:
     share = math.ceil(context / CHUNK) / cores_per_head
     work = heads_per_core * cycles_us(share * c.sdpa_tile_cycles, spec)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
-    start = c.galaxy_sdpa_us if state.software.fused else c.sdpa_us
+    # queries that come in rows and results that stay on their users' cores are not moved twice
+    in_rows = record.inputs[0].layout == "ROW_MAJOR"
+    start = c.galaxy_sdpa_us if in_rows or state.software.fused else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))
     start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
     return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)

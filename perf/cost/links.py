@@ -9,12 +9,20 @@ from __future__ import annotations
 import math
 
 from backends.op_record import OpRecord
+from perf.cost import moves
 from perf.cost.constants import Constants
 from perf.cost.units import State, bytes_us, cost_now
 
 KINDS = {
     "all_gather": ("gather",), "reduce_scatter": ("scatter",), "all_reduce": ("scatter", "gather"),
 }  # fmt: skip
+# the same into buffers that stay, with semaphores of their own: no chip waits before it sends
+PERSISTENT = {
+    "experimental.all_gather_async": ("gather",),
+    "experimental.llama_reduce_scatter": ("scatter",),
+    "experimental.llama_rs_create_heads": ("scatter",),
+    "experimental.all_reduce_async": ("scatter", "gather"),
+}
 
 
 def link_gbps(record: OpRecord, state: State) -> float:
@@ -34,6 +42,30 @@ def collective_us(record: OpRecord, state: State) -> float:
         return share * pass_us("gather", chips, ring, volume, rate, state)
     rows = -(-math.prod(record.inputs[0].padded_shape[:-1]) // 32)
     return sum(pass_us(kind, chips, ring, volume, rate, state, rows) for kind in kinds)
+
+
+def persistent_us(record: OpRecord, state: State) -> float:
+    """Time of a collective of a fused step."""
+    return _persistent_us(record, state, PERSISTENT[record.name])
+
+
+def scattered_heads_us(record: OpRecord, state: State) -> float:
+    """A scatter whose rows go on to the cores of their users."""
+    return persistent_us(record, state) + state.constants.l1_op_us
+
+
+def fused_norm_us(record: OpRecord, state: State) -> float:
+    """A norm of shards, and the gather of its statistics."""
+    return moves.norm_us(record, state) + _persistent_us(record, state, ("gather",))
+
+
+def _persistent_us(record: OpRecord, state: State, kinds: tuple[str, ...]) -> float:
+    c, at = state.constants, record.attributes
+    chips = int(at["num_devices"])
+    ring = at.get("topology") == "Ring" and chips > 2
+    volume, rate = cost_now(record, state).link_bytes / len(kinds), link_gbps(record, state)
+    shares = [link_share(c, state.spec.arch, kind == "gather", chips, ring) for kind in kinds]
+    return sum(c.galaxy_link_us + bytes_us(volume, share * rate) for share in shares)
 
 
 def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:

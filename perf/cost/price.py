@@ -43,6 +43,9 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
     {
         **dict.fromkeys(("linear", "matmul"), compute.matmul_us),
         **dict.fromkeys(links.KINDS, links.collective_us),
+        **dict.fromkeys(links.PERSISTENT, links.persistent_us),
+        "experimental.llama_rs_create_heads": links.scattered_heads_us,
+        "fused_rms_minimal": links.fused_norm_us,
         "transformer.scaled_dot_product_attention_decode": compute.sdpa_decode_us,
         "transformer.paged_scaled_dot_product_attention_decode": compute.sdpa_decode_us,
         "transformer.scaled_dot_product_attention": compute.sdpa_prefill_us,

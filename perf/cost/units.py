@@ -26,7 +26,13 @@ PAIRED = frozenset(
         "reduce_scatter", "experimental.rotary_embedding_llama", "experimental.paged_update_cache",
     }
 )  # fmt: skip
-COLLECTIVES = frozenset({"all_gather", "reduce_scatter", "all_reduce"})
+COLLECTIVES = frozenset(
+    {
+        "all_gather", "reduce_scatter", "all_reduce", "experimental.all_gather_async",
+        "experimental.llama_reduce_scatter", "experimental.llama_rs_create_heads",
+        "experimental.all_reduce_async",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

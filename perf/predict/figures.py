@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
 from perf.cost.constants import Constants, intervals, load_constants
+from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
 from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
@@ -80,7 +81,7 @@ def group_of(record: OpRecord) -> str:
         return "attention scores"
     if name == "linear" or (name == "matmul" and "program_config" in record.attributes):
         return f"{part} matmuls"
-    if "norm" in name:
+    if "norm" in name or "rms" in name:
         return "norms"
     if part in ("embedding", "sampling"):
         return part
@@ -141,10 +142,15 @@ def sum_ops(ops: OpList, state: State, *, without: Sequence[str] = ()) -> _Sum:
         group = group_of(op.record)
         total.add(group, time.bound, op.count * time.us, op.count * time.limit_us)
         total.launches += op.count
-    c = state.constants
-    gap_us = c.galaxy_gap_us if state.software.fused else c.gap_us
-    total.add("launch gaps", "launch", total.launches * gap_us)
+    total.add("launch gaps", "launch", total.launches * gap_us(ops, state))
     return total
+
+
+def gap_us(ops: OpList, state: State) -> float:
+    """Between two launches: shorter where collectives need no other chip to begin."""
+    c = state.constants
+    fused = any(op.record.name in PERSISTENT for op in ops.ops)
+    return c.galaxy_gap_us if fused or state.software.fused else c.gap_us
 
 
 def decode_phase(

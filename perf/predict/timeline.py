@@ -17,15 +17,14 @@ from perf.cost.software import Software
 from perf.cost.units import State
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import CountedOp, Job, OpList
-from perf.predict.figures import Phase, Prediction, group_of, unfolded
+from perf.predict.figures import Phase, Prediction, gap_us, group_of, unfolded
 
 MOST_LAYERS = 8  # of each kind that are drawn; more show nothing new
 
 
 def trace_events(ops: OpList, state: State, track: int) -> list[dict[str, Any]]:
     """Complete events of an op list on one track; layers follow each other."""
-    c = state.constants
-    gap = c.galaxy_gap_us if state.software.fused else c.gap_us
+    gap = gap_us(ops, state)
     events, now = [], 0.0
     for op, layer in _in_order(unfolded(ops, state)):
         time = op_time(op.record, state)

@@ -35,18 +35,26 @@ def engine_of(
     batched: bool = True,
     layers: range | None = None,
     images: int = 0,
+    fused: bool = True,
 ) -> Iterator[Any]:
     """An engine of `checkpoint` on an emulated `device`; with `images` one that has eyes."""
     backends.select("emulator")
     from backends.mesh import open_mesh
     from models.checkpoints.weight_cache import NoCache
+    from models.plans.fused import shard
     from models.precision import ModelPrecision
+    from models.sharding import TILE
     from models.transformer import ModelOptions, Transformer
     from runtime.engine import Engine
 
-    config = checkpoint.config
+    config, spec = checkpoint.config, SPECS[device]
+    ring = shard(
+        config, spec.mesh_shape, spec, fused=fused and block_size is not None and not images
+    ).ring_cores
     options = ModelOptions(
         max_batch_size=batch,
+        slots=TILE if ring else None,
+        ring_cores=ring,
         max_seq_len=max_seq_len,
         cache=CacheConfig(block_size, num_blocks),
         layers=layers,
@@ -60,7 +68,7 @@ def engine_of(
             from runtime.image_engine import ImageEngine
 
             model_type, engine_type = VisionTransformer, ImageEngine
-        model = model_type(mesh, SPECS[device], config, precision, checkpoint, NoCache(), options)
+        model = model_type(mesh, spec, config, precision, checkpoint, NoCache(), options)
         engine = engine_type(
             model, max_prefill_chunk=chunk, enable_trace=trace, batched_prefill=batched
         )

@@ -94,7 +94,10 @@ class MatmulMultiCoreReuseMultiCastProgramConfig(ProgramConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MatmulMultiCoreReuseMultiCast1DProgramConfig(ProgramConfig):
-    """Every core has a block of columns (mcast_in0) or of rows of the output."""
+    """Every core has a block of columns (mcast_in0) or of rows of the output.
+
+    With `gather_in0` the cores form a ring, and blocks of in0 go round it.
+    """
 
     compute_with_storage_grid_size: Any
     in0_block_w: int
@@ -107,6 +110,9 @@ class MatmulMultiCoreReuseMultiCast1DProgramConfig(ProgramConfig):
     fuse_batch: bool
     fused_activation: Any = None
     mcast_in0: bool
+    gather_in0: bool = False
+    num_global_cb_receivers: int = 1
+    untilize_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,10 +151,12 @@ class CoreRange:
 
 
 class CoreRangeSet:
-    """A set of rectangles of cores, kept in row order."""
+    """A set of rectangles of cores: in the order of a list, else in row order."""
 
     def __init__(self, ranges: Iterable[CoreRange]) -> None:
-        self._ranges = tuple(sorted(ranges, key=lambda part: (part.start.y, part.start.x)))
+        if not isinstance(ranges, list):
+            ranges = sorted(ranges, key=lambda part: (part.start.y, part.start.x))
+        self._ranges = tuple(ranges)
         self._hash = hash(self._ranges)
 
     def ranges(self) -> tuple[CoreRange, ...]:

@@ -30,6 +30,13 @@ def mesh_sum(
     return finish(x if dim is None else own_part(x, line, dim), dtype)
 
 
+def side_by_side(x: torch.Tensor, axis: int, chips: int, dim: int) -> torch.Tensor:
+    """The parts of all chips along a mesh axis, joined along a tensor dim."""
+    if x.shape[axis] == 1:
+        return torch.cat([x] * chips, dim + 2)
+    return x.movedim(axis, dim + 1).flatten(dim + 1, dim + 2).unsqueeze(axis)
+
+
 def own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
     """Every chip's own slice along a tensor dim, chips counted row by row."""
     for axis, chips in line:

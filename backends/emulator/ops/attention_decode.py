@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backends.emulator.api.types import BufferType, Layout, MemoryConfig
+from backends.emulator.api.types import BufferType, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv import alike
 from backends.emulator.kv.paging import GROUP, Reach, check_where, reach, read_seen, writable
@@ -124,7 +124,7 @@ def _decode(
     return launch(
         name,
         inputs,
-        [Out(q.dims, q.dtype, Layout.TILE, memory)],
+        [Out(q.dims, q.dtype, q.layout, memory)],
         compute,
         # positions are data: the record counts a full context, and says how long that is
         flops=attention_flops(users * heads, context, width),

@@ -26,7 +26,12 @@ from backends.emulator.launch import Out, fatal, launch, op, require
 from backends.emulator.numerics import fidelity as multiplier
 from backends.emulator.numerics.formats import finish
 from backends.emulator.numerics.products import Rounding, constant_product, free_product, picking
-from backends.emulator.rules.matmul import check_operands, output_memory, output_shape
+from backends.emulator.rules.matmul import (
+    check_operands,
+    output_layout,
+    output_memory,
+    output_shape,
+)
 from backends.work import product_flops
 
 _ACTIVATIONS = {"silu": F.silu, "relu": torch.relu, "gelu": F.gelu, "sigmoid": torch.sigmoid}
@@ -47,6 +52,7 @@ def linear(
     activation: str | None = None,
     compute_kernel_config: WormholeComputeKernelConfig | None = None,
     core_grid: Any = None,
+    global_cb: Any = None,
 ) -> Tensor:
     return _matmul("linear", **locals())
 
@@ -64,6 +70,7 @@ def matmul(
     activation: str | None = None,
     compute_kernel_config: WormholeComputeKernelConfig | None = None,
     core_grid: Any = None,
+    global_cb: Any = None,
 ) -> Tensor:
     return _matmul("matmul", bias=None, **locals())
 
@@ -82,6 +89,7 @@ def _matmul(
     activation: str | None,
     compute_kernel_config: WormholeComputeKernelConfig | None,
     core_grid: Any,
+    global_cb: Any,
 ) -> Tensor:
     a, b = input_tensor_a, input_tensor_b
     check_operands(a, b, bias)
@@ -108,11 +116,12 @@ def _matmul(
     return launch(
         name,
         [a, b] if bias is None else [a, b, bias],
-        [Out(shape, dtype, a.layout, memory)],
+        [Out(shape, dtype, output_layout(name, program_config), memory)],
         compute,
         exact=True,  # rounded by the product, on its way out
         flops=product_flops(rows, inner, shape[-1]),
-        dram_bytes=_streamed(b, program_config),
+        # what a global buffer brings was read by the prefetcher, whose bytes they are
+        dram_bytes=_streamed(b, program_config) if global_cb is None else 0,
         attributes={
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,

@@ -72,7 +72,8 @@ def check_together(q: Tensor, k: Tensor, tables: list[Tensor]) -> None:
     """One query and one key per user, on cores of their own; the tables hold rows for both."""
     cos, sin, turn = tables
     for name, tensor in zip(("q", "k", *_NAMES[1:]), (q, k, *tables), strict=True):
-        require(tensor.layout is Layout.TILE, f"{name} tensor to rotary embedding must be tilized")
+        layout = Layout.TILE if tensor is turn else q.layout
+        require(tensor.layout is layout, f"{name} tensor must be in layout Layout::{layout.name}")
         require(tensor.dtype is DataType.BFLOAT16, "All input tensors must have dtype = bfloat16")
         require(tensor.is_sharded(), f"{name} tensor for RoPE must be HEIGHT_SHARDED.")
     require(cos.dims == sin.dims, "Cos and Sin dims must match")
@@ -80,6 +81,11 @@ def check_together(q: Tensor, k: Tensor, tables: list[Tensor]) -> None:
         cos.dims[1] == q.dims[1] + k.dims[1],
         f"Cos and Sin hold {cos.dims[1]} users, q and k together {q.dims[1] + k.dims[1]}",
     )
+    if q.layout is Layout.ROW_MAJOR:  # a user's heads are one tile, so are its tables' rows
+        require(
+            q.dims[2] * q.dims[3] == TILE * TILE and cos.dims[2:] == q.dims[2:] == k.dims[2:],
+            f"rows of heads must fill a tile, and the tables too, got {q.shape} and {cos.shape}",
+        )
     grids = [x.memory_config().shard_spec.grid for x in (q, k)]
     require(not overlap(*grids), "Q and K must not overlap")
     require(turn.dims[-1] == TILE, "Transformation matrix must have 4th dim equal to TILE_WIDTH")
@@ -146,10 +152,14 @@ def rotary_embedding_llama_fused_qk(
     *,
     compute_kernel_config: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode queries [1, B, H, W] and keys [1, B, K, W] by tables [1, 2 B, 1, W], keys' last."""
+    """Decode queries [1, B, H, W] and keys [1, B, K, W] by tables [1, 2 B, 1, W], keys' last.
+
+    Heads in rows that fill a tile, 1024 values, want a row of the tables for each head.
+    """
     q, k, users = q_input_tensor, k_input_tensor, q_input_tensor.dims[1]
     tables = [cos_cache, sin_cache, trans_mat]
     check_together(q, k, tables)
+    rows = 1 if q.layout is Layout.TILE else q.dims[2]
 
     def compute(
         query: torch.Tensor, key: torch.Tensor, *shared: torch.Tensor
@@ -159,12 +169,12 @@ def rotary_embedding_llama_fused_qk(
             [table[:, :, :, part].contiguous() for table in (cos, sin)]
             for part in (slice(users), slice(users, None))
         )
-        return _turned(1, query, *first, turn), _turned(1, key, *last, turn)
+        return _turned(rows, query, *first, turn), _turned(rows, key, *last, turn)
 
     return launch(
         "experimental.rotary_embedding_llama_fused_qk",
         [q, k, *tables],
-        [Out(x.dims, x.dtype, Layout.TILE, x.memory_config()) for x in (q, k)],
+        [Out(x.dims, x.dtype, x.layout, x.memory_config()) for x in (q, k)],
         compute,
     )
 

@@ -14,6 +14,7 @@ from backends.emulator.api.types import (
     Layout,
     MathFidelity,
     MemoryConfig,
+    TensorMemoryLayout,
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, require
@@ -194,6 +195,12 @@ def check_decode(
             q.dtype is DataType.BFLOAT16, f"GQA expects BFLOAT16 input tensor, but got {q.dtype}"
         )
         require(not memory.is_sharded(), "Sharded output not supported for GQA")
+    if q.layout is Layout.ROW_MAJOR:
+        require(
+            memory.memory_layout is TensorMemoryLayout.HEIGHT_SHARDED,
+            "ROW_MAJOR Q produces a ROW_MAJOR output, which requires a HEIGHT_SHARDED output "
+            f"memory config; got TensorMemoryLayout::{memory.memory_layout.name}",
+        )
     require(
         heads % k.dims[1] == 0,
         f"GQA expects Q to have a multiple of K heads, but got {heads} and {k.dims[1]}",

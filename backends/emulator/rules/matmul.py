@@ -63,6 +63,12 @@ def output_shape(
     return (*batch, rows, n), k
 
 
+def output_layout(name: str, config: Any) -> Layout:
+    """Tiles, unless the program of a matmul untilizes what it made; linear does not hear of it."""
+    in_rows = name == "matmul" and getattr(config, "untilize_out", False)
+    return Layout.ROW_MAJOR if in_rows else Layout.TILE
+
+
 def output_memory(
     a: Tensor,
     b: Tensor,
@@ -176,6 +182,8 @@ def _line(
     name = type(config).__name__
     grid_x, grid_y = _checked_grid(a, k, config)
     batch, rows, columns = _tiles(shape)
+    if config.gather_in0:
+        return _ring(a, columns, config, memory)
     down = -(-rows * (batch if config.fuse_batch else 1) // config.per_core_M)
     blocks = down * -(-columns // config.per_core_N)
     if memory.is_sharded():
@@ -186,6 +194,28 @@ def _line(
         blocks <= grid_x * grid_y,
         f"{name}: Number of blocks exceeds number of cores: {blocks} blocks > "
         f"{grid_x * grid_y} cores",
+    )
+    return memory
+
+
+def _ring(
+    a: Tensor,
+    columns: int,
+    config: MatmulMultiCoreReuseMultiCast1DProgramConfig,
+    memory: MemoryConfig,
+) -> MemoryConfig:
+    """Blocks of in0 go round the cores that hold it; each has its columns of the result."""
+    own, result = a.memory_config().shard_spec, memory.shard_spec
+    require(own is not None and result is not None, "gather_in0 needs sharded input and output")
+    assert own is not None and result is not None
+    cores = own.num_cores()
+    require(
+        cores == result.num_cores(),
+        f"Input and output must be sharded on the same cores, got {cores} and {result.num_cores()}",
+    )
+    require(
+        config.per_core_N * cores >= columns,
+        f"{cores} cores of {config.per_core_N} tiles hold not {columns} tiles",
     )
     return memory
 

@@ -141,6 +141,19 @@ def check_stats(x: Tensor, kernel: Any, config: Any) -> None:
     check_shards(x, config)
 
 
+def check_exchange(name: str, stats: Tensor | None, kernel: Any) -> None:
+    """Statistics travel in a tensor of the format in which they are summed."""
+    require(stats is not None, f"{name} needs a stats tensor")
+    assert stats is not None
+    wide = kernel is not None and kernel.fp32_dest_acc_en
+    wanted = DataType.FLOAT32 if wide else DataType.BFLOAT16
+    require(
+        stats.dtype is wanted,
+        f"{name}: stats tensor dtype ({stats.dtype}) must match the compute accumulation format, "
+        f"{wanted}",
+    )
+
+
 def stats_memory(x: Tensor, asked: MemoryConfig | None) -> MemoryConfig:
     """Statistics of shards are summed up on the first core."""
     memory, spec = asked or x.memory_config(), x.memory_config().shard_spec

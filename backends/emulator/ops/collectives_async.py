@@ -1,0 +1,198 @@
+"""Collectives of a decode step that write into buffers which are there already, or split heads.
+
+Numbers are those of the plain collectives: sums in float32, rounded once. Persistent buffers and
+semaphores are taken and checked; where they are scratch, their contents stay as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from backends.emulator.api.parts import GlobalSemaphore, SubDeviceId, next_cores
+from backends.emulator.api.types import (
+    TILE,
+    BufferType,
+    DataType,
+    Layout,
+    MemoryConfig,
+    ShardSpec,
+    TensorMemoryLayout,
+    Topology,
+)
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.numerics.sums import mesh_sum, own_part, side_by_side
+from backends.emulator.rules.collectives import (
+    attributes,
+    busiest_bytes,
+    check_links,
+    check_scattered,
+    line_of,
+)
+
+
+@op("experimental.all_reduce_async")
+def all_reduce_async(
+    input_tensor: Tensor,
+    buffer_tensor: Tensor,
+    cluster_axis: int,
+    mesh_device: Any,
+    multi_device_global_semaphore: GlobalSemaphore,
+    *,
+    dtype: DataType | None = None,
+    memory_config: MemoryConfig | None = None,
+    topology: Topology = Topology.Linear,
+    num_links: int | None = None,
+    subdevice_id: SubDeviceId | None = None,
+) -> Tensor:
+    """Sum over a line, whole on every chip, as `dtype`; the buffer has room for all parts."""
+    x, name = input_tensor, "experimental.all_reduce_async"
+    line, chips = line_of(name, x, cluster_axis)
+    check_links(x, line, num_links)
+    require(x.is_sharded() and buffer_tensor.is_sharded(), "input and buffer must be sharded")
+    require(
+        buffer_tensor.dims[-1] >= x.dims[-1] * chips,
+        f"the buffer's width {buffer_tensor.dims[-1]} holds not {chips} parts of {x.dims[-1]}",
+    )
+    dtype = dtype or x.dtype
+    return launch(
+        name,
+        [x, buffer_tensor],
+        [Out(x.dims, dtype, x.layout, memory_config or x.memory_config())],
+        lambda data, _: mesh_sum(data, line, dtype),
+        exact=True,
+        link_bytes=2 * busiest_bytes(x.buffer_bytes(), chips, topology),  # a scatter and a gather
+        attributes=attributes(line, chips, num_links, topology, None),
+    )
+
+
+@op("experimental.all_gather_async")
+def all_gather_async(
+    input_tensor: Tensor,
+    dim: int,
+    cluster_axis: int,
+    mesh_device: Any,
+    topology: Topology,
+    multi_device_global_semaphore: GlobalSemaphore,
+    *,
+    persistent_output_tensor: Tensor | None = None,
+    num_links: int | None = None,
+    memory_config: MemoryConfig | None = None,
+    subdevice_id: SubDeviceId | None = None,
+) -> Tensor:
+    """Every chip gets the parts of all chips of its line, in the tensor that waits for them."""
+    x, name = input_tensor, "experimental.all_gather_async"
+    line, chips = line_of(name, x, cluster_axis)
+    ((axis, _),) = line
+    dim %= len(x.dims)
+    shape = (*x.dims[:dim], x.dims[dim] * chips, *x.dims[dim + 1 :])
+    into = persistent_output_tensor
+    require(into is None or into.dims == shape, f"the output tensor has to be {list(shape)}")
+    return launch(
+        name,
+        [x] if into is None else [x, into],
+        [Out(shape, x.dtype, x.layout, memory_config or x.memory_config())],
+        lambda data, *_: side_by_side(data, axis, chips, dim),
+        into=into,
+        exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
+        link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),
+        attributes=attributes(line, chips, num_links, topology, dim),
+    )
+
+
+@op("experimental.llama_reduce_scatter")
+def llama_reduce_scatter(
+    input_tensor: Tensor,
+    intermediate_packet_buffer: Tensor,
+    dim: int,
+    cross_device_semaphore: GlobalSemaphore,
+    subdevice_id: SubDeviceId,
+    cluster_axis: int,
+    mesh_device: Any,
+    *,
+    num_links: int | None = None,
+    memory_config: MemoryConfig | None = None,
+    topology: Topology = Topology.Linear,
+) -> Tensor:
+    """Sum over a row of chips of one tile row of activations; every chip keeps its columns."""
+    x, name = input_tensor, "experimental.llama_reduce_scatter"
+    line, chips = line_of(name, x, cluster_axis)
+    check_links(x, line, num_links)
+    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips)
+    width = x.dims[-1]
+    require(
+        width % x.memory_config().shard_spec.shape[1] == 0 and width % (TILE * chips) == 0,
+        f"a width of {width} leaves shards or parts that are not whole",
+    )
+    return launch(
+        name,
+        [x, intermediate_packet_buffer],
+        [Out((*x.dims[:-1], width // chips), x.dtype, x.layout, memory_config)],
+        lambda data, _: mesh_sum(data, line, x.dtype, dim=3),
+        exact=True,
+        link_bytes=busiest_bytes(x.buffer_bytes(), chips, topology),
+        attributes=attributes(line, chips, num_links, topology, dim),
+    )
+
+
+@op("experimental.llama_rs_create_heads")
+def llama_rs_create_heads(
+    input_tensor: Tensor,
+    intermediate_packet_buffer: Tensor,
+    dim: int,
+    cross_device_semaphore: GlobalSemaphore,
+    subdevice_id: SubDeviceId,
+    cluster_axis: int,
+    mesh_device: Any,
+    topology: Topology,
+    *,
+    num_links: int | None = None,
+    num_heads: int,
+    num_kv_heads: int,
+    memory_config: MemoryConfig | None = None,
+    qkv_memory_config: MemoryConfig | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum rows [1, 1, U, (H + 2K) W] over a row of chips, each keeping its users, split by heads.
+
+    Gives query, key and value [1, B, H, W], rows as the input's layout has them, a core per user;
+    of keys and values the first K heads count, the rest is padding.
+    """
+    x, name = input_tensor, "experimental.llama_rs_create_heads"
+    line, chips = line_of(name, x, cluster_axis)
+    check_links(x, line, num_links)
+    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips)
+    require(x.layout is Layout.ROW_MAJOR, "heads that fill no tile need a ROW_MAJOR input")
+    require(qkv_memory_config is not None, "heads need cores: bad optional access")
+    users, head = x.dims[2] // chips, x.dims[3] // (num_heads + 2 * num_kv_heads)
+    counts = (num_heads, num_kv_heads, num_kv_heads)
+
+    def compute(data: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        total = own_part(mesh_sum(data, line, x.dtype), line, 2)  # [r, c, 1, 1, B, HW]
+        heads = total.squeeze(3).unflatten(-1, (-1, head))
+        parts = heads.split(counts, dim=-2)
+        missing = num_heads - num_kv_heads
+        return parts[0], *(torch.nn.functional.pad(p, (0, 0, 0, missing)) for p in parts[1:])
+
+    box = qkv_memory_config.shard_spec.grid.bounding_box()  # type: ignore[union-attr]
+
+    def memory(part: int) -> MemoryConfig:
+        """A core for each user, one part after the other."""
+        shard = ShardSpec(next_cores(box, part * users, users), (num_heads, head))
+        return MemoryConfig(TensorMemoryLayout.HEIGHT_SHARDED, BufferType.L1, shard)
+
+    outs = [Out((1, users, num_heads, head), x.dtype, x.layout, memory(part)) for part in range(3)]
+    return launch(
+        name,
+        [x, intermediate_packet_buffer],
+        outs,
+        compute,
+        exact=True,
+        link_bytes=busiest_bytes(x.buffer_bytes(), chips, topology),
+        attributes={
+            **attributes(line, chips, num_links, topology, dim),
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+        },
+    )

@@ -1,0 +1,63 @@
+"""Which chips take part in a collective, over which links, and what its record says of that."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from backends.emulator.api.types import TILE, Topology
+from backends.emulator.chip.tensor import Tensor
+from backends.emulator.launch import fatal, require
+from backends.emulator.numerics.sums import Line
+from backends.work import link_bytes
+
+
+def line_of(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
+    """The axes a collective runs over and the number of chips in one group."""
+    device = x.device()
+    if device is None:
+        fatal(f"{name}: Operands to {name} need to be on device!")
+    shape = tuple(device.shape)
+    axes = (0, 1) if cluster_axis is None else (cluster_axis % 2,)
+    line = tuple((axis, shape[axis]) for axis in axes if shape[axis] > 1)
+    alone = not line and name != "mesh_partition"  # one chip may keep what it holds
+    require(not alone, f"{name} collective will only work for num_devices > 1, got 1")
+    return line, math.prod(chips for _, chips in line)
+
+
+def check_links(x: Tensor, line: Line, num_links: int | None) -> None:
+    for axis, _ in line:
+        have = x.device().spec.links[axis]  # type: ignore[union-attr]
+        if num_links is not None and num_links > have > 0:
+            fatal(
+                f"Requested link index {have} is out of bounds. {have} ethernet channels available "
+                f"along mesh axis {axis}, {num_links} asked for"
+            )
+
+
+def attributes(
+    line: Line, chips: int, num_links: int | None, topology: Topology | None, dim: int | None
+) -> dict[str, Any]:
+    return {
+        "cluster_axis": line[0][0] if len(line) == 1 else None,
+        "num_devices": chips,
+        "num_links": num_links,
+        "topology": topology,
+        "dim": dim,
+    }
+
+
+def busiest_bytes(whole: int, chips: int, topology: Topology | None) -> int:
+    """Bytes over the busiest link of a gather or scatter of `whole` bytes."""
+    return link_bytes(whole, chips, ring=topology is Topology.Ring)
+
+
+def check_scattered(x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chips: int) -> None:
+    """The scatters of one tile row run along rows of 2 or 4 chips and want shards of 32 rows."""
+    require(dim == 3, f"dim must be 3, got {dim}")
+    require(cluster_axis == 1, f"cluster_axis must be 1, got {cluster_axis}")
+    require(chips in (2, 4), f"ring_devices must be 4 or 2, got {chips}")
+    for name, tensor in (("input_tensor", x), ("intermediate_packet_buffer", packets)):
+        spec = tensor.memory_config().shard_spec
+        require(spec is not None, f"{name} must have a shard spec")
+        require(spec.shape[0] == TILE, f"{name} shard height must be 32 but got {spec.shape[0]}")

@@ -1,0 +1,213 @@
+"""Placement of a fused decode step on a 2D mesh: products on a ring of cores, sums in place.
+
+Beside each DRAM bank one core reads weights ahead of time for the two next to it; those form the
+ring that multiplies. Collectives write into buffers that stay. What a model must have for it is
+said in `ring_for`; without it, the plain plans hold. Next: models/collectives_fused.py runs this.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from loguru import logger
+
+from backends import ttnn
+from backends.device_specs import DeviceSpec
+from models.config import ModelConfig
+from models.plans.matmul import Kwargs
+from models.plans.target import Target
+from models.sharding import TILE, Sharding
+
+RECEIVERS = 2  # cores that multiply for each reader: the columns to its right
+HEADS_TILE = TILE * TILE  # values of one user's heads, for which rotary embedding works in rows
+USERS = 8  # of one column of chips: a tile of users on four of them
+
+
+@dataclass(frozen=True)
+class FusedGrid:
+    """Where one chip's tensors of a fused step lie; all in L1, width-sharded unless said."""
+
+    workers: Any  # cores that compute
+    residual: Any
+    hidden: Any  # a column's share of the inner activations
+    hidden_whole: Any  # all columns', on the ring
+    heads: Any  # cores that queries, keys and values are dealt to, a user each
+    joined: Any  # heads of all users, in rows
+    packets: Any  # of scatters
+    stats: Any  # in which norms exchange statistics
+
+
+def ring_for(sizes: Sharding, spec: DeviceSpec) -> tuple[int | None, str]:
+    """Cores of the ring, or None and why there is none: for meshes that could have one."""
+    if not spec.dram_readers or (sizes.rows, sizes.cols) != spec.mesh_shape:
+        return None, ""
+    config: ModelConfig = sizes.config
+    heads = sizes.local_heads * sizes.head_dim
+    reasons = {
+        "biases of the projections": config.qkv_bias,
+        "norms of queries and keys": config.qk_norm,
+        f"{heads} values of a user's heads on a chip, not {HEADS_TILE}": heads != HEADS_TILE,
+        f"{sizes.local_kv_heads} key/value heads on a chip, not 1": sizes.local_kv_heads != 1,
+        f"a width of {sizes.local_dim} on a chip that 4 cores cannot share": (
+            residual_cores(sizes.local_dim) < 4
+        ),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        return None, ", ".join(found)
+    return RECEIVERS * len(spec.dram_readers), ""
+
+
+def shard(
+    config: ModelConfig,
+    shape: tuple[int, int],
+    spec: DeviceSpec,
+    pad_mlp_cores: int | None = None,
+    *,
+    fused: bool = True,
+) -> Sharding:
+    """A model's sizes on a mesh, with a ring where its decode step can be fused."""
+    plain = Sharding(config, *shape, pad_mlp_cores)
+    if not fused:
+        return plain
+    ring, reason = ring_for(plain, spec)
+    if reason:
+        _say_once(f"{config.name} decodes on {spec.name} without fused ops: it has {reason}")
+    return Sharding(config, *shape, pad_mlp_cores, ring)
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.info(message)
+
+
+def residual_cores(width: int) -> int:
+    """Cores in two columns that share a tile row evenly."""
+    tiles = width // TILE
+    return max((n for n in range(2, 19, 2) if tiles % n == 0), default=1)
+
+
+def rectangle_of(first: tuple[int, int], last: tuple[int, int]) -> Any:
+    return ttnn.CoreRange(ttnn.CoreCoord(*first), ttnn.CoreCoord(*last))
+
+
+def ring_cores(spec: DeviceSpec) -> Any:
+    """The cores of the ring, in the order of the DRAM banks they multiply the weights of."""
+    return ttnn.CoreRangeSet(
+        [rectangle_of((x + 1, y), (x + RECEIVERS, y)) for x, y in spec.dram_readers]
+    )
+
+
+def worker_cores(count: int, spec: DeviceSpec) -> Any:
+    """`count` cores row by row, in the columns between the readers' and then right of them."""
+    rows, ranges = spec.compute_grid[1], []
+    for left, right in _worker_columns(spec):
+        wide = right - left + 1
+        whole, rest = divmod(min(count, wide * rows), wide)
+        if whole:
+            ranges.append(rectangle_of((left, 0), (right, whole - 1)))
+        if rest:
+            ranges.append(rectangle_of((left, whole), (left + rest - 1, whole)))
+        count -= wide * whole + rest
+    assert count == 0, f"{spec.name} has {count} worker cores too few"
+    return ttnn.CoreRangeSet(ranges)
+
+
+def _worker_columns(spec: DeviceSpec) -> list[tuple[int, int]]:
+    """First and last of neighbouring columns in which no reader lies."""
+    taken = sorted({x for x, _ in spec.dram_readers})
+    ends = [*taken[1:], spec.compute_grid[0]]
+    return [(x + 1, end - 1) for x, end in zip(taken, ends, strict=True)]
+
+
+def sharded(cores: Any, share: int, *, rows: int = TILE, by_height: bool = False) -> Any:
+    """L1 memory with [rows, share] on each of the cores."""
+    return ttnn.create_sharded_memory_config(
+        (rows, share),
+        cores,
+        ttnn.ShardStrategy.HEIGHT if by_height else ttnn.ShardStrategy.WIDTH,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+
+
+def on_ring(width: int, spec: DeviceSpec) -> Any:
+    """Memory of a tile row on the ring, in whole tiles; the last cores may hold less or nothing."""
+    cores = RECEIVERS * len(spec.dram_readers)
+    return sharded(ring_cores(spec), math.ceil(width / (TILE * cores)) * TILE)
+
+
+def fused_grid(target: Target) -> FusedGrid:
+    sizes, spec = target.sharding, target.spec
+    cores = residual_cores(sizes.local_dim)
+    residual = ttnn.CoreRangeSet([rectangle_of((1, 0), (2, cores // 2 - 1))])
+    share = sizes.local_hidden // sizes.cols
+    left, right = _worker_columns(spec)[0]
+    heads = ttnn.CoreRangeSet([rectangle_of((left, 0), (right, spec.compute_grid[1] - 1))])
+    users = sizes.cols * USERS
+    return FusedGrid(
+        workers=worker_cores(num_workers(spec), spec),
+        residual=sharded(residual, sizes.local_dim // cores),
+        hidden=sharded(worker_cores(share // TILE, spec), TILE),
+        hidden_whole=on_ring(sizes.local_hidden, spec),
+        heads=sharded(heads, sizes.head_dim, by_height=True),
+        joined=sharded(
+            worker_cores(users, spec), sizes.head_dim, rows=sizes.local_heads, by_height=True
+        ),
+        packets=sharded(worker_cores(USERS, spec), 512),
+        stats=sharded(ttnn.CoreRangeSet([rectangle_of((1, 0), (1, 0))]), TILE * sizes.cols),
+    )
+
+
+def num_workers(spec: DeviceSpec) -> int:
+    """Cores that no weight reader is or stands between."""
+    return sum(right - left + 1 for left, right in _worker_columns(spec)) * spec.compute_grid[1]
+
+
+def ring_linear(
+    k: int, n: int, *, kernel: Any, dtype: Any, spec: DeviceSpec, in_rows: bool = False
+) -> Kwargs:
+    """Arguments of a linear of one tile row on the ring; `in_rows` untilizes the result."""
+    cores = RECEIVERS * len(spec.dram_readers)
+    tiles = math.ceil(n / (TILE * cores))
+    return {
+        "program_config": ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(
+            compute_with_storage_grid_size=spec.compute_grid,
+            in0_block_w=max(
+                w for w in range(1, max(1, k // TILE // cores) + 1) if k // TILE % w == 0
+            ),
+            out_subblock_h=1,
+            out_subblock_w=max(w for w in range(1, 9) if tiles % w == 0),
+            per_core_M=1,
+            per_core_N=tiles,
+            fuse_batch=True,
+            fused_activation=None,
+            mcast_in0=False,
+            gather_in0=True,
+            untilize_out=in_rows,
+        ),
+        "memory_config": on_ring(n, spec),
+        "compute_kernel_config": kernel,
+        "dtype": dtype,
+    }
+
+
+def fused_norm(target: Target, memory: Any) -> Kwargs:
+    """Arguments of the op that adds to the residual stream and norms it, its result in `memory`."""
+    cores = residual_cores(target.sharding.local_dim)
+    tiles = target.sharding.local_dim // TILE // cores
+    return {
+        "program_config": ttnn.LayerNormShardedMultiCoreProgramConfig(
+            compute_with_storage_grid_size=[2, cores // 2],
+            subblock_w=max(w for w in range(1, 5) if tiles % w == 0),
+            block_h=1,
+            block_w=tiles,
+            inplace=False,
+        ),
+        "compute_kernel_config": target.norm_kernel,
+        "memory_config": memory,
+        "dtype": ttnn.bfloat16,
+    }
