@@ -19,7 +19,7 @@ from models.plans.norm import DISTRIBUTED_FROM_DIM
 from models.plans.vision import VisionSizes
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
 from models.registry import canonical_name
-from models.sharding import TILE, Sharding, round_up
+from models.sharding import BUCKET, TILE, Sharding, round_up
 
 HOLES = 1.3  # DRAM that activations need over their sum, since each wants one free stretch of it
 LONGEST_CHUNK = 128 * 1024
@@ -61,7 +61,7 @@ def footprint(
     positions = (
         cache_config.num_blocks * cache_config.block_size
         if cache_config.block_size
-        else slots * max_seq_len
+        else slots * round_up(max_seq_len, BUCKET)
     )
     head = Precision.BFP8
     for index in layers or range(config.num_layers):

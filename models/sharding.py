@@ -15,6 +15,7 @@ from functools import cached_property
 from models.config import ModelConfig
 
 TILE = 32
+BUCKET = 128  # tokens; prompts are padded to a multiple of it, as the device plans are made for
 MAX_USERS = 32  # one tile row of decode activations holds one user each
 
 # logical axis -> mesh axis (None: every chip has all of it); "residual" is the activations' width

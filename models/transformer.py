@@ -31,7 +31,7 @@ from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
 from models.plans.target import Habits, Phase, Target
 from models.precision import ModelPrecision
-from models.sharding import Sharding
+from models.sharding import BUCKET, Sharding, round_up
 from models.weights import WeightLoader
 
 
@@ -111,7 +111,7 @@ class Transformer:
             self.mesh,
             self.batch,
             sizes.local_kv_heads,
-            self.options.max_seq_len,
+            round_up(self.options.max_seq_len, BUCKET),  # padding is filled in, too
             sizes.head_dim,
             dtype,
         )

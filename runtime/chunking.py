@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BUCKET = 128  # tokens; the shortest prefill the device plans are made for
+from models.sharding import BUCKET
 
 
 @dataclass(frozen=True)

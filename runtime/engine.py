@@ -146,12 +146,12 @@ class Engine:
             row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
         at = CacheAddress(
-            pages=self._rows(page_table, [prompt.slot for prompt in group]),
+            pages=self._pages(page_table, [prompt.slot for prompt in group]),
             users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
         )
         logits = self.model.prefill(
             self._ids(rows),
-            self._ids(torch.arange(length), rank=2),
+            self._ids(torch.arange(length).clamp(max=self.max_seq_len - 1), rank=2),
             at,
             users=len(group),
             last_rows=self._ids(last, rank=2),
@@ -184,20 +184,29 @@ class Engine:
         if self.block_size is None:
             return CacheAddress(slot=slot, chunk_start=None if chunk is None else chunk.start)
         assert page_table is not None, "a paged cache needs a page table"
-        pages = self._rows(page_table, [slot])
         if chunk is None:
-            return CacheAddress(pages=pages)
+            return CacheAddress(pages=self._pages(page_table, [slot]))
         first = chunk.start // self.block_size
         count = -(-chunk.padded_length // self.block_size)
         own = torch.full((1, count), -1, dtype=torch.int32)
         taken = page_table[slot, first : first + count]
         own[0, : len(taken)] = taken
+        # attention walks over the padding's pages before it is masked: any page will do there
         return CacheAddress(
-            pages=pages, chunk_pages=self.place.device(own, ttnn.int32), chunk_start=chunk.start
+            pages=self._pages(page_table, [slot], chunk.start + chunk.padded_length, nowhere=0),
+            chunk_pages=self.place.device(own, ttnn.int32),
+            chunk_start=chunk.start,
         )
 
-    def _rows(self, page_table: torch.Tensor, slots: list[int]) -> Any:
-        return self.place.device(page_table[slots].to(torch.int32), ttnn.int32)
+    def _pages(
+        self, page_table: torch.Tensor, slots: list[int], length: int = 0, *, nowhere: int = -1
+    ) -> Any:
+        """Rows of the table, wide enough for the padding of the longest prompt (or `length`)."""
+        assert self.block_size is not None
+        blocks = -(-max(length, bucket_length(self.max_seq_len)) // self.block_size)
+        rows = torch.full((len(slots), max(blocks, page_table.shape[1])), -1, dtype=torch.int32)
+        rows[:, : page_table.shape[1]] = page_table[slots]
+        return self.place.device(torch.where(rows < 0, nowhere, rows), ttnn.int32)
 
     def _ids(self, values: torch.Tensor, rank: int = 4) -> Any:
         shape = (1,) * (rank - 1) + (-1,)

@@ -61,6 +61,10 @@ def test_the_table_ends_with_the_verdict(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[-1].startswith("PASS Llama-3.2-1B on N300")
 
 
+def test_a_context_that_ends_within_a_bucket_passes() -> None:
+    assert command.main([*SMALL, "--max_seq_len", "300", "--phase", "prefill"]) == 0
+
+
 def test_a_crash_of_the_wheel_is_reported_with_its_signal_and_our_line() -> None:
     outcome = run_module("tests.dry_run.misbehave", ["crash"], timeout_s=60)
     assert outcome.problem is not None

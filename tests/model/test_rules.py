@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import TinyCheckpoint, tiny_config
@@ -97,3 +99,47 @@ def test_sampling_on_the_device_is_greedy_where_asked() -> None:
             drawn.append(out[:6].long())
             positions = torch.where(positions >= 0, positions + 1, positions)
     assert torch.equal(torch.stack(drawn), expected)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    max_seq_len=st.integers(33, 700),
+    block_size=st.sampled_from([32, 64, 128, None]),
+    below=st.integers(0, 40),
+    start=st.integers(0, 20),
+    users=st.sampled_from([1, 3]),
+)
+def test_every_prompt_that_fits_max_seq_len_runs_as_where_there_is_more_room(
+    max_seq_len: int, block_size: int | None, below: int, start: int, users: int
+) -> None:
+    length = max(1, max_seq_len - below)
+    prompts = [random_prompt(VOCAB, length, seed=user) for user in range(users)]
+    cached = 0 if block_size is None else min(start, (length - 1) // block_size) * block_size
+    found = []
+    for room in (max_seq_len, 1024):
+        with engine_of(
+            CHECKPOINT,
+            batch=4,
+            max_seq_len=room,
+            block_size=block_size,
+            chunk=256 if cached else 4096,
+        ) as engine:
+            pages, slots = random_pages(engine), list(range(users))
+            if cached:
+                begun = [prompt[:cached] for prompt in prompts]
+                engine.prefill(begun, slots=slots, page_table=pages)
+            logits = engine.prefill(
+                prompts, slots=slots, page_table=pages, start_positions=[cached] * users
+            )
+            found.append(logits)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("device", ["T3K", "TG"])
+def test_the_last_partial_bucket_runs_on_meshes(device: str) -> None:
+    prompt = random_prompt(VOCAB, 278)
+    found = []
+    for room in (300, 1024):
+        with engine_of(CHECKPOINT, device, max_seq_len=room) as engine:
+            found.append(engine.prefill([prompt], slots=[0], page_table=random_pages(engine)))
+    assert torch.equal(*found)
