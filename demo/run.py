@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,8 @@ from loguru import logger
 from backends.device_specs import SPECS
 from demo import report
 from demo.cases import Case
-from demo.flow import Answers, Questions, prepare, run_batches
+from demo.checks import check_answers
+from demo.flow import Questions, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
 from demo.session import Session, open_session
@@ -133,36 +133,3 @@ def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
         ("Model loading", f"{loading.total('loading_model'):.2f} s"),
         ("All batches", f"{profiler.total('run'):.2f} s"),
     ]
-
-
-def check_answers(questions: Questions, session: Session, answers: Sequence[Answers]) -> None:
-    """Look at the texts: hidden facts found, repeats equal, no special tokens in between."""
-    tokenizer, case = session.model.tokenizer, questions.case
-    found, asked = report.needles_found(questions.prompts[0], answers[0].tokens, tokenizer)
-    if asked:
-        logger.info(f"Facts found in the context: {found} of {asked}")
-    if case.weights != "random":
-        for number, batch in enumerate(answers):
-            users = report.users_with_garbage(batch.tokens, tokenizer)
-            if users:
-                line = f"batch {number}: special tokens within the answers of users {users}"
-                if session.settings.ci:
-                    pytest.fail(line, pytrace=False)
-                logger.warning(line)
-    if case.compare_repeats:
-        compare_repeats(questions, answers)
-
-
-def compare_repeats(questions: Questions, answers: Sequence[Answers]) -> None:
-    """Equal prompts must have got equal answers, in any batch and any slot."""
-    first: dict[str, tuple[int, int]] = {}
-    for batch, prompts in enumerate(questions.prompts):
-        for user, prompt in enumerate(prompts):
-            known = first.setdefault(prompt.text, (batch, user))
-            if answers[batch].tokens[user] != answers[known[0]].tokens[known[1]]:
-                pytest.fail(
-                    f"the same prompt got two answers: user {known[1]} of batch {known[0]} and "
-                    f"user {user} of batch {batch}",
-                    pytrace=False,
-                )
-    logger.info(f"Equal prompts got equal answers ({len(first)} prompts, {len(answers)} batches)")
