@@ -87,6 +87,8 @@ class Case:
     sweep: tuple[str, ...] = ()  # prompt sets to run one after the other
     prefix_cached_ratio: float = 0.0  # share of each prompt that is in the cache already
     default_device: str = "N150"
+    images: int = 0  # most images of one prompt; 0: text alone
+    image: Path | None = None  # seen in place of the prompts' own
 
     @property
     def users(self) -> int:
@@ -188,6 +190,30 @@ _SIMPLE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 SIMPLE_CASES = [Case(id=name, **fields) for name, fields in _SIMPLE.items()]
+
+
+# --- simple_vision_demo.py: images in, text out
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionCase(Case):
+    """Users who ask about images, and some who do not."""
+
+    input_prompts: str = "vision_questions"
+    max_seq_len: int = 1024
+    images: int = 1
+
+
+_VISION: dict[str, dict[str, Any]] = {
+    "batch1-notrace": {"enable_trace": False},
+    "batch1-trace": {},
+    "batch32-trace": {"batch_size": 32},
+    "batch4-trace-with-text-prompts": {
+        "batch_size": 4, "input_prompts": "vision_questions_and_text",
+    },
+}  # fmt: skip
+
+VISION_CASES = [VisionCase(id=name, **fields) for name, fields in _VISION.items()]
 
 
 # --- text_demo.py: Llama 3.3 70B on Galaxy

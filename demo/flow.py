@@ -24,6 +24,7 @@ from runtime.find import (
     find_prompts,
     make_requests,
 )
+from runtime.images import with_images
 from runtime.prompts import Prompt, build_prompt, for_users, load_entries
 from runtime.requests import Request, Step, StepKind
 from runtime.settings import Settings
@@ -72,7 +73,7 @@ class OpLists:
 def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Questions:
     """Read and check everything that can be checked before weights are loaded."""
     entries = load_entries(find_prompts(case.input_prompts))
-    model = find_model(settings.checkpoint, weights=case.weights)
+    model = find_model(settings.checkpoint, weights=case.weights, vision=case.images > 0)
     case = fit_context(case, given, model.config, entries)
     if case.instruct and not model.tokenizer.is_instruct and "instruct" not in given:
         logger.info(f"{model.config.name} has no chat template: prompts are continued as text")
@@ -107,12 +108,13 @@ def requests_of(case: Case, model: Model, prompts: Sequence[Prompt]) -> list[Req
         max_new_tokens=case.max_generated_tokens,
         wraps=case.stress_test,
     )
-    return make_requests(
+    requests = make_requests(
         ids,
         case.sampling,
         max_new_tokens=case.max_generated_tokens,
         wrap_at=case.max_seq_len if case.stress_test else None,
     )
+    return with_images(requests, prompts, model.config, replaced=case.image)
 
 
 def recorded(steps: Iterator[Step], ops: OpLists) -> Iterator[Step]:

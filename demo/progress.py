@@ -12,6 +12,7 @@ from tqdm import tqdm
 from demo.hooks import wrapped
 from runtime.chunking import plan_chunks
 from runtime.generator import Generator
+from runtime.image_generator import ImageGenerator
 from runtime.requests import Step
 
 
@@ -25,6 +26,10 @@ class ShownGenerator(Generator):
         lengths = [len(user.request.prompt) for slot in slots if (user := self.users[slot])]
         with layer_bar(self.engines, lengths):
             return super().prefill(slots)
+
+
+class ShownImageGenerator(ShownGenerator, ImageGenerator):
+    """The same for users with images."""
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, WHOLE_TTFT_DEFINITION, Metrics
+from runtime.images import ImageRequest
 
 if TYPE_CHECKING:
     from perf.predict.figures import Prediction
     from runtime.prompts import Prompt
-    from runtime.requests import Step
+    from runtime.requests import Request, Step
     from runtime.tokenizer import Tokenizer
 
 EVERY_ITERATION_UNTIL, THEN_EVERY = 200, 100
@@ -46,6 +47,18 @@ def print_answers(
             text = f"{text[:SHOWN]} <long prompt not printed in full> {text[-SHOWN:]}"
         logger.info(f"==REPEAT BATCH {batch}\n==USER {user} - PROMPT\n{text}")
         logger.info(f"==USER {user} - OUTPUT\n{tokenizer.decode(tokens).strip()}\n")
+
+
+def image_rows(requests: Sequence[Request], most: int = 4) -> list[tuple[str, str]]:
+    """Which images the first users saw."""
+    seen = [
+        (f"Image of user {user}", str(image))
+        for user, request in enumerate(requests)
+        if isinstance(request, ImageRequest)
+        for image in request.images
+    ]
+    more = [("", f"and {len(seen) - most} more")] if len(seen) > most else []
+    return [*seen[:most], *more]
 
 
 def needles_found(

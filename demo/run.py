@@ -123,6 +123,7 @@ def prompt_rows(questions: Questions) -> list[tuple[str, str]]:
     return [
         ("Prompts", questions.case.input_prompts),
         ("Longest prompt", f"{longest} tokens, prefilled as {prefill_length(questions)}"),
+        *report.image_rows(questions.requests[0]),
     ]
 
 

@@ -75,7 +75,7 @@ def open_session(
     case: Case, settings: Settings, model: Model, *, prompts_by_decode: bool = False
 ) -> Iterator[Session]:
     """Load the model on the device and make a generator for it."""
-    from demo.progress import ShownGenerator
+    from demo.progress import ShownGenerator, ShownImageGenerator
     from runtime.blueprint import LoadOptions
     from runtime.loading import load_engines
 
@@ -92,9 +92,11 @@ def open_session(
         layers=range(case.num_layers) if case.num_layers else None,
         data_parallel=case.data_parallel,
         enable_trace=case.enable_trace,
+        images=case.images,
     )
+    kind = ShownImageGenerator if case.images else ShownGenerator
     with load_engines(options, settings) as loaded:
-        generator = ShownGenerator(
+        generator = kind(
             loaded.engines,
             eos_ids=model.tokenizer.eos_ids if case.stop_at_eos else (),
             share_prefixes=case.share_prefixes,

@@ -72,11 +72,12 @@ class SlowCodec:
 class MetaCodec:
     """Llama 3's tiktoken vocabulary."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
+        """`more` are special tokens behind Llama 3's own."""
         import tiktoken
 
         ranks = _read_ranks(path)
-        self.special = {name: len(ranks) + i for i, name in enumerate(LLAMA3_SPECIAL)}
+        self.special = {name: len(ranks) + i for i, name in enumerate((*LLAMA3_SPECIAL, *more))}
         self.names = {i: name for name, i in self.special.items()}
         self.encoding = tiktoken.Encoding(
             path.parent.name,

@@ -33,22 +33,25 @@ class Model:
     tokenizer: Tokenizer
 
 
-def find_model(name: str | None, *, weights: str = "instruct") -> Model:
-    """Config and tokenizer of a model; None is the default one.
+def find_model(name: str | None, *, weights: str = "instruct", vision: bool = False) -> Model:
+    """Config and tokenizer of a model; None is the default one, `vision` one that takes images.
 
     Random weights need neither files nor network: the tokenizer then only counts like a real one.
     """
     from models.checkpoints.open import locate
     from models.registry import load_config
+    from runtime.prompts import IMAGE_WORD
     from runtime.tokenizer import stand_in_tokenizer
     from runtime.tokenizer_files import load_tokenizer
 
     name = name or "default"
     if weights == "random" and name != "default" and not Path(name).exists():
-        config = load_config(name)
-        return Model(name, config, stand_in_tokenizer(config.vocab_size, config.eos_token_ids))
+        config = load_config(name, vision=vision)
+        words = {IMAGE_WORD: config.vision.image_token} if config.vision else {}
+        stand_in = stand_in_tokenizer(config.vocab_size, config.eos_token_ids, words)
+        return Model(name, config, stand_in)
     path = locate(name).path
-    config = load_config(path)
+    config = load_config(path, vision=vision)
     return Model(name, config, load_tokenizer(path, config.eos_token_ids))
 
 

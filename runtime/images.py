@@ -6,6 +6,7 @@ Next: image_engine.py runs them, image_generator.py seats their users.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import warnings
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.vision_config import VisionConfig
+from models.config import ModelConfig
+from models.vision_config import VisionConfig, no_vision
+from runtime.prompts import IMAGE_WORD, Prompt
 from runtime.requests import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-IMAGE_WORD = "<|image|>"  # what stands for an image in a prompt's text
 MAX_PIXELS = 64 * 2**20  # of one image: 8192 x 8192, 200 MB once unpacked
 # the means and deviations of red, green and blue that the towers were trained with
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -89,6 +91,13 @@ def load_image(source: Any, vision: VisionConfig) -> Image:
         (width, height),
         name,
     )
+
+
+def blank_image(vision: VisionConfig, tiles: int | None = None) -> Image:
+    """An image without anything on it, of so many tiles side by side; None: of the most."""
+    tiles = tiles or vision.max_tiles
+    shape = (vision.max_tiles, vision.channels, vision.image_size, vision.image_size)
+    return Image(torch.zeros(shape), vision.ratio_id(1, tiles), tiles, (1, 1), "blank image")
 
 
 def _open(source: Any) -> tuple[Picture, str]:
@@ -176,6 +185,41 @@ def image_spans(tokens: Sequence[int], image_token: int) -> list[tuple[int, int]
             end = later
         spans.append((places[index], end))
     return spans[::-1]
+
+
+def with_images(
+    requests: Sequence[Request],
+    prompts: Sequence[Prompt],
+    config: ModelConfig,
+    *,
+    replaced: Path | None = None,
+) -> list[Request]:
+    """The requests with their prompts' images read; `replaced` is seen in place of all others."""
+    vision = config.vision
+    if replaced is not None and not any(prompt.images for prompt in prompts):
+        raise ValueError(f"{replaced} is asked about by no prompt: give prompts with images")
+    read: dict[str, Image] = {}
+    found: list[Request] = []
+    for request, prompt in zip(requests, prompts, strict=True):
+        sources = [replaced or source for source in prompt.images]
+        if vision is None:
+            if sources:
+                raise no_vision(config.name)
+            if any(token >= config.vocab_size for token in request.prompt):
+                raise ValueError(
+                    f"a prompt has {IMAGE_WORD}, which is no word of a text: {config.name} was "
+                    "loaded for text alone"
+                )
+        if vision is None or not sources:
+            found.append(request)
+            continue
+        for source in sources:
+            if str(source) not in read:
+                read[str(source)] = load_image(source, vision)
+        own = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
+        images = tuple(read[str(source)] for source in sources)
+        found.append(ImageRequest(**own, images=images, image_token=vision.image_token))
+    return found
 
 
 def check_images(request: Request, vision: VisionConfig | None, most: int, name: str) -> None:

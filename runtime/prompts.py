@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -22,6 +23,7 @@ from runtime.haystack import Haystack, build_haystack
 CONTEXT_CACHE = Path("generated/context_cache")
 MAX_CONTEXT_BYTES = 16 * 2**20
 DOWNLOAD_SECONDS = 30.0
+IMAGE_WORD = "<|image|>"  # what stands for an image in a prompt's text
 TEMPLATE_ROOM = 128  # tokens kept free around a generated context for the chat template
 
 
@@ -33,12 +35,25 @@ class HaystackContext(BaseModel):
     haystack: Haystack
 
 
+class DrawnImage(BaseModel):
+    """An image that is drawn from a seed rather than read: width and height in pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    random: tuple[int, int]
+    seed: int = 0
+
+
 class PromptEntry(BaseModel):
-    """One entry of a prompts file; `max_length` counts characters of the context."""
+    """One entry of a prompts file; `max_length` counts characters of the context.
+
+    An image is a file, relative to the prompts file or to here, or drawn; several are a list.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(min_length=1)
+    image: str | DrawnImage | list[str | DrawnImage] | None = None
     context: str | HaystackContext | None = None
     max_length: int | None = Field(default=None, gt=0)
 
@@ -50,10 +65,14 @@ class PromptEntry(BaseModel):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model will be asked it; `answer` is known for generated contexts."""
+    """A prompt as the model will be asked it; `answer` is known for generated contexts.
+
+    Its images are named here and read by runtime/images.py; the text says where they belong.
+    """
 
     text: str
     answer: str | None = None
+    images: tuple[Any, ...] = ()
 
 
 def load_entries(path: Path) -> list[PromptEntry]:
@@ -101,6 +120,8 @@ def build_prompt(
     room: int,
 ) -> Prompt:
     """Context and question as one text: instruct models get the context in backticks first."""
+    if entry.image is not None:
+        return _with_images(entry, folder)
     if entry.context is None:
         return Prompt(entry.prompt)
     answer = None
@@ -115,6 +136,22 @@ def build_prompt(
     if instruct:
         return Prompt(f"```{context}```\n\n{entry.prompt}", answer)
     return Prompt(context, answer)
+
+
+def _with_images(entry: PromptEntry, folder: Path) -> Prompt:
+    """Images come first, unless the prompt itself says where."""
+    if entry.context is not None:
+        raise ValueError("a prompt has a context or images, not both: ask twice")
+    given = entry.image if isinstance(entry.image, list) else [entry.image]
+    images: list[Any] = []
+    for image in given:
+        if isinstance(image, DrawnImage):
+            images.append({"random": list(image.random), "seed": image.seed})
+        else:
+            beside = folder / str(image)
+            images.append(str(beside if beside.is_file() else image))
+    where = "" if IMAGE_WORD in entry.prompt else IMAGE_WORD * len(images)
+    return Prompt(where + entry.prompt, images=tuple(images))
 
 
 def read_context(source: str, *, folder: Path) -> str:

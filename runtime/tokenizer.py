@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 SENTINEL = "\u241f"  # stands for the user's text while a template is taken apart
@@ -104,13 +104,17 @@ class StandInCodec:
     A token is a word or a piece of one; its id is a checksum, so ids say nothing but are stable.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.pieces: dict[int, str] = {}
+    def __init__(self, vocab_size: int, words: Mapping[str, int] | None = None) -> None:
+        """`words` have ids of their own, as special tokens have."""
+        self.vocab_size, self.words = vocab_size, dict(words or {})
+        self.pieces = {i: word for word, i in self.words.items()}
 
     def encode(self, text: str, *, whole: bool) -> list[int]:
-        pieces = re.findall(r" ?\w{1,6}|\s|[^\w\s]", text)
-        ids = [zlib.crc32(piece.encode()) % self.vocab_size for piece in pieces]
+        own = "".join(f"{re.escape(word)}|" for word in self.words)
+        pieces = re.findall(own + r" ?\w{1,6}|\s|[^\w\s]", text)
+        ids = [
+            self.words.get(piece, zlib.crc32(piece.encode()) % self.vocab_size) for piece in pieces
+        ]
         self.pieces.update(zip(ids, pieces, strict=True))
         return ids or [0] * whole
 
@@ -118,6 +122,8 @@ class StandInCodec:
         return "".join(self.pieces.get(i, f"<{i}>") for i in ids)
 
 
-def stand_in_tokenizer(vocab_size: int, eos_ids: Iterable[int] = ()) -> Tokenizer:
-    """A tokenizer for models whose vocabulary is not at hand."""
-    return Tokenizer(StandInCodec(vocab_size), eos_ids=eos_ids)
+def stand_in_tokenizer(
+    vocab_size: int, eos_ids: Iterable[int] = (), words: Mapping[str, int] | None = None
+) -> Tokenizer:
+    """A tokenizer for models whose vocabulary is not at hand, but for these words."""
+    return Tokenizer(StandInCodec(vocab_size, words), eos_ids=eos_ids)

@@ -82,8 +82,9 @@ def read_meta(directory: Path, eos_ids: Iterable[int]) -> Tokenizer:
     knows Llama 3's header tokens is talked to in Llama 3's published format, or by a
     chat_template.jinja beside it; `--instruct 0` continues plain text, as base models need it.
     """
-    codec = MetaCodec(directory / "tokenizer.model")
     params = _json(directory / "params.json")
+    eyes = ("<|image|>",) if "vision_chunk_size" in params.values else ()
+    codec = MetaCodec(directory / "tokenizer.model", eyes)
     rows = params.integer("vocab_size", -1, 2**31, codec.encoding.n_vocab)
     knows_headers = rows > codec.special["<|eot_id|>"]  # the last token of the format
     known = {"chat_template": LLAMA3_TEMPLATE if knows_headers else None}

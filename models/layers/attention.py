@@ -6,6 +6,7 @@ from typing import Any
 
 from backends import ttnn
 from models.kv_cache import CacheAddress, PagedKVCache
+from models.layers.head_norm import HeadNorm
 from models.layers.rope import Rotation
 from models.plans.attention import AttentionDecode, AttentionPrefill, AttentionWeights
 from models.plans.matmul import sliced_linear
@@ -141,25 +142,3 @@ def drop_idle_rows(mixed: Any, users: int) -> Any:
     if users == rows:
         return mixed
     return ttnn.reshape(mixed, (1, 1, users, width), (1, 1, rows, width))
-
-
-class HeadNorm:
-    """Norm of every head by itself."""
-
-    def __init__(self, name: str, weights: WeightLoader) -> None:
-        sizes = weights.sharding
-        self.epsilon = sizes.head_norm_eps
-        self.weight = weights.place(
-            name,
-            weights.head_norm(f"{name}.weight"),
-            (None, None),
-            dtype=ttnn.bfloat16,
-            layout=ttnn.ROW_MAJOR_LAYOUT,
-        )
-
-    def __call__(self, heads: Any) -> Any:
-        memory = heads.memory_config()
-        if memory.is_sharded():  # the norm wants whole rows in interleaved memory
-            heads = ttnn.to_memory_config(heads, ttnn.L1_MEMORY_CONFIG)
-        normed = ttnn.rms_norm(heads, epsilon=self.epsilon, weight=self.weight)
-        return ttnn.to_memory_config(normed, memory)

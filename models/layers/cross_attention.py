@@ -9,7 +9,8 @@ from typing import Any
 
 from backends import ttnn
 from models.kv_cache import PagedKVCache, Sight
-from models.layers.attention import HeadNorm, drop_idle_rows
+from models.layers.attention import drop_idle_rows
+from models.layers.head_norm import HeadNorm
 from models.plans.attention import AttentionDecode
 from models.plans.cross_attention import CrossPrefill, CrossWeights
 from models.plans.matmul import Kwargs, sliced_linear

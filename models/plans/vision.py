@@ -71,14 +71,19 @@ def vision_plan(target: Target, sizes: VisionSizes) -> VisionPlan:
     vision, dim = sizes.vision, sizes.vision.dim
     heads = sizes.local_heads * sizes.head_width
 
-    def linear(k: int, n: int, activation: Any = None) -> PrefillLinear:
+    # what is summed over chips, or only read once: half of what the links carry
+    inner = target.activation_dtype(ttnn.bfloat8_b)
+
+    def linear(
+        k: int, n: int, *, dtype: Any = ttnn.bfloat16, activation: Any = None
+    ) -> PrefillLinear:
         return prefill_linear(
             sizes.rows,
             k,
             n,
             kernel=target.kernel(OpGroup.LI_QKV_PREFILL),
             fp32=target.wide_accumulator(OpGroup.LI_QKV_PREFILL),
-            dtype=ttnn.bfloat16,
+            dtype=dtype,
             spec=target.spec,
             most=vision.tile_rows,
             activation=activation,
@@ -102,9 +107,13 @@ def vision_plan(target: Target, sizes: VisionSizes) -> VisionPlan:
             "compute_kernel_config": target.kernel(OpGroup.SDPA_PREFILL),
             "memory_config": ttnn.DRAM_MEMORY_CONFIG,
         },
-        o=linear(heads, dim),
-        # 0: not the approximation
-        fc1=linear(dim, sizes.hidden // sizes.ways, ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU, 0)),
-        fc2=linear(sizes.hidden // sizes.ways, dim),
+        o=linear(heads, dim, dtype=inner),
+        fc1=linear(
+            dim,
+            sizes.hidden // sizes.ways,
+            dtype=inner,
+            activation=ttnn.UnaryWithParam(ttnn.UnaryOpType.GELU, 0),  # 0: not the approximation
+        ),
+        fc2=linear(sizes.hidden // sizes.ways, dim, dtype=inner),
         projector=linear(vision.output_dim, target.sharding.local_residual),
     )

@@ -124,4 +124,6 @@ def reach(record: OpRecord, state: State) -> tuple[int, int, int]:
     slots = int(record.attributes["users"])
     most = int(record.attributes.get("context", state.context))
     window = int(record.attributes.get("sliding_window_size") or most)
+    if record.scope.startswith("cross_layers."):  # keys of an image do not grow with the answer
+        return min(slots, state.active_users), most, slots
     return min(slots, state.active_users), min(state.context or most, most, window), slots

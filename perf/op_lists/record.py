@@ -40,6 +40,7 @@ class Job:
     pad_heads: bool = False  # head width padded to a power of two
     habits: str = "own"  # whose plans, see models/plans/target.py
     generated: int = GENERATED
+    images: int = 0  # in each prompt, of the most tiles; 0: text alone
 
     @property
     def context(self) -> int:
@@ -86,7 +87,7 @@ def record_run(job: Job) -> RunOps:
         raise AssertionError
     from models.registry import load_config
 
-    config = load_config(job.model)
+    config = load_config(job.model, vision=job.images > 0)
     padded = 1 << (config.head_dim - 1).bit_length()
     if job.pad_heads and padded != config.head_dim:  # frequencies change no op
         config = replace(config, head_dim=padded, rope_scaling=None)
@@ -95,13 +96,15 @@ def record_run(job: Job) -> RunOps:
     kinds = Counter(precision.layer(i) for i in range(config.num_layers))
     lists = []
     for kind, count in kinds.items():
-        index = next(i for i in range(config.num_layers) if precision.layer(i) == kind)
-        lists.append((_record_layer(job, plan, index), index, count))
+        alike = [i for i in range(config.num_layers) if precision.layer(i) == kind]
+        looking = [i for i in alike if config.vision and i in config.vision.cross_before]
+        index = (looking or alike)[0]  # with a layer that looks at images in front, if one has
+        lists.append((_record_layer(job, plan, index), Alike(index, count, len(looking))))
     first = lists[0][0]
     return replace(
         first,
-        decode=replace(first.decode, ops=_merge([(r.decode, i, n) for r, i, n in lists])),
-        prefill=replace(first.prefill, ops=_merge([(r.prefill, i, n) for r, i, n in lists])),
+        decode=replace(first.decode, ops=_merge([(r.decode, alike) for r, alike in lists])),
+        prefill=replace(first.prefill, ops=_merge([(r.prefill, alike) for r, alike in lists])),
     )
 
 
@@ -125,6 +128,7 @@ def blueprint(job: Job, config: ModelConfig) -> Blueprint:
         enable_trace=False,
         batched_prefill=job.batched_prefill,
         fill_grid=job.fill_grid,
+        images=job.images,
         habits=Habits(job.habits),
     )
     settings = Settings(backend="emulator", pad_mlp_cores=job.pad_mlp_cores)
@@ -159,15 +163,19 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
     import torch
 
     from backends.op_record import record_ops
+    from runtime.images import blank_image
     from runtime.sampling import GREEDY, device_sampling
 
     max_seq_len = engine.max_seq_len
     table = torch.zeros(users, pages, dtype=torch.int32)
     together = users if job.batched_prefill else 1  # else all users run the same ops in turn
+    prompt = [0] * job.prefill_len
+    if job.images:
+        prompt[: job.images] = [engine.vision.image_token] * job.images
+        for slot in range(users):
+            engine.attach(slot, prompt, [blank_image(engine.vision)] * job.images)
     with record_ops() as prefill:
-        engine.prefill(
-            [[0] * job.prefill_len] * together, slots=list(range(together)), page_table=table
-        )
+        engine.prefill([prompt] * together, slots=list(range(together)), page_table=table)
     sampling = device_sampling([GREEDY] * users) if job.device_sampling else None
     with record_ops() as decode:
         out = engine.decode(
@@ -185,21 +193,36 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
     )
 
 
-def _merge(lists: list[tuple[OpList, int, int]]) -> tuple[CountedOp, ...]:
-    """One list with the layers of every kind, given as (ops, layer, layers of that kind)."""
+@dataclass(frozen=True)
+class Alike:
+    """Layers of one precision: which one was recorded, how many there are, how many look."""
+
+    index: int
+    count: int
+    looking: int
+
+    def times(self, record: OpRecord) -> int:
+        """How often the whole model issues an op of the recorded one; 0: it is in no layer."""
+        if record.scope.startswith(f"layers.{self.index}."):
+            return self.count
+        return self.looking if record.scope.startswith("cross_layers.") else 0
+
+
+def _merge(lists: list[tuple[OpList, Alike]]) -> tuple[CountedOp, ...]:
+    """One list with the layers of every kind."""
     merged: list[CountedOp] = []
-    base, index, count = lists[0]
+    base, alike = lists[0]
     position = 0
     for op in base.ops:
-        inside = op.record.scope.startswith(f"layers.{index}.")
-        merged.append(CountedOp(op.record, count if inside else 1))
-        if inside:
+        times = alike.times(op.record)
+        merged.append(CountedOp(op.record, times or 1))
+        if times:
             position = len(merged)
     others = [
-        CountedOp(op.record, count)
-        for ops, index, count in lists[1:]
+        CountedOp(op.record, alike.times(op.record))
+        for ops, alike in lists[1:]
         for op in ops.ops
-        if op.record.scope.startswith(f"layers.{index}.")
+        if alike.times(op.record)
     ]
     return (*merged[:position], *others, *merged[position:])
 

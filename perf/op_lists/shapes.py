@@ -25,13 +25,15 @@ class ShapeTensor:
     def float(self) -> ShapeTensor:
         return self
 
-    to = contiguous = float
+    to = contiguous = tanh = float
 
     @property
     def T(self) -> ShapeTensor:
         return ShapeTensor(self.shape[::-1])
 
-    mT = T
+    @property
+    def mT(self) -> ShapeTensor:
+        return ShapeTensor((*self.shape[:-2], self.shape[-1], self.shape[-2]))
 
     def __mul__(self, other: object) -> ShapeTensor:
         return self

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", required=True, help=f"{', '.join(SPECS)}, or a JSON file (what if)")
     p.add_argument("--batch_size", type=int, default=1, help="users of one data-parallel group")
     p.add_argument("--prefill_len", type=int, default=128, help="tokens of a prompt")
+    p.add_argument("--images", type=int, default=0, help="in a prompt, of the most tiles")
     p.add_argument("--optimizations", default="performance", help="preset or precision text")
     p.add_argument("--data_parallel", type=int, default=1)
     p.add_argument("--generated", type=int, default=200, help="tokens; half of them are context")
@@ -151,6 +152,7 @@ def prepare(options: argparse.Namespace) -> tuple[Job, Software, Constants]:
         prefill_len=options.prefill_len,
         optimizations=options.optimizations,
         generated=options.generated,
+        images=options.images,
     )
     return job, software, constants
 
@@ -176,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = {
             "model": str(job.model), "device": job.spec.name, "batch_size": job.batch_size,
             "prefill_len": job.prefill_len, "optimizations": job.optimizations,
-            "data_parallel": job.data_parallel, "software": software.name,
+            "data_parallel": job.data_parallel, "images": job.images, "software": software.name,
         }  # fmt: skip
         print(dump_json(settings | answer.as_json()))
     else:

@@ -24,7 +24,7 @@ from models.sharding import MAX_USERS
 from runtime.blueprint import Blueprint, LoadOptions, draw
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
 from runtime.engine import Engine, Result
-from runtime.images import Image
+from runtime.images import blank_image
 from runtime.loading import load_engines
 from runtime.sampling import DeviceSampling
 from runtime.settings import Settings
@@ -259,7 +259,7 @@ class Passes:
         if limit > BUCKET:
             cases, lengths = [*cases, cases[-1]], [*lengths, limit]
         for tiles, length in zip(cases, lengths, strict=True):
-            images = [_blank(vision, count) for count in tiles]
+            images = [blank_image(vision, count) for count in tiles]
             # images apart from each other, so that a mask says who sees which
             prompt = [1] * length
             for number in range(len(images)):
@@ -317,12 +317,6 @@ class Passes:
         dram.reach(dram.now_per_bank + usage.dram_growth)
         phase |= {"l1_peak": usage.total, "l1_tensors": usage.tensors}
         self.run["phases"].append(phase | {"dram_peak": dram.peak_bytes})
-
-
-def _blank(vision: Any, tiles: int) -> Image:
-    """An image of as many tiles, side by side."""
-    shape = (vision.max_tiles, vision.channels, vision.image_size, vision.image_size)
-    return Image(torch.zeros(shape), vision.ratio_id(1, tiles), tiles, (1, 1))
 
 
 def _sampling() -> DeviceSampling:

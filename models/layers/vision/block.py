@@ -41,13 +41,14 @@ class VisionBlock:
             self.mlp = VisionMLP(name, weights, sizes, plan, ccl, gate=gates[1])
 
     def __call__(self, x_11RD: Any, mask_11RR: Any) -> Any:
+        memory = ttnn.DRAM_MEMORY_CONFIG
         with scope(f"{self.name}.attention"):
             mixed = self.attention(self.attention_norm(x_11RD), mask_11RR)
-            x_11RD = ttnn.add(x_11RD, mixed, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+            x_11RD = ttnn.add(x_11RD, mixed, memory_config=memory, dtype=ttnn.bfloat16)
             ttnn.deallocate(mixed)
         with scope(f"{self.name}.mlp"):
             inner = self.mlp(self.mlp_norm(x_11RD))
-            out_11RD = ttnn.add(x_11RD, inner, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+            out_11RD = ttnn.add(x_11RD, inner, memory_config=memory, dtype=ttnn.bfloat16)
             ttnn.deallocate(inner)
             ttnn.deallocate(x_11RD)
             return out_11RD
