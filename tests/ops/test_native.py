@@ -220,7 +220,7 @@ def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(64, 96, generator=generator)
     weight *= (torch.randn(64, 96, generator=generator) * 3 - 9).exp2()
-    weight[:, 7], weight[3, :16], weight[5] = -0.0, 2.0**-100, 100.0
+    weight[:, 7], weight[3, :16], weight[5] = -0.0, 2.0**-100, 5.0
     matrix = formats.to_format(weight, DataType[dtype]).mT.contiguous()[None, None]
     x = torch.randn(1, rows, 64, generator=generator).bfloat16()
     x[:, :, 3], x[:, 0, 5] = 0, 2.0**-120
