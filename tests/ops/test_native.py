@@ -23,7 +23,7 @@ from backends.emulator.numerics import formats, products
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
 from backends.emulator.numerics.sums import sum_over
-from backends.emulator.ops import attention_decode, reduction, rope
+from backends.emulator.ops import attention, attention_decode, reduction, rope
 from backends.mesh import open_mesh
 from tests.ops.emulated import get, per_user, put, ttnn
 
@@ -309,6 +309,25 @@ def test_decode_attention_is_the_same_up_to_the_order_of_sums(
     assert not fast[:, :, :, 1].any() and fast[:, :, :, 0].any()
     if bits is not None:  # and cutting is what makes the difference
         assert not torch.allclose(in_calls(None), slow, rtol=1e-2, atol=1e-2)
+
+
+@every_build
+@pytest.mark.parametrize(
+    ("length", "total", "options"),
+    [(50, 50, {}), (70, 70, {"causal": False}), (33, 133, {"start": 100, "window": 40})],
+)
+@pytest.mark.parametrize("width", [32, 64, 96])
+def test_attention_of_prompts_is_that_of_float32_rounded_but_for_a_few_in_a_thousand(
+    length: int, total: int, options: dict[str, Any], width: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(2, 6, length, width, generator=generator).bfloat16()
+    k, v = (torch.randn(2, 2, total, width, generator=generator).bfloat16() for _ in range(2))
+    found = attention.attend_prompt(q, k, v, scale=width**-0.5, **options)
+    expected = attention._attend(q.float(), k.float(), v.float(), scale=width**-0.5, **options)
+    rounded = expected.bfloat16()
+    torch.testing.assert_close(found, rounded, rtol=2**-7, atol=1e-4)
+    assert (found != rounded).float().mean() < 0.01
 
 
 def test_a_compiler_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,12 @@
 /* Products of rows of bfloat16 with weights in tiles of columns, results as their format holds
    them. Reading the weights or the multiplier's own speed is the limit, for few rows or many. */
 
+#include "amx.h"
 #include "packed.h"
 
 #define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
 #define FEW 1 /* rows for which unpacking into a cache first does not pay */
-
-#ifdef __AVX512BF16__
-static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
-  return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
-                                  (__m512bh)_mm512_set1_epi32((int32_t)pair));
-}
-#else
-static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
-  sum += (floats)(weights << 16) * as_float(pair << 16);
-  return sum + (floats)(weights & 0xFFFF0000u) * as_float(pair & 0xFFFF0000u);
-}
-#endif
 
 static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t row) {
   const int64_t *to = p->goals + 2 * goal;
@@ -124,10 +113,35 @@ static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs
   return (Pairs){room, 0, 0};
 }
 
+#if HAS_TILES
+/* Rows by tile registers; the last ones overlap those before, so that all rows sum alike. */
+static void multiply_by_tiles(const struct multiply *p, const int64_t *tile, const Pairs *from,
+                              int64_t row, int64_t end) {
+  const uint16_t *x = p->x + tile[0] * p->rows * p->depth;
+  float sums[2 * EDGE * TILE];
+  for (; end - row >= 2 * EDGE; row += 2 * EDGE) {
+    multiply_two(x + row * p->depth, p->depth, from->weights, tile[1], sums);
+    put_sums(p, tile, row, 2 * EDGE, sums);
+  }
+  while (row < end) {
+    row = row + EDGE > end ? end - EDGE : row;
+    clear_sums();
+    add_tiles(x + row * p->depth, p->depth, from->weights, tile[1]);
+    store_sums(sums, TILE);
+    put_sums(p, tile, row, EDGE, sums);
+    row += EDGE;
+  }
+}
+#endif
+
 void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
   const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
   const int64_t grain = panels * a.count / most < 4 ? panels * a.count / most + 1 : 4;
+#if HAS_TILES
+  const int has_tiles = may_use_tiles && a.rows >= EDGE;
+  if (has_tiles) open_tiles();
+#endif
   EACH_BY(piece, panels * a.count, grain) { /* neighbours: memory is read best in order */
     const int64_t *tile = a.tiles + piece % a.count * 5, start = piece / a.count * a.panel;
     const int64_t end = start + a.panel < a.rows ? start + a.panel : a.rows;
@@ -143,10 +157,19 @@ void multiply(const void *given, Share *share) {
       continue;
     }
     if (!a.weights) from = unpacked(&a, &from, tile[1], a.room + share->thread * a.most_pairs * TILE);
+#if HAS_TILES
+    if (has_tiles && end - start >= EDGE && tile[1] % EDGE == 0) {
+      multiply_by_tiles(&a, tile, &from, start, end);
+      continue;
+    }
+#endif
     for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, &from, row, 12, WORDS);
     for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, &from, row, 8, WORDS);
     for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, &from, row, 4, WORDS);
     for (; end - row >= 2; row += 2) multiply_rows(&a, tile, &from, row, 2, WORDS);
     for (; end - row >= 1; row += 1) multiply_rows(&a, tile, &from, row, 1, WORDS);
   }
+#if HAS_TILES
+  if (has_tiles) close_tiles();
+#endif
 }

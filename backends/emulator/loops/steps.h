@@ -13,6 +13,7 @@
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
+#define PROMPT_ROWS 16   /* queries of a prompt that may be at work at once */
 
 /* x in blocks, rounded to `mantissa_bits`, or to bfloat16 (none). */
 struct round_blocks {
@@ -198,6 +199,35 @@ struct attend {
   float *room;              /* [threads, MOST_QUERIES, pages, size] to work in */
   int64_t rows, cols, users, heads, group, width, pages, blocks, size, window, q_seen, seen, threads;
   int64_t q_r, q_c, at_r, at_c, table_r, table_c;
+  double scale;
+};
+
+/* Keys of prompts in tiles of TILE keys, a word for two neighbours of a head's width; of values the
+   bits that `mask` keeps. Keys after the last are zeros. */
+struct arrange_keys {
+  const uint16_t *x; /* [matrices, length, width] */
+  uint32_t *out;     /* [matrices, tiles, half, TILE] */
+  int64_t matrices, length, width, tiles, half, mask;
+};
+
+/* Values of prompts in tiles of TILE columns, a word for two neighbours in time. */
+struct arrange_values {
+  const uint16_t *x; /* [matrices, length, width] */
+  uint32_t *out;     /* [matrices, columns, pairs, TILE] */
+  int64_t matrices, length, width, columns, pairs, mask;
+};
+
+/* Attention of prompts, whose queries begin at position `start`, over keys and values arranged for
+   it: `group` neighbours share a head of those. Causal ones see the last `window` keys up to their
+   own, if not 0. Of queries the bits count that `q_seen` keeps. */
+struct attend_prompt {
+  const uint16_t *q;      /* [matrices, length, width] */
+  const uint32_t *keys;   /* [*, tiles, half, TILE] */
+  const uint32_t *values; /* [*, columns, pairs, TILE] */
+  uint16_t *out;          /* [matrices, length, width] */
+  float *room;            /* [threads, numbers] to work in */
+  int64_t matrices, length, width, group, total, start, window, is_causal, q_seen;
+  int64_t tiles, half, columns, pairs, threads, numbers;
   double scale;
 };
 

@@ -76,6 +76,19 @@ static inline words widened_bits(const uint16_t *x) {
 
 static inline floats widened_all(const uint16_t *x) { return (floats)widened_bits(x); }
 
+/* A sum and the products of two neighbours each, exact before they are added. */
+#ifdef __AVX512BF16__
+static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
+  return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
+                                  (__m512bh)_mm512_set1_epi32((int32_t)pair));
+}
+#else
+static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
+  sum += (floats)(weights << 16) * as_float(pair << 16);
+  return sum + (floats)(weights & 0xFFFF0000u) * as_float(pair & 0xFFFF0000u);
+}
+#endif
+
 typedef float four __attribute__((vector_size(16)));
 
 static inline float total(floats x) {
@@ -91,6 +104,14 @@ static inline floats rounded(floats x) {
   const words bits = (words)x, unknown = (words)(x != x);
   const words up = bits + 0x7FFF + ((bits >> 16) & 1);
   return (floats)(((up & ~unknown) | ((bits | 0x400000) & unknown)) & 0xFFFF0000u);
+}
+
+static inline halves narrowed_all(floats x) {
+#ifdef __AVX512BF16__
+  return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  return __builtin_convertvector((words)rounded(x) >> 16, halves);
+#endif
 }
 
 /* One block in units of the last mantissa bit, rounded to even, limited; few bits are left. */
@@ -138,12 +159,7 @@ static inline void store_as(const float *x, uint16_t *out, int64_t mantissa_bits
     return;
   }
   for (int j = 0; j < BLOCK; j += LANES) {
-#ifdef __AVX512BF16__
-    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)loaded(x + j));
-#else
-    const floats result = rounded(loaded(x + j));
-    const halves narrow = __builtin_convertvector((words)result >> 16, halves);
-#endif
+    const halves narrow = narrowed_all(loaded(x + j));
     memcpy(out + j, &narrow, sizeof narrow);
   }
 }

@@ -1,8 +1,21 @@
 /* Walking a list of steps: the one way into the loops, for a single one as for a whole replay. */
 
-#include "vectors.h"
+#include "amx.h"
 
 int64_t lanes(void) { return LANES; }
+
+/* How the processor multiplies bfloat16: 0 not by itself, 1 by vectors as slowly as floats, 2 by
+   vectors twice as fast or more, 3 by tiles. */
+int64_t units(void) {
+#if HAS_TILES
+  if (may_use_tiles) return 3;
+#endif
+#ifdef __AVX512BF16__
+  return __builtin_cpu_is("amd") ? 2 : 1; /* Intel's take two cycles for one of AMD's */
+#else
+  return 0;
+#endif
+}
 
 static int64_t walk_share(const int64_t *words, const int64_t *starts, int64_t first, int64_t count,
                           Share *share, Counter *counters) {

@@ -23,6 +23,7 @@ from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish, seen_mask
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
 
+_PANEL_VALUES = 1 << 19  # of as many rows as stay in a core's cache
 _PANEL = 240  # rows of a product that stay in a core's cache while weights pass
 _ROWS_ANYWHERE = 16  # with more of them narrow vectors do worse than libraries
 
@@ -353,6 +354,7 @@ def multiply(
         most_pairs=tiles.most_pairs, tiles=tiles.records,
         goals=tiles.goals, out=out,
         places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
-        depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide, panel=_PANEL,
+        depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
+        panel=max(_PANEL, _PANEL_VALUES // depth),
     )  # fmt: skip
     return out

@@ -1,7 +1,8 @@
 """Scaled dot-product attention of prompts: within themselves, and of a chunk over its pages.
 
-Scores, softmax and the weighted sum are computed in float32. Math fidelity cuts the bits of
-queries, keys and values; that of the softmax weights and the kernel's running sums are not
+Scores, softmax and the weighted sum are computed in float32; over many keys, where the processor
+multiplies bfloat16, softmax weights count with 16 bits (loops/prompt.c). Math fidelity cuts the
+bits of queries, keys and values; that of the softmax weights and the kernel's running sums are not
 emulated. Shapes: N prompts, H query and K key heads, S queries, T keys, W head width.
 """
 
@@ -12,14 +13,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from backends.emulator.api.types import Layout, MemoryConfig
+from backends.emulator.api.types import TILE, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv.paging import flat_blocks, writable
 from backends.emulator.launch import Out, launch, op
+from backends.emulator.loops import native
+from backends.emulator.loops.call import CONSTANTS, call, team_size
+from backends.emulator.loops.moves import contiguous
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.rules import attention as specs
 from backends.work import attention_flops, kv_bytes
 
+_MANY_KEYS = 1024  # from where on attention is a large part of a prompt's time
 _MASK_ELEMENTS = 1 << 22  # of the masks (on a GPU also the scores of a head) held at once
 
 
@@ -38,6 +43,9 @@ def _attend(
 
     A mask [N or 1, H or 1, S, T] is added to the scores.
     """
+    if mask is None and _in_c(q, k, v, causal=causal, window=window):
+        return attend_prompt(q, k, v, scale=scale, start=start, window=window, causal=causal)
+    q, k, v = q.float(), k.float(), v.float()
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
     length, total = q.shape[2], k.shape[2]
@@ -72,6 +80,59 @@ def _attend(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+def _in_c(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, window: int | None
+) -> bool:
+    """Whether C takes this attention, and is faster than torch."""
+    library, width = native.library(), q.shape[-1]
+    return (
+        library is not None
+        and library.units() > 1  # else torch is as fast, in float32
+        and k.shape[2] >= _MANY_KEYS
+        and q.dtype is k.dtype is v.dtype is torch.bfloat16
+        and q.device.type == "cpu"
+        and width % TILE == 0
+        and width <= CONSTANTS["MOST_WIDTH"]
+        and (causal or window is None)
+    )
+
+
+def attend_prompt(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    start: int = 0,
+    window: int | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    """Queries [N, H, S, W] at positions start.. over keys [N, K, T, W] at positions 0..., bfloat16.
+
+    Of softmax weights 16 bits count; the rest is float32's.
+    """
+    q, k, v = map(contiguous, (q, k, v))
+    (users, heads, length, width), (kv_heads, total) = q.shape, k.shape[1:3]
+    assert k.shape == v.shape == (users, kv_heads, total, width) and heads % kv_heads == 0
+    assert not causal or start + length <= total
+    tiles, half, columns, matrices = -(-total // TILE), width // 2, width // TILE, users * kv_heads
+    pairs, threads = tiles * TILE // 2, team_size()
+    keys = torch.empty(matrices, tiles, half, TILE, dtype=torch.int32)
+    values = torch.empty(matrices, columns, pairs, TILE, dtype=torch.int32)
+    how = {"matrices": matrices, "length": total, "width": width, "mask": 0xFFFF}
+    call("arrange_keys", x=k, out=keys, tiles=tiles, half=half, **how)
+    call("arrange_values", x=v, out=values, columns=columns, pairs=pairs, **how)
+    out, numbers = torch.empty_like(q), 2 * CONSTANTS["PROMPT_ROWS"] * tiles * TILE
+    call(
+        "attend_prompt", q=q, keys=keys, values=values, out=out,
+        room=torch.empty(threads, numbers), matrices=users * heads, length=length, width=width,
+        group=heads // kv_heads, total=total, start=start, window=window or 0, is_causal=causal,
+        q_seen=0xFFFF, tiles=tiles, half=half, columns=columns, pairs=pairs, threads=threads,
+        numbers=numbers, scale=scale,
+    )  # fmt: skip
+    return out
+
+
 def _chips_with_values(v: torch.Tensor) -> int:
     """Chips with any values [chips, ..., T, W], and the first; others give zeros, and come last."""
     some = len(v)
@@ -81,8 +142,8 @@ def _chips_with_values(v: torch.Tensor) -> int:
 
 
 def _flat(x: torch.Tensor, mesh: tuple[int, ...], bits: int | None) -> torch.Tensor:
-    """[r, c, N, ...] of every chip as [r c N, ...] in float32, cut to significant bits."""
-    return cut(x, bits).float().expand(*mesh, *x.shape[2:]).flatten(0, 2)
+    """[r, c, N, ...] of every chip as [r c N, ...], cut to significant bits."""
+    return cut(x, bits).expand(*mesh, *x.shape[2:]).flatten(0, 2)
 
 
 @op("transformer.scaled_dot_product_attention")
@@ -209,8 +270,8 @@ def chunked_scaled_dot_product_attention(
 
 
 def _pages(cache: torch.Tensor, own: torch.Tensor, total: int, bits: int | None) -> torch.Tensor:
-    """Keys or values [r c N, K, T, W] of pages [r, c, N, P] in float32; no page reads as page 0."""
+    """Keys or values [r c N, K, T, W] of pages [r, c, N, P]; no page reads as page 0."""
     heads, size, width = cache.shape[3:]
     found = cache.flatten(0, 2).index_select(0, own.clamp(min=0).flatten())
     pages = cut(found, bits).view(-1, own.shape[3], heads, size, width).transpose(1, 2)
-    return pages.float().reshape(pages.shape[0], heads, -1, width)[:, :, :total]
+    return pages.reshape(pages.shape[0], heads, -1, width)[:, :, :total]
