@@ -15,7 +15,8 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from runtime.paging import NO_BLOCK
 from runtime.sampling import Draws, SamplingParams
-from serving.sampling import HostSampling, Sampled, device_params, placed
+from serving.engines import placed
+from serving.sampling import HostSampling, Sampled, device_params
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

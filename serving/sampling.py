@@ -8,7 +8,7 @@ seed stays on the host, so that it draws the same whoever shares its steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.structured_output.utils import apply_grammar_bitmask
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
-from runtime.sampling import GREEDY, DeviceSampling, Draws, device_sampling
+from runtime.sampling import GREEDY
 from runtime.sampling import SamplingParams as OurParams
 
 if TYPE_CHECKING:
@@ -66,17 +66,6 @@ def device_params(row: SamplingParams | None) -> OurParams | None:
 def _is_neutral(row: SamplingParams, name: str) -> bool:
     value = getattr(row, name)
     return value == NEUTRAL[name] or value in ({}, [])
-
-
-def placed(users: Mapping[int, tuple[OurParams, Draws]], slots: int) -> DeviceSampling:
-    """The device's settings for its next step, each user in its slot; takes a draw of each."""
-    params, seeds = [GREEDY] * slots, [0] * slots
-    for slot, (settings, draws) in users.items():
-        params[slot], seeds[slot] = settings, draws.next_seed
-        draws.count += 1
-    sampling = device_sampling(params, seeds)
-    assert sampling is not None, "device_params let pass what the device cannot do"
-    return sampling
 
 
 class HostSampling:

@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from loguru import logger
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 import backends
 from runtime.settings import Settings
+from serving.engines import warm_up
 from serving.launch import page_count
 from serving.model_files import checkpoint_of
 from serving.options import load_options, serving_device
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import ModelRunnerOutput
 
     from runtime.loading import Loaded
-    from runtime.sampling import DeviceSampling
 
 LAYER = "layers"  # vLLM sizes pages by layers; ours are all alike, so one stands for them
 
@@ -121,30 +120,10 @@ class TTWorker(WorkerBase):
     # --- steps
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        """Run what requests will run, into vLLM's own page 0: prompts, then decode, traced."""
-        from runtime.sampling import Draws, SamplingParams
-        from serving.sampling import placed
-
+        """Before vLLM says that it is ready."""
         begin = time.perf_counter()
-        modes: list[DeviceSampling | None] = [None]
-        if self.options.sample_on_device_mode is not None:
-            # a trace that draws can also take the likeliest
-            draws = SamplingParams(temperature=1.0, top_k=32, top_p=1.0), Draws()
-            modes.append(placed({0: draws}, self.runner.slots_per_engine))
-        for engine, table in zip(self.loaded.engines, self.runner.tables, strict=True):
-            users = engine.max_batch_size
-            pages = torch.full_like(table, -1)
-            pages[:, 0] = 0
-            # the emulator compiles nothing: there one prompt warms as well as many
-            counts = {1} if backends.selected() == "emulator" else {1, users}
-            for count in sorted(counts):
-                engine.prefill([[0]] * count, slots=list(range(count)), page_table=pages)
-            tokens = torch.zeros(users, dtype=torch.int32)
-            for mode in modes:
-                for position in range(1, 4):  # compiles, records the trace, replays it
-                    positions = torch.full((users,), position, dtype=torch.int32)
-                    engine.decode(tokens, positions, page_table=pages, sampling=mode)
-            engine.reset()
+        for engine in self.loaded.engines:
+            warm_up(engine, sample_on_device=self.runner.sample_on_device)
         seconds = time.perf_counter() - begin
         logger.info(f"warm after {seconds:.1f} s")
         return CompilationTimes(language_model=seconds, encoder=0.0)

@@ -1,0 +1,52 @@
+"""What both plugins need of an engine: its settings by slot, and a warm start before requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+import backends
+from runtime.paging import NO_BLOCK
+from runtime.sampling import GREEDY, DeviceSampling, Draws, SamplingParams, device_sampling
+
+if TYPE_CHECKING:
+    from runtime.requests import Engine
+
+SPARE_PAGE = 0  # vLLM never gives it to a request
+
+
+def placed(users: Mapping[int, tuple[SamplingParams, Draws]], slots: int) -> DeviceSampling:
+    """The device's settings for its next step, each user in its slot; takes a draw of each."""
+    params, seeds = [GREEDY] * slots, [0] * slots
+    for slot, (settings, draws) in users.items():
+        params[slot], seeds[slot] = settings, draws.next_seed
+        draws.count += 1
+    sampling = device_sampling(params, seeds)
+    assert sampling is not None, "device_params let pass what the device cannot do"
+    return sampling
+
+
+def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
+    """Prefill and decode into the spare page, then forget it."""
+    assert engine.block_size is not None, "served caches are paged"
+    users = engine.max_batch_size
+    width = -(-engine.max_seq_len // engine.block_size)
+    pages = torch.full((users, width), NO_BLOCK, dtype=torch.int32)
+    pages[:, 0] = SPARE_PAGE
+    # the emulator compiles nothing: there one prompt warms as well as many
+    counts = {1} if backends.selected() == "emulator" else {1, users}
+    for count in sorted(counts):
+        engine.prefill([[0]] * count, slots=list(range(count)), page_table=pages)
+    settings: list[DeviceSampling | None] = [None]
+    if sample_on_device:
+        # a trace that draws can also take the likeliest
+        draws = SamplingParams(temperature=1.0, top_k=32, top_p=1.0), Draws()
+        settings.append(placed({0: draws}, users))
+    tokens = torch.zeros(users, dtype=torch.int32)
+    for sampling in settings:
+        for position in range(1, 4):  # compiles, records the trace, replays it
+            positions = torch.full((users,), position, dtype=torch.int32)
+            engine.decode(tokens, positions, page_table=pages, sampling=sampling)
+    engine.reset()
