@@ -45,6 +45,8 @@ class DeviceSpec:
     dram_readers: tuple[tuple[int, int], ...] = ()
     eth_dispatch: bool = False  # commands go through ethernet cores, freeing a row of workers
     product: str = field(default="")  # the name people use
+    boards: int = 1
+    board_watts: float | None = None  # total board power of one board; None: not published
 
     @property
     def num_chips(self) -> int:
@@ -74,28 +76,31 @@ def _wormhole(name: str, shape: tuple[int, int], **facts: object) -> DeviceSpec:
     return DeviceSpec(name, "wormhole_b0", shape, **values)  # type: ignore[arg-type]
 
 
-def _blackhole(name: str, banks: int, gbps: float, **facts: object) -> DeviceSpec:
-    return DeviceSpec(
-        name,
-        "blackhole",
-        (1, 1),
-        compute_grid=(11, 10),
-        dram_banks=banks,
-        dram_bank_bytes=_BH_BANK_BYTES,
-        dram_gbps=gbps,  # GDDR6 at 16 GT/s
-        l1_bytes=_BH_L1_BYTES,
-        l1_free_bytes=_BH_L1_FREE,
-        clock_ghz=1.35,
-        **facts,  # type: ignore[arg-type]
-    )
+def _blackhole(name: str, shape: tuple[int, int] = (1, 1), **facts: object) -> DeviceSpec:
+    values: dict[str, object] = {
+        "compute_grid": (11, 10),
+        "dram_banks": 8,
+        "dram_bank_bytes": _BH_BANK_BYTES,
+        "dram_gbps": 512.0,  # GDDR6 at 16 GT/s
+        "l1_bytes": _BH_L1_BYTES,
+        "l1_free_bytes": _BH_L1_FREE,
+        "clock_ghz": 1.35,
+        # 400 Gb Ethernet, which the fabric runs at half its rate (tech report CCLs)
+        "link_gbps": 25.0 if shape != (1, 1) else 0.0,
+        "board_watts": 300.0,  # docs.tenstorrent.com/aibs/blackhole/specifications
+    } | facts
+    return DeviceSpec(name, "blackhole", shape, **values)  # type: ignore[arg-type]
 
 
 SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            _wormhole("N150", (1, 1), product="Wormhole n150"),
-            _wormhole("N300", (1, 2), links=(0, 1), eth_dispatch=True, product="Wormhole n300"),
+            _wormhole("N150", (1, 1), product="Wormhole n150", board_watts=160.0),
+            _wormhole(
+                "N300", (1, 2), links=(0, 1), eth_dispatch=True, product="Wormhole n300",
+                board_watts=300.0,
+            ),
             _wormhole(
                 "T3K",
                 (1, 8),
@@ -103,6 +108,8 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                 ring=(False, True),
                 eth_dispatch=True,
                 product="LoudBox / QuietBox",
+                boards=4,
+                board_watts=300.0,
             ),
             _wormhole(
                 "T3K_2x4",
@@ -110,6 +117,8 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                 links=(1, 1),
                 eth_dispatch=True,
                 product="LoudBox / QuietBox as a 2x4 mesh",
+                boards=4,
+                board_watts=300.0,
             ),
             _wormhole(
                 "TG",
@@ -135,8 +144,38 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                 ),  # fmt: skip
                 product="Wormhole Galaxy",
             ),
-            _blackhole("P100", 7, 448.0, product="Blackhole p100"),
-            _blackhole("P150", 8, 512.0, product="Blackhole p150"),
+            _blackhole("P100", dram_banks=7, dram_gbps=448.0, product="Blackhole p100"),
+            _blackhole("P150", product="Blackhole p150"),
         )
     }
-)
+)  # fmt: skip
+
+# Products that only the performance model knows: nothing of them has been run here, not even dry.
+# Meshes: mesh_graph_descriptors of the ttnn 0.81.1 wheel (two links between neighbours); the
+# generic demos read four and eight chips as a ring. Power of a p300: its firmware's limit.
+_TWO = {"links": (0, 2)}
+MODELLED: Mapping[str, DeviceSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            _blackhole("P300", (1, 2), **_TWO, board_watts=550.0, product="Blackhole p300"),
+            _blackhole("P150x2", (1, 2), **_TWO, boards=2, product="two Blackhole p150"),
+            _blackhole(
+                "P150x4", (1, 4), **_TWO, ring=(False, True), boards=4,
+                product="QuietBox (Blackhole), four p150",
+            ),
+            _blackhole(
+                "P150x8", (1, 8), **_TWO, ring=(False, True), boards=8,
+                product="LoudBox (Blackhole), eight p150",
+            ),
+            _blackhole(
+                "P300x2", (1, 4), **_TWO, ring=(False, True), boards=2, board_watts=550.0,
+                product="QuietBox 2 (Blackhole), two p300",
+            ),
+            _blackhole(
+                "BH_GALAXY", (8, 4), links=(2, 2), ring=(True, True), boards=32, board_watts=None,
+                product="Blackhole Galaxy",
+            ),
+        )
+    }
+)  # fmt: skip

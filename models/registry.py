@@ -16,6 +16,13 @@ from models.vision_config import no_vision
 
 MODEL_PARAMS = Path(__file__).parent / "model_params"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+# what people type for a model of the same shape
+ALIASES = {
+    "Mistral-7B": "Mistral-7B-Instruct-v0.3",
+    "Mistral-7B-v0.3": "Mistral-7B-Instruct-v0.3",
+    "Qwen2.5-32B": "Qwen2.5-Coder-32B",
+    "Phi-3-mini": "Phi-3-mini-128k",
+}
 
 
 def _key(name: str) -> str:
@@ -29,12 +36,12 @@ def _key(name: str) -> str:
 @functools.cache
 def _known() -> dict[str, str]:
     names = sorted(path.parent.name for path in MODEL_PARAMS.glob("*/config.json"))
-    return {_key(name): name for name in names}
+    return {_key(name): name for name in names} | {_key(a): name for a, name in ALIASES.items()}
 
 
 def model_names() -> list[str]:
     """Every model with a config.json under model_params."""
-    return sorted(_known().values(), key=str.lower)
+    return sorted(set(_known().values()), key=str.lower)
 
 
 def canonical_name(name: str) -> str | None:

@@ -5,13 +5,15 @@
 
 On silicon `check_measured` judges a run's figures. Without hardware, every supported (model,
 device, case) is predicted from its op list and held against the prediction recorded in
-targets.json; the op that grew is named, and golden op lists (perf/golden/*.txt) show the change.
+targets.json; the op that grew is named. So are calls that came or went (golden/counts.json), and
+golden op lists (golden/*.txt) show a change whole.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from perf.predict.figures import job_for, predict_ops, unfolded
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
 CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}
 GOLDEN = Path(__file__).with_name("golden")
+COUNTS = GOLDEN / "counts.json"
 GOLDEN_RUNS = (
     ("Llama-3.1-8B", "N150"), ("Llama-3.1-8B", "N300"), ("Llama-3.1-8B", "T3K"),
     ("Llama-3.1-8B", "P150"), ("Llama-3.1-70B", "TG"), ("Qwen3-8B", "N300"),
@@ -60,6 +63,7 @@ class Entry:
     ttft_ms: float
     decode: Mapping[str, float]
     prefill: Mapping[str, float]
+    counts: Mapping[str, Mapping[str, int]]  # calls by phase, part of the model and op
 
     def as_json(self) -> dict[str, Any]:
         """Rounded, and without ops too short to matter."""
@@ -114,6 +118,15 @@ def check_modelled(run: RunOps, job: Job) -> Verdict:
     return compare(key, kept, entry_of(run, job), targets.tolerances()["grown"])
 
 
+def op_counts(ops: OpList) -> dict[str, int]:
+    """Calls by part of the model and op."""
+    found: dict[str, int] = {}
+    for op in ops.ops:
+        name = f"{op.record.scope.rpartition('.')[2] or 'step'} {op.record.name}"
+        found[name] = found.get(name, 0) + op.count
+    return found
+
+
 def op_times(ops: OpList, state: State) -> dict[str, float]:
     """Milliseconds by part of the model and op."""
     found: dict[str, float] = {}
@@ -136,6 +149,7 @@ def entry_of(run: RunOps, job: Job) -> Entry:
         found.ttft_ms,
         op_times(run.decode, state),
         op_times(run.prefill, state),
+        {"decode": op_counts(run.decode), "prefill": op_counts(run.prefill)},
     )
 
 
@@ -159,6 +173,44 @@ def compare(key: str, recorded: Mapping[str, Any], now: Entry, allowed: float) -
     return (
         Verdict("failed", f"{key}: " + "; ".join(complaints)) if complaints else Verdict("passed")
     )
+
+
+def compare_counts(key: str, recorded: Mapping[str, Any], now: Entry) -> Verdict:
+    """Calls of every op against their record: no op more, none less, on any configuration."""
+    changes = [
+        f"{phase} {name} {before.get(name, 0)} -> {after.get(name, 0)}"
+        for phase, after in now.counts.items()
+        for before in (recorded.get(phase, {}),)
+        for name in sorted({*before, *after})
+        if before.get(name, 0) != after.get(name, 0)
+    ]
+    message = f"{key}: calls changed (accept with --record): " + "; ".join(changes)
+    return Verdict("failed", message) if changes else Verdict("passed")
+
+
+def load_counts() -> dict[str, Any]:
+    """Recorded calls of every supported configuration."""
+    kept = json.loads(COUNTS.read_text(encoding="utf-8"))
+    return {
+        key: {phase: kept["lists"][i] for phase, i in numbers.items()}
+        for key, numbers in kept["runs"].items()
+    }
+
+
+def save_counts(entries: Mapping[str, Entry]) -> None:
+    """Equal lists once, one a line."""
+    lists: dict[str, int] = {}
+
+    def number(counts: Mapping[str, int]) -> int:
+        return lists.setdefault(json.dumps(counts), len(lists))
+
+    runs = {
+        key: {phase: number(counts) for phase, counts in entry.counts.items()}
+        for key, entry in sorted(entries.items())
+    }
+    named = ",\n".join(f"{json.dumps(key)}: {json.dumps(run)}" for key, run in runs.items())
+    text = '{"lists": [\n' + ",\n".join(lists) + '\n],\n"runs": {\n' + named + "\n}}\n"
+    COUNTS.write_text(text, encoding="utf-8")
 
 
 def jobs(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
@@ -206,11 +258,12 @@ def golden_diffs() -> list[str]:
 def check(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> list[Verdict]:
     """Failures among all supported configurations, those that came or went included."""
     kept, allowed = targets.load()["predictions"], targets.tolerances()["grown"]
-    found = dict(predictions(devices, models))
+    found, counts = dict(predictions(devices, models)), load_counts()
     verdicts = []
     for key, _ in jobs(devices, models):
         if key in kept and key in found:
             verdicts.append(compare(key, kept[key], found[key], allowed))
+            verdicts.append(compare_counts(key, counts.get(key, {}), found[key]))
         elif key in kept:
             verdicts.append(Verdict("failed", f"{key}: ran when it was recorded, is refused now"))
         elif key in found:
@@ -239,10 +292,12 @@ def check_own(found: Sequence[Comparison]) -> list[Verdict]:
 
 def record() -> int:
     """Write predictions and golden op lists; how many predictions there are."""
-    found = {key: entry.as_json() for key, entry in predictions()}
+    entries = dict(predictions())
+    found = {key: entry.as_json() for key, entry in entries.items()}
     own = {one.key: one.as_json() for one in comparisons()}
     targets.save(targets.load() | {"predictions": found, "own": own})
     GOLDEN.mkdir(exist_ok=True)
+    save_counts(entries)
     for path, text in golden_texts():
         path.write_text(text, encoding="utf-8")
     return len(found)
@@ -272,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     recorded, grown = len(targets.load()["predictions"]), targets.tolerances()["grown"]
     print(
-        f"{recorded} predictions at most {100 * grown:.0f} % slower than recorded, "
+        f"{recorded} predictions at most {100 * grown:.0f} % slower than recorded, as many calls, "
         f"{len(GOLDEN_RUNS)} golden op lists unchanged"
     )
     return 0

@@ -4,6 +4,7 @@
     python -m perf.report --print    prints it
     python -m perf.report --own      each published row beside what our own op lists are predicted
                                      to reach; exits 1 if one is too slow
+    python -m perf.report --html generated/report.html    one file for a browser, with plots
 
 Published figures come from targets.json, modelled ones from perf/predict (for the software the
 published figures come from), measured ones from generated/benchmark_records.jsonl where a run on
@@ -123,7 +124,7 @@ def _ours(value: float, ratio: float | None, digits: int) -> str:
 
 def modelled(row: Row | None) -> Prediction | None:
     """Prediction of a published row; None for what is not modelled."""
-    return None if row is None else predict(row.job, software=row.software)
+    return None if row is None else predict(row.job, software=row.software, harness=row.harness)
 
 
 def render(records_path: Path = RECORDS) -> str:
@@ -216,12 +217,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--own", action="store_true", help="print published rows beside ours; 1 if one is too slow"
     )
+    parser.add_argument("--html", type=Path, help="write one file for a browser instead")
     options = parser.parse_args(arguments)
     if options.own:
         found = list(comparisons())
         print("\n".join(own_lines(found)))
         return int(any(one.misses for one in found))
     text = render()
+    if options.html:
+        from perf.html import page
+
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        options.html.write_text(page(text), encoding="utf-8")
+        print(f"wrote {options.html}")
+        return 0
     if options.show:
         print(text)
     else:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from perf.calibrate.judge import Data, Judged, half, interval, judge
+from perf.calibrate.judge import Data, Judged, half, judge, stretch
 from perf.calibrate.published_rows import FIGURES
 from perf.calibrate.report import report
+from perf.calibrate.sources import Sources, Table
 from perf.cost.constants import PATH, as_json
 from perf.op_lists.kept import ROOT
 
@@ -28,23 +29,22 @@ SHIPPED_SPLIT = 0
 
 
 def shipped(data: Data, splits: Sequence[Judged]) -> str:
-    """Text of constants.json: the constants of one stated half, and the spread of all splits."""
+    """Text of constants.json: basic constants of one stated half, others of all other tables."""
     split = splits[SHIPPED_SPLIT]
     table = FIGURES.parent.relative_to(ROOT)
+    sources = Sources(Table(data.rows), data.op_start)
     provenance = {
         "command": "python -m perf.calibrate",
-        "tables": [f"{table}/model_figures.csv", f"{table}/op_timings.csv"],
-        "interval": {
-            "decode": interval(np.concatenate([s.speed for s in splits])),
-            "ttft": interval(np.concatenate([s.ttft for s in splits])),
-        },
+        "tables": [f"{table}/{name}.csv" for name in ("model_figures", "elsewhere", "op_timings")],
+        **sources.provenance(),
+        "stretch": stretch(data, splits),
         "unseen_error_percent": {
             "decode": round(100 * float(np.abs(split.speed).mean()), 1),
             "ttft": round(100 * float(np.abs(split.ttft).mean()), 1),
         },
         "fitted_rows": [str(data.rows[i]) for i in split.fitted_rows],
     }
-    return as_json(split.constants, provenance)
+    return as_json(sources.shipped(split.constants), provenance)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

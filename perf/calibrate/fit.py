@@ -22,7 +22,8 @@ from perf.cost.price import OpTime, op_time
 from perf.cost.units import State
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import OpList, RunOps
-from perf.predict.figures import Dispatch, PrefillRun, decode_host_ms, unfolded
+from perf.predict.figures import Dispatch, unfolded
+from perf.predict.host import PrefillRun, decode_host_ms
 
 STEP = 1e-3  # of a logarithm, for slopes
 
@@ -129,8 +130,10 @@ def decode_rows(rows: Sequence[Row]) -> Phase:
     table, counts, launches = _count([(run.decode, s) for run, s in zip(runs, states, strict=True)])
 
     def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
-        pairs = zip(runs, rows, strict=True)
-        host = [decode_host_ms(run, c, row.data_parallel) for run, row in pairs]
+        host = [
+            decode_host_ms(run, replace(state, constants=c), row.data_parallel, row.harness)
+            for run, row, state in zip(runs, rows, states, strict=True)
+        ]
         return (sums + launches * _gaps(states, c)) / 1000 + np.array(host)
 
     measured = np.array([1000 / (row.tokens_per_s_per_user or np.nan) for row in rows])
@@ -150,7 +153,7 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
             row.software.traced_prefill and row.prefill_len <= 1024,
             row.data_parallel,
             run.prefill_users,
-            row.software.fused,
+            run.decode.host_elements > 0,
         )
         for row, run in zip(rows, runs, strict=True)
     ]
@@ -160,9 +163,17 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
     def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
         device = sums + launches * _gaps(states, c)
         totals = []
-        for us, run, dispatch, driven in zip(device, runs, dispatches, how, strict=True):
+        facts = zip(rows, device, runs, dispatches, how, strict=True)
+        for row, us, run, dispatch, driven in facts:
             host = driven.host_us(us, dispatch.us(c), c)
-            totals.append((us + sum(host.values())) / run.prefill_users / 1000)
+            own = (us + sum(host.values())) / run.prefill_users / 1000
+            step = 1000 / row.tokens_per_s_per_user if row.tokens_per_s_per_user else 0.0
+            slow = row.software.slow_first_request
+            totals.append(
+                row.harness.ttft_ms(
+                    own, row.batch_size, step, c, slow_first=slow, requests=row.requests
+                )
+            )
         return np.array(totals)
 
     measured = np.array([row.ttft_ms or np.nan for row in rows])

@@ -115,7 +115,12 @@ def leave_out(data: Data, attribute: str) -> list[Judged]:
     ]
 
 
-def interval(errors: np.ndarray) -> tuple[float, float]:
-    """Ratios measured / predicted between which 80 % of unseen rows lie."""
-    low, high = np.quantile(1 / (1 + errors), [0.1, 0.9])
-    return round(float(low), 3), round(float(high), 3)
+def stretch(data: Data, splits: Sequence[Judged]) -> dict[str, float]:
+    """How much wider errors spread where a whole board or family is left out, not half the rows."""
+    found = {}
+    for name, errors_of in (("decode", lambda s: s.speed), ("ttft", lambda s: s.ttft)):
+        usual = np.abs(np.concatenate([errors_of(s) for s in splits])).mean()
+        left = [leave_out(data, attribute) for attribute in ("device", "family")]
+        most = max(np.abs(np.concatenate([errors_of(s) for s in out])).mean() for out in left)
+        found[name] = round(max(1.0, float(most / usual)), 3)
+    return found

@@ -9,8 +9,10 @@ import numpy as np
 from perf.calibrate.fit import row_state
 from perf.calibrate.judge import Data, Judged, half, leave_out
 from perf.calibrate.published_rows import Row, twins
+from perf.calibrate.sources import Sources, Table, mean_error
 from perf.op_lists.kept import run_ops
-from perf.predict.figures import Phase, PrefillRun, decode_phase, prefill_phase
+from perf.predict.figures import Phase, decode_phase, prefill_phase
+from perf.predict.host import PrefillRun
 
 
 def line(name: str, errors: np.ndarray) -> str:
@@ -30,6 +32,7 @@ HEAD = f"  {'':<28} {'n':>4} {'mean':>7} {'median':>7} {'max':>7} {'signed':>7} 
 def report(data: Data, splits: Sequence[Judged]) -> str:
     """Everything, as text."""
     parts = [
+        _sources(data, splits),
         _splits(data, splits),
         _by(data, splits, "device"),
         _by(data, splits, "family"),
@@ -41,6 +44,44 @@ def report(data: Data, splits: Sequence[Judged]) -> str:
         _worst(data, splits),
     ]
     return "\n\n".join(parts)
+
+
+def _sources(data: Data, splits: Sequence[Judged]) -> str:
+    """Whole documents left out, and rows that took no part in anything."""
+    sources = Sources(Table(data.rows), data.op_start)
+    other, kinds = sources.other, (("demos", False), ("servers", True))
+    documents = np.concatenate([sources.first.document, other.document])
+    fits = np.concatenate([sources.first.is_fit, other.is_fit])
+    lines = ["Leave one source out", _SOURCES]
+    for document in dict.fromkeys(documents[fits].tolist()):
+        own = fits & (documents == document)
+        lines.append(_source(document, {k: v[own] for k, v in sources.left_out.items()}))
+    for name, serves in kinds:
+        own = sources.chosen(serves=serves)
+        held = [sources.coverage(figure, serves=serves) for figure in ("decode", "ttft")]
+        lines.append(_source(f"all {name}", {k: v[own] for k, v in sources.left_out.items()}, held))
+    constants = sources.shipped(splits[0].constants)
+    lines += ["", "Never fitted, nor used for intervals", _SOURCES]
+    errors = other.errors(constants)
+    for document in dict.fromkeys(other.document[~other.is_fit].tolist()):
+        own = ~other.is_fit & (other.document == document)
+        lines.append(_source(document, {k: v[own] for k, v in errors.items()}))
+    for name, serves in kinds:
+        found = {n: sources.judged(n, constants, serves=serves) for n in ("decode", "ttft")}
+        held = [share for _, share in found.values()]
+        lines.append(_source(f"all {name}", {k: v for k, (v, _) in found.items()}, held))
+    return "\n".join(lines)
+
+
+_SOURCES = f"  {'':<40} {'rows':>5} {'t/s/u':>7} {'TTFT':>7}   (percent, mean absolute)"
+
+
+def _source(name: str, errors: dict[str, np.ndarray], held: Sequence[float] = ()) -> str:
+    speed, ttft = (mean_error(errors[kind]) for kind in ("decode", "ttft"))
+    line = f"  {name:<40} {len(errors['decode']):>5} {speed:>7.1f} {ttft:>7.1f}"
+    if held:
+        line += f"   80 % intervals hold {100 * held[0]:.0f} and {100 * held[1]:.0f} %"
+    return line
 
 
 def _splits(data: Data, splits: Sequence[Judged]) -> str:

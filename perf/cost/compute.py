@@ -136,9 +136,9 @@ def matmul_2d_us(record: OpRecord, state: State) -> float:
 
 
 def reader_gbps(state: State) -> float:
-    """What one core draws from DRAM; grows with the NoC: 32 bytes a cycle, 64 on Blackhole."""
-    scale = state.spec.clock_ghz * (2 if state.spec.arch == "blackhole" else 1)
-    return state.constants.reader_gbps * scale
+    """What one core draws from DRAM; grows with the NoC's clock."""
+    c, spec = state.constants, state.spec
+    return (c.reader_gbps_bh if spec.arch == "blackhole" else c.reader_gbps) * spec.clock_ghz
 
 
 def sdpa_decode_us(record: OpRecord, state: State) -> float:
@@ -156,7 +156,8 @@ def sdpa_decode_us(record: OpRecord, state: State) -> float:
     else:
         heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
     share = math.ceil(context / CHUNK) / cores_per_head
-    work = heads_per_core * cycles_us(share * c.sdpa_tile_cycles, spec)
+    per_tile = c.sdpa_tile_cycles if cores_per_head > 1 else c.sdpa_alone_cycles
+    work = heads_per_core * cycles_us(share * per_tile, spec)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     # queries that come in rows and results that stay on their users' cores are not moved twice
     in_rows = record.inputs[0].layout == "ROW_MAJOR"

@@ -19,13 +19,17 @@ PATH = Path(__file__).with_name("constants.json")
 _CCL = "asymptotes of the tables in tt-metal's tech report CCLs"
 _DECODER = "llama3_70b_galaxy decoder_perf_targets_6u.json"
 _PREFILL = "llama3_70b_galaxy perf_targets/prefill_128.json"
+_SERVER = "release reports of tt-inference-server"
 _QWEN = "tt_transformers QWEN3_8B_LONG_CONTEXT.md, N300"
 
 
 def _fitted(
     guess: float, low: float, high: float, unit: str, meaning: str, rows: str, source: str = ""
 ) -> Any:
-    """Found by calibration from `rows` ("ops", "decode", "prefill"), starting at `guess`."""
+    """Found by calibration from `rows`, starting at `guess`.
+
+    Rows are "ops", "decode", "prefill", and those of other tables: "elsewhere", "elsewhere_ttft".
+    """
     facts = {"low": low, "high": high, "unit": unit, "meaning": meaning, "rows": rows.split()}
     return field(default=guess, metadata=facts | {"source": source})
 
@@ -108,6 +112,10 @@ class Constants:
         2200, 800, 4000, "cycles/32 positions", "scores, softmax, values of one head on one core",
         "decode", "16 cores of T3K read 56 GB/s at head width 128, 30 GB/s at 64",
     )  # fmt: skip
+    sdpa_alone_cycles: float = _fitted(
+        1450, 600, 4000, "cycles/32 positions", "the same where no other core shares the head",
+        "elsewhere", _SERVER,
+    )  # fmt: skip
     sdpa_merge_us: float = _fitted(
         6, 1, 12, "us/level", "merging what the cores of one head have found, by pairs", "decode",
         "Galaxy: 9 us at 128 positions, 37 us at 1024",
@@ -118,6 +126,9 @@ class Constants:
     matmul2d_us: float = _fitted(8, 3, 20, "us", "start and end of a 2D matmul", "ops", _PREFILL)
     reader_gbps: float = _fitted(
         9, 5, 14, "GB/s", "one core draws operand blocks from DRAM, to share them", "ops", _PREFILL
+    )
+    reader_gbps_bh: float = _fitted(
+        18, 6, 30, "GB/s", "the same on Blackhole, at a clock of 1 GHz", "elsewhere_ttft"
     )
     lofi_cycles_2d: float = _fitted(
         36, 20, 60, "cycles/tile product", "prefill matmul at LoFi", "ops prefill",
@@ -186,6 +197,12 @@ class Constants:
     host_logits_chip_ms: float = _fitted(
         0.5, 0.05, 1.5, "ms/10^6", "one chip's share of logits: untilize, PCIe", "decode", _QWEN
     )
+    host_lean_ms: float = _fitted(
+        0.5, 0.1, 0.9, "ms", "what later software saves of a decode step", "elsewhere"
+    )
+    host_group_logits_ms: float = _fitted(
+        3, 0.5, 8, "ms/10^6", "logits of each further group, read and sampled in turn", "elsewhere"
+    )
     host_group_ms: float = _fitted(
         0.5, 0.1, 1.5, "ms", "each further data-parallel group of a step", "decode"
     )
@@ -205,6 +222,18 @@ class Constants:
     group_overlap: float = _fitted(
         0.8, 0.5, 1, "ratio", "prefill per user when data-parallel groups take turns", "prefill"
     )
+
+    # --- serving
+    server_step_ms: float = _fitted(
+        1, 0.1, 8, "ms", "a server's work in a decode step, beside the demo's", "elsewhere", _SERVER
+    )
+    server_ttft_ms: float = _fitted(
+        15, 1, 100, "ms", "client and server around the first token", "elsewhere_ttft", _SERVER
+    )
+    server_first_steps: float = _fitted(
+        35, 10, 60, "steps", "the first request of a series waits, before autumn 2025",
+        "elsewhere_ttft", _SERVER,
+    )  # fmt: skip
 
     # --- the Galaxy's own 70B software of mid 2025
     galaxy_gap_us: float = _known(0.73, "us", "between two ops of its replayed trace", _DECODER)
@@ -227,6 +256,9 @@ class Constants:
         if unknown:
             names = ", ".join(f.name for f in fields(self))
             raise ValueError(f"unknown constant {', '.join(sorted(unknown))}: known are {names}")
+        for name, value in values.items():
+            if not value > 0:
+                raise ValueError(f"{name} is {value}: use a number above 0")
         return replace(self, **values)
 
 
@@ -262,10 +294,9 @@ def load_constants(path: Path = PATH) -> Constants:
     return Constants(**{name: entry["value"] for name, entry in _stored(path)["constants"].items()})
 
 
-def intervals(path: Path = PATH) -> dict[str, tuple[float, float]]:
-    """Ratios (low, high) that held 80 % of published over predicted figures on rows not fitted."""
-    stored = _stored(path)["provenance"]["interval"]
-    return {name: (low, high) for name, (low, high) in stored.items()}
+def provenance(path: Path = PATH) -> Mapping[str, Any]:
+    """What the constants were fitted to, and the ratios that intervals are made of."""
+    return _stored(path)["provenance"]
 
 
 def as_json(values: Constants, provenance: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 `2025` is the generic demo that the published tables of mid 2025 come from, `galaxy` the Galaxy's
 own 70B demo of that time, `2026` and `2026-08` the generic demo later (tokens picked on the device,
 short prefills traced; then prompts prefilled together), `own` this repository: nothing but what
-its op list says.
+its op list says. A release is a named set of switches; any can be set alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -33,10 +33,22 @@ class Software:
     mlp_cores: Mapping[str, int] = field(default_factory=dict)  # PAD_MLP_CORES by model
     plans: str = "own"  # whose plans made the op list (models/plans/target.py)
     blackhole_readers: int = 1  # cores that stream one DRAM bank in a DRAM-sharded matmul there
+    pads_prompts: bool = False  # to a power of two from 128 on, or to a multiple of 2048
+    one_token_over: bool = False  # a client's prompts are a token longer than it says
+    lean_host: bool = False  # the host's loop around a decode step since autumn 2025
+    slow_first_request: bool = False  # a server's first request of a series waits, until then
+    samples_idle_slots: bool = False  # a server of early 2025 samples slots without users, too
 
     def readers(self, arch: str) -> int:
         """Cores that stream one DRAM bank in a DRAM-sharded matmul."""
         return self.blackhole_readers if arch == "blackhole" else 1
+
+    def padded_len(self, prefill_len: int) -> int:
+        """Tokens that a prompt is padded to; 0 where this repository's own padding holds."""
+        if not self.pads_prompts:
+            return 0
+        tokens = prefill_len + self.one_token_over
+        return max(128, min(1 << (tokens - 1).bit_length(), -(-tokens // 2048) * 2048))
 
     def samples_on_device(self, users: int, is_grid: bool) -> bool:
         """Whether a step returns tokens instead of logits."""
@@ -53,6 +65,7 @@ _GENERIC: dict[str, Any] = {
     "shared_grids": True,
     "gathers_heads": True,
     "pads_heads": True,
+    "pads_prompts": True,
     "mlp_cores": _MLP_CORES,
 }
 _LATER: dict[str, Any] = {
@@ -89,8 +102,42 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
 PUBLISHED, OWN = SOFTWARE["2025"], SOFTWARE["own"]
 
 
-def software_named(name: str) -> Software:
-    """A release by name; an unknown name answers with the list."""
+def software_named(text: str) -> Software:
+    """A release by name, switches after it: "2025+traced_prefill=true+device_sampling_users=32"."""
+    name, *switches = text.split("+")
     if name not in SOFTWARE:
         raise ValueError(f"unknown software {name!r}: choose one of {', '.join(SOFTWARE)}")
-    return SOFTWARE[name]
+    values = dict(switch.partition("=")[::2] for switch in switches)
+    return with_switches(SOFTWARE[name], values)
+
+
+def with_switches(software: Software, values: Mapping[str, str]) -> Software:
+    """A release with some habits set by hand, each on its own; unknown names answer with the list.
+
+    Its name tells what was changed.
+    """
+    if not values:
+        return software
+    known = switch_names()
+    changed: dict[str, Any] = {}
+    for name, text in values.items():
+        if name not in known:
+            raise ValueError(f"unknown switch {name!r}: known are {', '.join(sorted(known))}")
+        if known[name] == "bool":
+            if text.lower() not in _BOOLEANS:
+                raise ValueError(f"{name}={text}: use true or false")
+            changed[name] = _BOOLEANS[text.lower()]
+        elif text.isdecimal():
+            changed[name] = int(text)
+        else:
+            raise ValueError(f"{name}={text}: use a whole number")
+    label = "+".join([software.name, *(f"{name}={text}" for name, text in values.items())])
+    return replace(software, name=label, **changed)
+
+
+def switch_names() -> dict[str, str]:
+    """What can be set of a release by hand, with its type."""
+    return {f.name: str(f.type) for f in fields(Software) if f.type in ("bool", "int")}
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

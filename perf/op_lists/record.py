@@ -41,6 +41,18 @@ class Job:
     habits: str = "own"  # whose plans, see models/plans/target.py
     generated: int = GENERATED
     images: int = 0  # in each prompt, of the most tiles; 0: text alone
+    slots: int = 0  # users that a decode step always has room for; idle ones cost, too
+    padded_len: int = 0  # tokens that a prompt is padded to; 0: as this repository does it
+
+    @property
+    def decode_users(self) -> int:
+        """Users of the decode op list, idle slots included."""
+        return max(self.batch_size, self.slots)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens that a prefill goes through."""
+        return self.padded_len or self.prefill_len
 
     @property
     def context(self) -> int:
@@ -115,13 +127,13 @@ def blueprint(job: Job, config: ModelConfig) -> Blueprint:
     from runtime.blueprint import LoadOptions, draw
     from runtime.settings import Settings
 
-    used = job.prefill_len + job.generated
+    used = max(job.prefill_len + job.generated, job.prefill_tokens)
     max_seq_len = min(_round_up(used, 1024), config.max_position_embeddings)
     pages = _round_up(min(used, max_seq_len), BLOCK) // BLOCK
     options = LoadOptions(
         model=str(job.model),
         optimizations=job.optimizations,
-        max_batch_size=job.batch_size,
+        max_batch_size=job.decode_users,
         max_seq_len=max_seq_len,
         cache=CacheConfig(BLOCK, pages * job.batch_size),
         data_parallel=job.data_parallel,
@@ -153,7 +165,7 @@ def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
         None,
     )
     pages = _round_up(plan.options.max_seq_len, BLOCK) // BLOCK
-    found = _record_passes(engine, job, job.batch_size, pages)
+    found = _record_passes(engine, job, job.decode_users, pages)
     engine.close()
     return replace(found, mesh_shape=plan.mesh_shape)
 
@@ -168,8 +180,9 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
 
     max_seq_len = engine.max_seq_len
     table = torch.zeros(users, pages, dtype=torch.int32)
-    together = users if job.batched_prefill else 1  # else all users run the same ops in turn
-    prompt = [0] * job.prefill_len
+    # users that are not prefilled together run the same ops in turn
+    together = job.batch_size if job.batched_prefill else 1
+    prompt = [0] * job.prefill_tokens
     if job.images:
         prompt[: job.images] = [engine.vision.image_token] * job.images
         for slot in range(users):

@@ -12,15 +12,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import OpRecord
-from perf.cost.constants import Constants, intervals, load_constants
+from perf.cost.constants import Constants, load_constants
 from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
 from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
 from perf.op_lists.record import CountedOp, Job, OpList, RunOps
+from perf.predict.harness import DEMO, Harness
+from perf.predict.host import PrefillRun, decode_host_ms
+from perf.predict.interval import trust
 
 TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
 
@@ -42,7 +46,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Figures as the demos define them; intervals cover 80 % of published rows not fitted."""
+    """Figures as the harness defines them; intervals held 80 % of sources not fitted."""
 
     ttft_ms: float
     tokens_per_s_per_user: float
@@ -51,6 +55,7 @@ class Prediction:
     decode: Phase
     prefill: Phase
     assumes: str = ""  # what the figures depend on beside model and device
+    unknown: tuple[str, ...] = ()  # what was never fitted, so that intervals are wider
     settings: dict[str, object] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
@@ -63,6 +68,7 @@ class Prediction:
             "tokens_per_s_per_user": self.tokens_per_s_per_user,
             "tokens_per_s": self.tokens_per_s,
             "interval": self.interval,
+            "never_fitted": list(self.unknown),
             "limit_fraction": self.decode.limit_ms / self.decode.ms,
             "ttft_limit_fraction": self.prefill.limit_ms / self.prefill.ms,
             "bound": self.decode.bound,
@@ -105,10 +111,15 @@ class _Sum:
         self.limit_us += limit_us
 
     def phase(self) -> Phase:
-        """The sums, biggest first."""
+        """The sums, biggest first; a sum below the physical limit is refused, not mended."""
+        if self.us < self.limit_us:
+            raise ValueError(
+                f"{self.us / 1000:.2f} ms are predicted where the device needs "
+                f"{self.limit_us / 1000:.2f} at least: the software or the constants do not "
+                "belong to this device"
+            )
         ordered = sorted(self.breakdown.items(), key=lambda item: -item[1])
-        ms = max(self.us, self.limit_us) / 1000
-        return Phase(ms, self.limit_us / 1000, dict(ordered), self.bounds)
+        return Phase(self.us / 1000, self.limit_us / 1000, dict(ordered), self.bounds)
 
 
 def unfolded(ops: OpList, state: State) -> list[CountedOp]:
@@ -153,46 +164,39 @@ def gap_us(ops: OpList, state: State) -> float:
     return c.galaxy_gap_us if fused or state.software.fused else c.gap_us
 
 
+def refuse_left_out(run: RunOps, names: Sequence[str]) -> None:
+    """Refuse to leave out what is not there."""
+    known: dict[str, None] = {}
+    for op in (*run.decode.ops, *run.prefill.ops):
+        known |= dict.fromkeys((group_of(op.record), op.record.name))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"nothing is called {name!r} here: choose of {', '.join(known)}")
+
+
+def refuse_images(job: Job) -> None:
+    """Refuse a model that also reads images, unless it is said whether it does."""
+    from models.registry import load_config
+
+    config = load_config(job.model)
+    if config.vision is not None or "vision" in config.name.lower():
+        raise ValueError(
+            f"{job.model} reads images: say how many a prompt has (--images 1), or --text_only"
+        )
+
+
 def decode_phase(
-    run: RunOps, state: State, *, data_parallel: int = 1, without: Sequence[str] = ()
+    run: RunOps,
+    state: State,
+    *,
+    data_parallel: int = 1,
+    harness: Harness = DEMO,
+    without: Sequence[str] = (),
 ) -> Phase:
     """One decode step of all users."""
     total = sum_ops(run.decode, state, without=without)
-    host_ms = decode_host_ms(run, state.constants, data_parallel)
-    total.add("host", "host", 1000 * host_ms)
+    total.add("host", "host", 1000 * decode_host_ms(run, state, data_parallel, harness))
     return total.phase()
-
-
-def decode_host_ms(run: RunOps, c: Constants, data_parallel: int = 1) -> float:
-    """Host work of one decode step, the reading of logits included."""
-    host_ms = c.host_step_ms + (data_parallel - 1) * c.host_group_ms
-    if run.decode.host_elements:
-        own = run.decode.ops[-1].record.outputs[0].shape
-        own_elements = own[-1] * min(32, own[-2] if len(own) > 1 else 1)
-        host_ms += data_parallel * run.decode.host_elements / 1e6 * c.host_logits_ms
-        host_ms += own_elements / 1e6 * c.host_logits_chip_ms
-    return host_ms
-
-
-@dataclass(frozen=True)
-class PrefillRun:
-    """How a prefill is driven: what its host work depends on."""
-
-    users: int
-    traced: bool
-    data_parallel: int = 1
-    together: int = 1  # users of one pass
-    fused: bool = False
-
-    def host_us(self, device_us: float, dispatch_us: float, c: Constants) -> dict[str, float]:
-        """Host time beside the device's: waiting for dispatch, groups in turn, work per user."""
-        waiting = 0.0 if self.traced else max(0.0, dispatch_us - device_us)
-        if self.data_parallel > 1:
-            waiting += (c.group_overlap - 1) * device_us
-        work = c.host_prefill_ms
-        if self.users > 1 and self.together == 1 and not self.fused:
-            work += c.host_batch_ms
-        return {"dispatch": waiting, "host": 1000 * work}
 
 
 def prefill_phase(
@@ -247,31 +251,40 @@ def predict_ops(
     context: int,
     data_parallel: int = 1,
     software: Software = OWN,
+    harness: Harness = DEMO,
     constants: Constants | None = None,
     without: Sequence[str] = (),
+    job: Job | None = None,
 ) -> Prediction:
     """Figures of op lists that ran or were recorded; `users` of one data-parallel group."""
+    refuse_left_out(run, without)
     c = constants or load_constants()
     state = State(spec, c, software, context, users, min(run.mesh_shape) > 1)
-    decode = decode_phase(run, state, data_parallel=data_parallel, without=without)
+    options: dict[str, Any] = {"harness": harness, "without": without}
+    decode = decode_phase(run, state, data_parallel=data_parallel, **options)
     traced = software.traced_prefill and prefill_len <= TRACED_UP_TO
-    how = PrefillRun(users, traced, data_parallel, run.prefill_users, software.fused)
+    samples = run.decode.host_elements > 0
+    how = PrefillRun(users, traced, data_parallel, run.prefill_users, samples)
     prefill = prefill_phase(run, state, how, without=without)
+    slow_first = software.slow_first_request
+    ttft = harness.ttft_ms(prefill.ms, users, decode.ms, c, slow_first=slow_first)
     speed = 1000 / decode.ms
-    low_high = intervals()
+    sure = trust(harness, software, device=spec.name, context=context, job=job)
     return Prediction(
-        ttft_ms=prefill.ms,
+        ttft_ms=ttft,
         tokens_per_s_per_user=speed,
         tokens_per_s=speed * users * data_parallel,
         interval={
-            "tokens_per_s_per_user": _spread(speed, low_high["decode"]),
-            "ttft_ms": _spread(prefill.ms, low_high["ttft"]),
+            "tokens_per_s_per_user": _spread(speed, sure.ratios("decode")),
+            "ttft_ms": _spread(ttft, sure.ratios("ttft")),
         },
         decode=decode,
         prefill=prefill,
         assumes=f"software {software.name}, tokens chosen on the "
-        f"{'host' if run.decode.host_elements else 'device'}, prompts padded to {prefill_len} "
-        f"tokens, decode at a context of {context}",
+        f"{'host' if run.decode.host_elements else 'device'}, prompts padded to "
+        f"{software.padded_len(prefill_len) or prefill_len} tokens, decode at a context of "
+        f"{context}",
+        unknown=sure.unknown,
     )
 
 
@@ -283,6 +296,7 @@ def predict(
     job: Job,
     *,
     software: Software = PUBLISHED,
+    harness: Harness = DEMO,
     constants: Constants | None = None,
     without: Sequence[str] = (),
 ) -> Prediction:
@@ -297,8 +311,10 @@ def predict(
         context=job.context,
         data_parallel=job.data_parallel,
         software=software,
+        harness=harness,
         constants=constants,
         without=without,
+        job=job,
     )
 
 
@@ -307,13 +323,16 @@ def job_for(
     spec: DeviceSpec,
     *,
     software: Software = PUBLISHED,
+    harness: Harness = DEMO,
     batch_size: int = 1,
     data_parallel: int = 1,
     **options: object,
 ) -> Job:
-    """A job with the sampling and batching habits of a release."""
+    """A job with the sampling and batching habits of a release and a harness."""
     from models.registry import canonical_name
 
+    if harness.generated is not None:
+        options["generated"] = harness.generated
     rows, cols = spec.mesh_shape
     is_grid = data_parallel == 1 and min(rows, cols) > 1
     return Job(
@@ -321,8 +340,10 @@ def job_for(
         spec,
         batch_size=batch_size,
         data_parallel=data_parallel,
-        device_sampling=software.samples_on_device(batch_size, is_grid),
+        device_sampling=software.samples_on_device(max(batch_size, harness.slots), is_grid),
         batched_prefill=software.batched_prefill and batch_size > 1,
+        slots=harness.slots,
+        padded_len=software.padded_len(int(str(options.get("prefill_len", Job.prefill_len)))),
         fill_grid=software.fills_grid,
         pad_heads=software.pads_heads,
         habits=software.plans,

@@ -1,0 +1,50 @@
+"""What the host adds to the device's time: inputs and logits of a step, work around a prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perf.cost.constants import Constants
+from perf.cost.units import State
+from perf.op_lists.record import RunOps
+from perf.predict.harness import DEMO, Harness
+
+
+def decode_host_ms(
+    run: RunOps, state: State, data_parallel: int = 1, harness: Harness = DEMO
+) -> float:
+    """Host work of one decode step, the reading of logits included."""
+    c, software = state.constants, state.software
+    host_ms = c.host_step_ms + (data_parallel - 1) * c.host_group_ms + harness.step_ms(c)
+    if software.lean_host:
+        host_ms -= min(c.host_lean_ms, c.host_step_ms)
+    if run.decode.host_elements:
+        own = run.decode.ops[-1].record.outputs[0].shape
+        own_elements = own[-1] * min(32, own[-2] if len(own) > 1 else 1)
+        read = run.decode.host_elements / 1e6
+        if harness.slots and not software.samples_idle_slots:
+            read *= min(1.0, state.active_users / harness.slots)
+        host_ms += read * (c.host_logits_ms + (data_parallel - 1) * c.host_group_logits_ms)
+        host_ms += own_elements / 1e6 * c.host_logits_chip_ms
+    return host_ms
+
+
+@dataclass(frozen=True)
+class PrefillRun:
+    """How a prefill is driven: what its host work depends on."""
+
+    users: int
+    traced: bool
+    data_parallel: int = 1
+    together: int = 1  # users of one pass
+    samples: bool = True  # the host picks every user's first token
+
+    def host_us(self, device_us: float, dispatch_us: float, c: Constants) -> dict[str, float]:
+        """Host time beside the device's: waiting for dispatch, groups in turn, work per user."""
+        waiting = 0.0 if self.traced else max(0.0, dispatch_us - device_us)
+        if self.data_parallel > 1:
+            waiting += (c.group_overlap - 1) * device_us
+        work = c.host_prefill_ms
+        if self.users > 1 and self.together == 1 and self.samples:
+            work += c.host_batch_ms
+        return {"dispatch": waiting, "host": 1000 * work}

@@ -1,0 +1,1 @@
+"""One model over devices, batches, contexts, precisions and groups: `python -m perf.sweep`."""

@@ -1,0 +1,153 @@
+"""What a prediction is asked for: devices, switches, harnesses, and what it refuses to answer."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backends.device_specs import MODELLED, SPECS
+from models.registry import canonical_name
+from perf.cost.software import SOFTWARE, software_named, switch_names
+from perf.op_lists.kept import run_ops
+from perf.predict.__main__ import main
+from perf.predict.figures import Prediction, job_for, predict
+from perf.predict.harness import HARNESSES
+from perf.predict.what_if import setting
+
+ROOT = Path(__file__).parents[2]
+MODEL = "Llama-3.1-8B"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--device N150 --software galaxy", "ms are predicted where the device needs"),
+        ("--device N150 --set gap_us=-100", "gap_us is -100: use a number above 0"),
+        ("--device P150 --set mesh_shape=1,4", "4 chips of P150 have no links between them"),
+        ("--device T3K --data_parallel 3", "choose one of 1, 2, 4, 8"),
+        ("--device N150 --without nosuchop", "nothing is called 'nosuchop' here: choose of"),
+        (
+            "--device T3K --model Llama-3.2-90B",
+            "say how many a prompt has",
+        ),
+        ("--device N150 --software 2025+fast=true", "unknown switch 'fast': known are"),
+        ("--device N150 --set fabric=perhaps", "fabric=perhaps: use true or false"),
+        ("--device N150 --set dram=1", "unknown constant dram"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        main(["--model", MODEL, *arguments.split()])
+    assert refusal.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def test_requirements_name_all_that_a_user_command_imports() -> None:
+    """A command that README offers must not end in ModuleNotFoundError after `make setup`."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    installed = {re.split(r"[\s=<>;\[]", line)[0].lower() for line in text.splitlines()}
+    named = {"yaml": "pyyaml", "markdown_it": "markdown-it-py", "PIL": "pillow"}
+    own = {path.name for path in ROOT.iterdir() if path.is_dir()} | {"conftest"}
+    missing = {}
+    for package in ("perf", "lt"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    modules = [node.module or ""]
+                for module in (name.split(".")[0] for name in modules):
+                    if module in sys.stdlib_module_names or module in own | {"tests"}:
+                        continue
+                    if named.get(module, module).lower() not in installed:
+                        missing[module] = str(path.relative_to(ROOT))
+    assert not missing
+
+
+def figures(text: str, harness: str = "demo", device: str = "N300", **options: int) -> Prediction:
+    where = setting(device, text)
+    how = HARNESSES[harness]
+    job = job_for(MODEL, where.spec, software=where.software, harness=how, **options)
+    return predict(job, software=where.software, harness=how)
+
+
+def test_switches_are_independent_and_an_era_is_a_set_of_them() -> None:
+    """Every switch can be set alone, and each of these changes what it should and nothing else."""
+    assert software_named("2025+fabric=true").fabric and not SOFTWARE["2025"].fabric
+    for name, kind in switch_names().items():
+        text = "true" if kind == "bool" else "2"
+        assert getattr(software_named(f"2025+{name}={text}"), name) in (True, 2)
+    base = figures("2025", batch_size=32)
+    sampled = figures("2025+device_sampling_users=32", batch_size=32)
+    assert sampled.decode.breakdown["host"] < base.decode.breakdown["host"]
+    traced = figures("2025+traced_prefill=true", batch_size=32)
+    assert traced.ttft_ms <= base.ttft_ms
+    assert traced.tokens_per_s_per_user == base.tokens_per_s_per_user
+    one_reader, two = (
+        figures(f"2026+blackhole_readers={n}", device="P150").decode.ms for n in (1, 2)
+    )
+    assert two < one_reader
+
+
+def test_a_server_pays_for_idle_slots_and_more_so_with_longer_prompts() -> None:
+    lost = []
+    for length in (128, 4096):
+        demo, server = (
+            figures("2025", harness, prefill_len=length).decode.ms for harness in ("demo", "server")
+        )
+        lost.append(server - demo)
+    assert 0 < lost[0] < lost[1]
+
+
+def test_a_server_answers_all_that_wait_before_it_goes_on() -> None:
+    one, many = (figures("2026", "server", batch_size=users).ttft_ms for users in (1, 32))
+    assert many > 10 * one
+
+
+def test_intervals_are_wider_for_what_was_never_fitted() -> None:
+    def width(found: Prediction) -> float:
+        low, high = found.interval["tokens_per_s_per_user"]
+        return high / low
+
+    known, unknown = figures("2025"), figures("2026", device="P300")
+    assert not known.unknown
+    assert "device" in unknown.unknown
+    assert width(unknown) > width(known) > 1.1
+
+
+def test_prompts_are_padded_as_the_software_of_the_release_pads_them() -> None:
+    generic = SOFTWARE["2025"]
+    padded = [generic.padded_len(n) for n in (1, 128, 129, 1000, 3000, 4096, 5000)]
+    assert padded == [128, 128, 256, 1024, 4096, 4096, 6144]
+    assert replace(generic, one_token_over=True).padded_len(1024) == 2048
+    assert SOFTWARE["own"].padded_len(1000) == 0
+
+
+@pytest.mark.parametrize("device", MODELLED)
+def test_boards_that_are_only_modelled_answer_for_a_model_that_fits_them(device: str) -> None:
+    spec = MODELLED[device]
+    assert device not in SPECS
+    found = predict(job_for(MODEL, spec, software=SOFTWARE["2026"]), software=SOFTWARE["2026"])
+    assert 0 < found.decode.limit_ms < found.decode.ms
+    assert run_ops(job_for(MODEL, spec, software=SOFTWARE["2026"])).mesh_shape == spec.mesh_shape
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("Mistral-7B", "Mistral-7B-Instruct-v0.3"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "Mistral-7B-Instruct-v0.3"),
+        ("Qwen2.5-32B", "Qwen2.5-Coder-32B"),
+        ("Qwen/Qwen2.5-32B-Instruct", "Qwen2.5-Coder-32B"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "Llama-3.1-8B"),
+    ],
+)
+def test_names_that_people_type_mean_a_known_model(typed: str, meant: str) -> None:
+    assert canonical_name(typed) == meant
