@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from runtime.numbers import check_number
 from runtime.sampling import GREEDY, SamplingParams
 
 QUESTIONS = "input_data_questions_prefill_128"
@@ -32,8 +33,7 @@ class PageParams:
     def __post_init__(self) -> None:
         if self.block_size not in (32, 64, 128):
             raise ValueError(f"page block_size is {self.block_size}: use 32, 64 or 128 tokens")
-        if self.max_num_blocks < 1:
-            raise ValueError(f"page max_num_blocks is {self.max_num_blocks}: use at least 1")
+        check_number("max_num_blocks", self.max_num_blocks, "page max_num_blocks")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PageParams:
@@ -43,8 +43,7 @@ class PageParams:
             if name not in cls.SPELLINGS:
                 names = ", ".join(cls.SPELLINGS)
                 raise ValueError(f"unknown page parameter {name}: choose from {names}")
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"page {name} is {value!r}: use a whole number")
+            check_number(cls.SPELLINGS[name], value, f"page {name}")
             known[cls.SPELLINGS[name]] = value
         return cls(**known)
 

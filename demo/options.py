@@ -9,12 +9,14 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from demo.cases import Case, PageParams
+from runtime.numbers import read_number, shortened
 from runtime.sampling import SamplingParams
 from runtime.settings import parse_bool
 
@@ -28,19 +30,9 @@ def read_bool(text: str) -> bool:
     return parse_bool(text, "the value")
 
 
-def read_count(text: str) -> int:
-    """A whole number of at least 1."""
-    value = read_number(text)
-    if value < 1:
-        raise ValueError(f"the value is {value}: use at least 1")
-    return value
-
-
-def read_number(text: str) -> int:
-    """A whole number, not negative."""
-    if not text.strip().isdigit():
-        raise ValueError(f"the value is {text!r}: use a whole number")
-    return int(text)
+def number(name: str) -> Callable[[str], Any]:
+    """A reader of one of the numbers of runtime/numbers.py."""
+    return partial(read_number, name)
 
 
 def read_dict(text: str) -> dict[str, Any]:
@@ -48,11 +40,13 @@ def read_dict(text: str) -> dict[str, Any]:
     try:
         # YAML wants a space after the colon of a bare key; a shell command is easier without
         value = yaml.safe_load(re.sub(r"(\w):(?=\S)", r"\1: ", text))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none, a number of too many digits
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f'the value is {text!r}: use a dict like \'{{"key": 1, "other": 2}}\'')
-    return value
+        raise ValueError(
+            f'the value is {shortened(text)}: use a dict like \'{{"key": 1, "other": 2}}\''
+        )
+    return {str(key): entry for key, entry in value.items()}
 
 
 def read_sampling(text: str) -> SamplingParams:
@@ -98,10 +92,16 @@ OPTIONS = (
     Option("input_prompts", str, "JSON file with prompts, or the name of a set in sample_prompts"),
     Option("image", read_file, "image to ask about in place of the prompts' own (vision demo)"),
     Option("instruct", read_bool, "wrap prompts in the model's chat template"),
-    Option("repeat_batches", read_count, "batches to run one after the other"),
-    Option("max_seq_len", read_count, "context length to make room for, in tokens"),
-    Option("batch_size", read_count, "users per data-parallel group: 1, 2, 4, 8, 16 or 32"),
-    Option("max_generated_tokens", read_count, "tokens to generate per user at most"),
+    Option("repeat_batches", number("repeat_batches"), "batches to run one after the other"),
+    Option("max_seq_len", number("max_seq_len"), "context length to make room for, in tokens"),
+    Option(
+        "batch_size", number("batch_size"), "users per data-parallel group: 1, 2, 4, 8, 16 or 32"
+    ),
+    Option(
+        "max_generated_tokens",
+        number("max_generated_tokens"),
+        "tokens to generate per user at most",
+    ),
     Option("paged_attention", read_bool, "paged KV cache instead of one row per user"),
     Option("page_params", read_pages, "{block_size, max_num_blocks} of the paged cache"),
     Option("sampling_params", read_sampling, "{temperature, top_p, top_k, seed, ...}"),
@@ -109,14 +109,14 @@ OPTIONS = (
     Option("optimizations", str, "performance, accuracy or 'precision_cfg = {...}, ...'"),
     Option("decoder_config_file", read_file, "JSON with a precision per decoder"),
     Option("token_accuracy", read_bool, "compare tokens with a reference, teacher-forced"),
-    Option("data_parallel", read_count, "groups of chips that each run the model"),
+    Option("data_parallel", number("data_parallel"), "groups of chips that each run the model"),
     Option("weights", one_of(*WEIGHTS), "instruct: the checkpoint's; random: seeded noise"),
-    Option("num_layers", read_count, "decoder layers to build", ("--layers",)),
+    Option("num_layers", number("num_layers"), "decoder layers to build", ("--layers",)),
     Option("stress_test", read_bool, "keep or wrap positions instead of ending at the context"),
     Option("mode", one_of(*MODES), "phases to run: full, prefill or decode"),
     Option("share_prefixes", read_bool, "users with the same leading tokens share pages"),
     Option("sample_on_device", read_bool, "choose tokens on the device where it can"),
-    Option("start_pos", read_number, "position of the first token (demo_decode)"),
+    Option("start_pos", number("start_pos"), "position of the first token (demo_decode)"),
     Option("print_outputs", read_bool, "print every user's token at every iteration"),
     Option("prefill_profile", read_bool, "run prefill only, for profiling (text_demo)"),
     Option("pcc_check", read_bool, "compare layers and logits with Hugging Face by PCC"),

@@ -71,6 +71,12 @@ def check_options(options: LoadOptions, config: ModelConfig, spec: DeviceSpec) -
             f"batch size {options.max_batch_size} is not supported: "
             f"choose one of {', '.join(map(str, BATCH_SIZES))}"
         )
+    layers = options.layers or range(config.num_layers)
+    if not layers or not 0 <= layers[0] <= layers[-1] < config.num_layers:
+        raise ValueError(
+            f"{config.name} has {config.num_layers} layers, {len(layers)} were asked for: "
+            f"use 1 to {config.num_layers}"
+        )
     if options.weights not in WEIGHTS:
         raise ValueError(f"unknown weights {options.weights!r}: choose one of {', '.join(WEIGHTS)}")
     if options.max_seq_len > config.max_position_embeddings:

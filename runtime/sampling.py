@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from runtime.numbers import check_number
+
 DEVICE_BATCH = 32  # TT-NN's sampling op works on 32 users
 DEVICE_MAX_TOP_K = 32
 
@@ -32,15 +34,10 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        checks = (
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "0 (no limit) or a number of tokens"),
-            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is none)"),
-        )
-        for name, valid, rule in checks:
-            if not valid:
-                raise ValueError(f"sampling {name} is {getattr(self, name)}: use {rule}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name != "seed" or value is not None:
+                check_number(entry.name, value, f"sampling {entry.name}")
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> SamplingParams:
@@ -52,9 +49,6 @@ class SamplingParams:
                 f"unknown sampling parameter {', '.join(sorted(unknown))}: "
                 f"choose from {', '.join(sorted(known))}"
             )
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
-                raise ValueError(f"sampling {name} is {value!r}: use a number")
         return cls(**values)  # type: ignore[arg-type]
 
     @property

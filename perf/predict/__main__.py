@@ -7,10 +7,12 @@ import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from perf.predict.figures import Job, Prediction, dump_json, job_for, predict, refuse_images
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import KNOWN, Setting, setting
+from runtime.numbers import argument
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,14 +21,18 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m perf.predict",
         description="Predicted TTFT and tokens/s/user, from the op list of the real forward.",
     )
+
+    def number(name: str, **told: Any) -> None:
+        p.add_argument(f"--{name}", type=argument(name), **told)
+
     p.add_argument("--model", required=True, help="name in models/model_params, or a directory")
     p.add_argument("--device", required=True, help=f"{', '.join(KNOWN)}, or a JSON file (what if)")
-    p.add_argument("--batch_size", type=int, default=1, help="users of one data-parallel group")
-    p.add_argument("--prefill_len", type=int, default=128, help="tokens of a prompt")
-    p.add_argument("--images", type=int, default=0, help="in a prompt, of the most tiles")
+    number("batch_size", default=1, help="users of one data-parallel group")
+    number("prefill_len", default=128, help="tokens of a prompt")
+    number("images", default=0, help="in a prompt, of the most tiles")
     p.add_argument("--optimizations", default="performance", help="preset or precision text")
-    p.add_argument("--data_parallel", type=int, default=1)
-    p.add_argument("--generated", type=int, default=200, help="tokens; half of them are context")
+    number("data_parallel", default=1)
+    number("generated", default=200, help="tokens; half of them are context")
     p.add_argument(
         "--software", metavar="NAME[+SWITCH=VALUE...]",
         help="whose habits: 2025 (Wormhole's default, as the published tables), galaxy, "

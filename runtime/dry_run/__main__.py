@@ -15,6 +15,7 @@ from backends.device_specs import SPECS
 from backends.dry_run import environment
 from runtime.dry_run import report
 from runtime.dry_run.worker import TIMEOUT_S, run_checks
+from runtime.numbers import argument
 
 EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
 
@@ -27,20 +28,42 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME|DIR", help="name in model_params, or a directory")
     add("--device", required=True, choices=list(SPECS))
-    add("--batch_size", type=int, metavar="N", help="default: 1, then 32")
-    add("--max_seq_len", type=int, metavar="N", help="default: the longest that one user can have")
-    add("--layers", type=int, metavar="N", help="default: all")
+    add("--batch_size", type=argument("batch_size"), metavar="N", help="default: 1, then 32")
+    add(
+        "--max_seq_len",
+        type=argument("max_seq_len"),
+        metavar="N",
+        help="default: the longest that one user can have",
+    )
+    add("--layers", type=argument("num_layers"), metavar="N", help="default: all")
     add("--phase", choices=("prefill", "decode", "both"), default="both")
     add("--optimizations", default="performance", help="preset or precision settings")
-    add("--data_parallel", type=int, default=1, metavar="N")
-    add("--block_size", type=int, default=32, metavar="N", help="tokens in a page of the cache")
-    add("--num_blocks", type=int, metavar="N", help="pages of the cache; default: as many as fit")
-    add("--images", type=int, default=0, metavar="N", help="most images of a prompt; default: text")
+    add("--data_parallel", type=argument("data_parallel"), default=1, metavar="N")
+    add(
+        "--block_size",
+        type=argument("block_size"),
+        default=32,
+        metavar="N",
+        help="page of the cache",
+    )
+    add(
+        "--num_blocks",
+        type=argument("num_blocks"),
+        metavar="N",
+        help="pages of the cache; default: as many as fit",
+    )
+    add(
+        "--images",
+        type=argument("images"),
+        default=0,
+        metavar="N",
+        help="most images of a prompt; default: text",
+    )
     help = "collectives over rings, or not; default: rings where the product closes them"
     add("--ring", action=argparse.BooleanOptionalAction, help=help)
     add("--json", action="store_true", help="print the report as JSON")
     add("--cache_dir", type=Path, help=f"default: {environment.default_cache()}")
-    add("--timeout", type=float, default=TIMEOUT_S, metavar="SECONDS")
+    add("--timeout", type=argument("timeout"), default=TIMEOUT_S, metavar="SECONDS")
     return parser
 
 

@@ -127,10 +127,10 @@ def test_the_device_samples_what_it_can_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"temperature": -1}, "at least 0"),
-        ({"top_p": 1.5}, "between 0 and 1"),
+        ({"temperature": -1}, "use a number from 0 to 100"),
+        ({"top_p": 1.5}, "from 0 to 1"),
         ({"top_q": 1}, "unknown sampling parameter top_q: choose from"),
-        ({"top_k": "many"}, "use a number"),
+        ({"top_k": "many"}, "use a whole number"),
     ],
 )
 def test_wrong_sampling_settings_are_one_clear_line(values: dict[str, object], words: str) -> None:
