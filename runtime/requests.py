@@ -105,6 +105,7 @@ class Engine(Protocol):
     max_seq_len: int
     block_size: int | None
     num_blocks: int
+    max_prefill_chunk: int
     vocab_size: int
     supports_device_sampling: bool
 

@@ -13,6 +13,7 @@ import torch
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
+from runtime.chunking import bucket_length
 from runtime.paging import NO_BLOCK
 from runtime.sampling import Draws, SamplingParams
 from serving.engines import placed
@@ -238,15 +239,34 @@ class Runner:
         written again.
         """
         logits = torch.empty(len(rows), self.engines[0].vocab_size)
-        for engine, part in self._by_engine(rows).items():
-            logits[[i for i, _, _ in part]] = self.engines[engine].prefill(
+        for index, part in self._by_engine(rows).items():
+            engine, table, starts = self.engines[index], self.tables[index].clone(), []
+            for _, slot, work in part:
+                page = work.start // self.block_size
+                if self._is_worth_keeping(page * self.block_size, work.end, engine):
+                    starts.append(page * self.block_size)
+                else:
+                    table[slot, :page] = NO_BLOCK  # others may read these: not written again
+                    starts.append(0)
+            logits[[i for i, _, _ in part]] = engine.prefill(
                 [work.request.tokens[: work.end] for _, _, work in part],
                 slots=[slot for _, slot, _ in part],
-                page_table=self.tables[engine],
-                start_positions=[work.start // self.block_size * self.block_size
-                                 for _, _, work in part],
-            )  # fmt: skip
+                page_table=table,
+                start_positions=starts,
+            )
         return logits
+
+    @staticmethod
+    def _is_worth_keeping(start: int, end: int, engine: Engine) -> bool:
+        """Whether a prefill from `start` is shorter than the whole, which joins those of others.
+
+        Prompts are padded to buckets: short of the next one a prefix from the cache saves nothing,
+        and computed again the answer is the same as without a cache.
+        """
+        whole = bucket_length(end)
+        return start > 0 and (
+            bucket_length(end - start) < whole or whole > engine.max_prefill_chunk
+        )
 
     def _decode(self, rows: list[_Work], *, on_device: bool = False) -> torch.Tensor:
         """Logits [n, vocab] of each row's next token, or the tokens [n] that the device chose."""

@@ -43,7 +43,7 @@ class PagedFake:
     """What runtime/requests.py asks of an engine, on pages of plain token ids."""
 
     max_batch_size, max_seq_len, block_size, num_blocks = USERS, CONTEXT, BLOCK, PAGES
-    vocab_size, supports_device_sampling = VOCAB, True
+    max_prefill_chunk, vocab_size, supports_device_sampling = 128, VOCAB, True
     height = 100.0  # of the one token's logit over all others: no temperature draws another
 
     def __init__(self) -> None:
@@ -73,8 +73,12 @@ class PagedFake:
         for i, (text, slot, start) in enumerate(zip(tokens, slots, starts, strict=True)):
             assert start % BLOCK == 0 and start < len(text)
             self.chunks += bool(start)
-            self._write(page_table[slot], start, text[start:])
-            logits[i, next_token(self._read(page_table[slot], len(text)))] = self.height
+            kept = BLOCK * int((page_table[slot] < 0).long().argmin())  # pages of others
+            assert not start or not kept
+            self._write(page_table[slot], max(start, kept), text[max(start, kept) :])
+            # a whole prompt is attended to as it passes, a chunk by what the pages hold before it
+            known = self._read(page_table[slot], len(text)) if start else text
+            logits[i, next_token(known)] = self.height
         return logits
 
     def decode(
