@@ -67,6 +67,28 @@ def open_mesh(
             ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
 
 
+class SplitCores:
+    """Parts of every chip that run programs side by side, while they are loaded.
+
+    Mock chips cannot load them (the wheel ends the process): there they are only checked, and all
+    programs are taken to run on the whole chip.
+    """
+
+    def __init__(self, mesh: Any, parts: list[Any]) -> None:
+        self.mesh = mesh
+        ttnn = backends.ttnn
+        self.manager = mesh.create_sub_device_manager([ttnn.SubDevice([part]) for part in parts], 0)
+
+    def load(self) -> None:
+        if backends.selected() != "dry-run":
+            self.mesh.load_sub_device_manager(self.manager)
+
+    def clear(self) -> None:
+        """Back to one program at a time on the whole chip."""
+        if backends.selected() != "dry-run":
+            self.mesh.clear_loaded_sub_device_manager()
+
+
 def spec_of(device: str) -> DeviceSpec:
     """Facts of a product by name."""
     if device not in SPECS:

@@ -42,6 +42,7 @@ class LineMesh:
         self.chips = sharding.num_chips
         self.links = links
         self.decode: Any = self
+        self.weights_ahead: dict[str, Any] = {}  # products find theirs in DRAM
 
     def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
         return ttnn.all_gather(
@@ -52,6 +53,12 @@ class LineMesh:
             num_links=self.links.num_links[1],
             memory_config=memory,
         )
+
+    def enter(self, phase: Any) -> None:
+        """Every phase has the whole chip."""
+
+    def begin_step(self) -> None:
+        """Weights wait in DRAM."""
 
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""
@@ -119,6 +126,7 @@ class GridMesh:
         self.cols = sharding.cols
         self.links = links
         self.decode: Any = self  # or those of a fused step, see collectives_fused.py
+        self.weights_ahead: dict[str, Any] = {}
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
         self.pick_own = ttnn.from_torch(
             torch.eye(slots)[None, None],
@@ -144,6 +152,12 @@ class GridMesh:
             num_links=self.links.num_links[1],
             memory_config=memory,
         )
+
+    def enter(self, phase: Any) -> None:
+        """Every phase has the whole chip."""
+
+    def begin_step(self) -> None:
+        """Weights wait in DRAM."""
 
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""

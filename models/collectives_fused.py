@@ -13,7 +13,8 @@ from typing import Any
 from backends import ttnn
 from models.plans.fused import FusedGrid, fused_grid
 from models.plans.matmul import Kwargs
-from models.plans.target import Target
+from models.plans.target import Phase, Target
+from models.prefetch import Prefetcher
 from models.sharding import TILE, Sharding
 
 
@@ -65,7 +66,23 @@ class FusedMesh:
             [1, users, sizes.local_heads, sizes.head_dim],
             grid.joined, ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT,
         )  # fmt: skip
+        self.prefetcher: Prefetcher | None = None
         self.stats = buffer([1, 1, TILE, TILE * sizes.cols], grid.stats, ttnn.float32)
+
+    @property
+    def weights_ahead(self) -> Kwargs:
+        """Where products find weights that were read ahead of time."""
+        return {} if self.prefetcher is None else {"global_cb": self.prefetcher.buffer}
+
+    def enter(self, phase: Phase) -> None:
+        """Called before every pass, replayed ones too: what a phase needs of the chip."""
+        if self.prefetcher is not None:
+            self.prefetcher.ready() if phase is Phase.DECODE else self.prefetcher.stop()
+
+    def begin_step(self) -> None:
+        """Weights start to come in."""
+        if self.prefetcher is not None:
+            self.prefetcher.start()
 
     def _semaphore(self, axis: int) -> Any:
         self.turn[axis] ^= 1

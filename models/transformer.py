@@ -31,6 +31,7 @@ from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
 from models.plans.target import Habits, Phase, Target
 from models.precision import ModelPrecision
+from models.prefetch import Prefetcher
 from models.sharding import BUCKET, Sharding, round_up
 from models.weights import WeightLoader
 
@@ -46,6 +47,7 @@ class ModelOptions:
     layers: range | None = None  # None: all of them
     pad_mlp_cores: int | None = None
     ring_cores: int | None = None  # of a fused decode step, see plans/fused.py
+    prefetch: bool = False  # on the ring, weights are read ahead of time
     links: Links = Links()
     habits: Habits = Habits.OWN
     images: int = 0  # most images of one prompt; 0: text alone
@@ -72,9 +74,10 @@ class Transformer:
         self.weights = weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)
         targets = [
-            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch, options.habits)
+            Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch,
+                   options.habits, options.prefetch)
             for i in indices
-        ]
+        ]  # fmt: skip
         self.indices, self.targets = indices, targets
         if self.sharding.ring_cores:
             self.ccl.decode = fused_mesh(targets[0], options.links, mesh)
@@ -89,32 +92,26 @@ class Transformer:
                 list(zip(indices, targets, self.caches, strict=True)), "loading layers"
             )
         ]
+        if options.prefetch:
+            self.ccl.decode.prefetcher = Prefetcher(mesh, spec, self.layers)
         last = targets[-1]
         self.norm = RMSNorm(
-            "norm", weights, {phase: norm_plan(last, phase, last=True) for phase in Phase}, self.ccl
+            "norm", weights, {phase: norm_plan(last, phase) for phase in Phase}, self.ccl
         )
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
         self.sampler = DeviceSampler(mesh, self.sharding, self.batch)
 
     def _cache(self, index: int, target: Target) -> PagedKVCache:
-        with scope(f"layers.{index}"):  # a full DRAM is reported with the layer that met it
-            return self._new_cache(target)
-
-    def _new_cache(self, target: Target) -> PagedKVCache:
         sizes, cache = self.sharding, self.options.cache
+        heads, width = sizes.local_kv_heads, sizes.head_dim
         dtype = attention_weights(target).cache_dtype
-        if cache.block_size is not None:
-            return PagedKVCache(self.mesh, cache, sizes.local_kv_heads, sizes.head_dim, dtype)
-        if sizes.is_2d:
+        if cache.block_size is None and sizes.is_2d:
             raise ValueError("a dense cache needs a 1D mesh: use paged attention on a 2D mesh")
-        return DenseKVCache(
-            self.mesh,
-            self.batch,
-            sizes.local_kv_heads,
-            round_up(self.options.max_seq_len, BUCKET),  # padding is filled in, too
-            sizes.head_dim,
-            dtype,
-        )
+        length = round_up(self.options.max_seq_len, BUCKET)  # padding is filled in, too
+        with scope(f"layers.{index}"):  # a full DRAM is reported with the layer that met it
+            if cache.block_size is not None:
+                return PagedKVCache(self.mesh, cache, heads, width, dtype)
+            return DenseKVCache(self.mesh, self.batch, heads, length, width, dtype)
 
     def decode(self, tokens_111B: Any, rope_positions_1B: Any, at: CacheAddress) -> Any:
         """Logits [1, 1, B, V] of the next token of every slot.
@@ -126,6 +123,7 @@ class Transformer:
         with scope("embedding"):
             x_11BD = self.embedding(tokens_111B, residual)
             rotate = self.rope.decode(rope_positions_1B)
+        self.ccl.decode.begin_step()
         for layer in self.layers_of(at):
             x_11BD = layer.decode(x_11BD, rotate, at)
         with scope("lm_head"):

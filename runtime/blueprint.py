@@ -175,6 +175,12 @@ class Blueprint:
             return TILE
         return self.sharding.slots(self.options.max_batch_size)
 
+    @property
+    def prefetch(self) -> bool:
+        """Whether decode reads weights ahead of time, for which layers have to be alike."""
+        kinds = {self.precision.layer(i) for i in range(self.config.num_layers)}
+        return self.sharding.ring_cores is not None and len(kinds) == 1
+
     @cached_property
     def needs(self) -> Footprint:
         """Bytes that one chip has to hold."""
@@ -206,6 +212,7 @@ class Blueprint:
             layers=self.options.layers,
             pad_mlp_cores=self.sharding.pad_mlp_cores,
             ring_cores=self.sharding.ring_cores,
+            prefetch=self.prefetch,
             links=self.links,
             habits=self.options.habits,
             images=self.options.images,

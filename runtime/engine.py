@@ -16,6 +16,7 @@ import torch
 from backends import ttnn
 from models.kv_cache import CacheAddress
 from models.layers.sampler import SamplingInputs
+from models.plans.target import Phase
 from models.transformer import Transformer
 from runtime.chunking import bucket_length, plan_chunks
 from runtime.inputs import InputPlacer
@@ -72,7 +73,9 @@ class Engine:
         zeros = torch.zeros(batch, dtype=torch.int32)
         self.tokens = self.place.buffer(zeros.reshape(1, 1, 1, -1), ttnn.uint32)
         self.positions = self.place.buffer(zeros - 1, ttnn.int32, user_dim=0)
-        self.rope_positions = self.place.buffer(self._turned(zeros), ttnn.uint32, user_dim=1)
+        self.rope_positions = self.place.buffer(
+            model.rope.plan.looked_up(zeros), ttnn.uint32, user_dim=1
+        )
         self.pages = self.place.buffer(
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
@@ -98,6 +101,7 @@ class Engine:
         page_table: int32 [max_batch, blocks per user], -1 where a slot owns no block.
         start_positions: leading tokens of each prompt that are in the cache already.
         """
+        self.model.ccl.decode.enter(Phase.PREFILL)
         starts = start_positions or [0] * len(tokens)
         prompts = [
             _Prompt(i, *rest) for i, rest in enumerate(zip(tokens, slots, starts, strict=True))
@@ -228,6 +232,7 @@ class Engine:
         so a step that continues the last one sends nothing to the device but seeds for draws.
         """
         self._write_inputs(tokens, positions, page_table)
+        self.model.ccl.decode.enter(Phase.DECODE)
         result = self._write_sampling(sampling)
         if not self.enable_trace or result not in self.traces:
             out = self._step(result)  # compiles every program the trace will hold
@@ -266,17 +271,14 @@ class Engine:
         # idle slots compute garbage that nobody reads: leave their inputs as they are
         self.tokens.write(torch.where(idle, known, all_tokens).reshape(1, 1, 1, -1))
         self.positions.write(all_positions)
-        turned = self.rope_positions.values.reshape(batch, -1)[:, 0]
+        turned = self.model.rope.plan.users_of(self.rope_positions.values)
         keep = torch.where(turned < self.max_seq_len, turned, 0)
-        self.rope_positions.write(self._turned(torch.where(idle, keep, all_positions)))
+        turned = torch.where(idle, keep, all_positions)
+        self.rope_positions.write(self.model.rope.plan.looked_up(turned))
         if page_table is not None:
             pages = torch.full_like(self.pages.values, -1)
             pages[: len(page_table), : page_table.shape[1]] = page_table
             self.pages.write(pages)
-
-    def _turned(self, positions: torch.Tensor) -> torch.Tensor:
-        """Positions as the rotary embedding looks them up, [1, B or B times a user's rows]."""
-        return positions.repeat_interleave(self.model.rope.rows_per_user).reshape(1, -1)
 
     def _write_sampling(self, sampling: DeviceSampling | None) -> Result:
         """Send the settings that changed; returns what the step is to give."""

@@ -58,13 +58,14 @@ class Attention:
     def decode(
         self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any
     ) -> Any:
-        qkv = ttnn.matmul(x_11BD, self.w_qkv, **plan.qkv)  # which can untilize, linear cannot
+        ahead = self.ccl.decode.weights_ahead
+        qkv = ttnn.matmul(x_11BD, self.w_qkv, **plan.qkv, **ahead)  # linear cannot untilize
         q_1BHW, k_1BKW, v_1BKW = self._own_heads(qkv, plan)
         q_1BHW, k_1BKW = rotate(q_1BHW, k_1BKW)
         self.cache.update(k_1BKW, v_1BKW, at, together=rotate.together)
         mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
         mixed = self._joined(mixed_1BHW, plan)
-        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o)
+        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o, **ahead)
         return self.ccl.decode.sum_rows(out_11BD, residual, "WO")
 
     def _own_heads(self, qkv: Any, plan: AttentionDecode) -> tuple[Any, Any, Any]:

@@ -12,6 +12,8 @@ class Embedding:
     """The table lies row-major in DRAM, each chip holding its share of the width."""
 
     def __init__(self, weights: WeightLoader) -> None:
+        # on a chip that is parted, the cores that look up have to be named by where rows go
+        self.directly = weights.sharding.ring_cores is not None
         self.table = weights.place(
             "embed",
             weights.table("embed.weight"),
@@ -22,7 +24,6 @@ class Embedding:
 
     def __call__(self, tokens: Any, memory: Any) -> Any:
         """Rows of `tokens` (uint32 [1, 1, 1, n]) as [1, 1, n, D] in `memory`."""
-        rows = ttnn.embedding(
-            tokens, self.table, layout=ttnn.TILE_LAYOUT, memory_config=ttnn.DRAM_MEMORY_CONFIG
-        )
+        on = memory if self.directly else ttnn.DRAM_MEMORY_CONFIG
+        rows = ttnn.embedding(tokens, self.table, layout=ttnn.TILE_LAYOUT, memory_config=on)
         return ttnn.to_memory_config(ttnn.unsqueeze_to_4D(rows), memory)

@@ -44,6 +44,8 @@ class LMHead:
 
     def __call__(self, x_11BD: Any) -> Any:
         """Logits [1, 1, B, V] of this chip's share, bfloat16, in DRAM."""
+        if self.plan.input is not None:
+            x_11BD = ttnn.to_memory_config(x_11BD, self.plan.input)
         parts = [
             ttnn.to_memory_config(ttnn.linear(x_11BD, weight, **arguments), ttnn.DRAM_MEMORY_CONFIG)
             for weight, arguments in zip(self.pieces, self.plan.linear, strict=True)

@@ -46,8 +46,9 @@ class MLP:
 
     def decode(self, x_11BD: Any, plan: MLPDecode, residual: Any) -> Any:
         ccl = self.ccl.decode
-        gate_11BF = ttnn.linear(x_11BD, self.w_gate, **plan.gate)
-        up_11BF = ttnn.linear(x_11BD, self.w_up, **plan.gate)
+        ahead = ccl.weights_ahead
+        gate_11BF = ttnn.linear(x_11BD, self.w_gate, **plan.gate, **ahead)
+        up_11BF = ttnn.linear(x_11BD, self.w_up, **plan.gate, **ahead)
         gate_11BF = ccl.scatter_columns(gate_11BF, "FF1")
         up_11BF = ccl.scatter_columns(up_11BF, "FF3")
         inner_11BF = silu_product(
@@ -55,7 +56,7 @@ class MLP:
         )
         inner_11BF = ccl.regather_columns(inner_11BF, "FF2")
         inner_11BF = ttnn.to_memory_config(inner_11BF, plan.down_input)
-        out_11BD = ttnn.linear(inner_11BF, self.w_down, **plan.down)
+        out_11BD = ttnn.linear(inner_11BF, self.w_down, **plan.down, **ahead)
         return ccl.sum_rows(out_11BD, residual, "FF2")
 
     def prefill(self, x_11SD: Any, plan: MLPPrefill, residual: Any) -> Any:

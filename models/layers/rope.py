@@ -58,22 +58,19 @@ class RotaryEmbedding:
         turns = turn.repeat(plan.cores, 1)[None, None]
         self.turn_decode = _replicated(mesh, turns, ttnn.TILE_LAYOUT, plan.turn)
 
-    @property
-    def rows_per_user(self) -> int:
-        """How often a decode step wants each user's position: once, or for every head."""
-        return self.plan.head_rows or 1
-
     def prefill(self, positions_1S: Any) -> Rotation:
         """Rotation of one prompt (or of prompts of equal length) at `positions_1S` (uint32)."""
         cos_11SW, sin_11SW = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
         return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False)
 
     def decode(self, positions_1B: Any) -> Rotation:
-        """Rotation of one token per user, one user per core; positions as `rows_per_user` says."""
+        """Rotation of one token per user, one user per core; positions as `looked_up` gives."""
         together = self.plan.together
 
         def spread(table: Any) -> Any:
-            rows_1B1W = self._own_rows(table, positions_1B)
+            if self.plan.head_rows:
+                return self._head_rows(table, positions_1B, self.plan.head_rows)
+            rows_1B1W = ttnn.transpose(self._rows(table, positions_1B), 1, 2)
             if together:  # the users' rows for their queries, and again for their keys
                 rows_1B1W = ttnn.concat([rows_1B1W, rows_1B1W], dim=1)
             return ttnn.interleaved_to_sharded(rows_1B1W, self.plan.tables)
@@ -81,14 +78,11 @@ class RotaryEmbedding:
         cos_1B1W, sin_1B1W = spread(self.cos), spread(self.sin)
         return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True, together=together)
 
-    def _own_rows(self, table: Any, positions: Any) -> Any:
-        """[1, B, 1, W] in tiles, or a row for every head, [1, B, H, W] in rows."""
-        heads = self.plan.head_rows
-        if heads is None:
-            return ttnn.transpose(self._rows(table, positions), 1, 2)
-        rows = ttnn.embedding(positions, table, layout=ttnn.ROW_MAJOR_LAYOUT)
-        _, count, width = rows.shape
-        return ttnn.reshape(rows, (1, count // heads, heads, width))
+    def _head_rows(self, table: Any, positions: Any, heads: int) -> Any:
+        """[1, 2 B, H, W] in rows, where the rotation reads them."""
+        layout, memory = ttnn.ROW_MAJOR_LAYOUT, self.plan.tables
+        rows = ttnn.embedding(positions, table, layout=layout, memory_config=memory)
+        return ttnn.reshape(rows, (1, -1, heads, rows.shape[-1]))
 
     def _rows(self, table: Any, positions: Any) -> Any:
         rows = ttnn.embedding(positions, table, layout=ttnn.TILE_LAYOUT)

@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from backends import ttnn
 from models.plans.fused import num_workers, on_ring, ring_linear, sharded, worker_cores
 from models.plans.matmul import (
@@ -114,9 +116,28 @@ class RopePlan:
 
     together: bool  # in one op: queries and keys lie on cores of their own
     head_rows: int | None  # rows that a user's heads fill, where they are no tiles
+    columns: int  # of chips, each with its own users
     cores: int
     tables: Any
     turn: Any
+
+    def looked_up(self, positions_B: torch.Tensor) -> torch.Tensor:
+        """Positions as a decode step looks them up, [1, n]; columns of a mesh have equal shares.
+
+        Once for each user, or for every head of its queries, and again of its keys.
+        """
+        rows = self.head_rows
+        if rows is None:
+            return positions_B.reshape(1, -1)
+        own = positions_B.reshape(self.columns, 1, -1, 1)
+        return own.expand(-1, 2, -1, rows).reshape(1, -1)
+
+    def users_of(self, looked_up_1N: torch.Tensor) -> torch.Tensor:
+        """The positions of users that `looked_up` was given."""
+        rows = self.head_rows
+        if rows is None:
+            return looked_up_1N.reshape(-1)
+        return looked_up_1N.reshape(self.columns, 2, -1, rows)[:, 0, :, 0].reshape(-1)
 
 
 def rope_plan(target: Target) -> RopePlan:
@@ -126,6 +147,7 @@ def rope_plan(target: Target) -> RopePlan:
         return RopePlan(
             together=True,
             head_rows=rows,
+            columns=sizes.cols,
             cores=2 * target.users,
             tables=sharded(cores, sizes.head_dim, rows=rows, by_height=True),
             turn=sharded(cores, TILE, by_height=True),
@@ -135,6 +157,7 @@ def rope_plan(target: Target) -> RopePlan:
     return RopePlan(
         together=together,
         head_rows=None,
+        columns=sizes.ways("users"),
         cores=count,
         tables=height_sharded(count, sizes.head_dim, spec.compute_grid),
         turn=height_sharded(count, TILE, spec.compute_grid),
@@ -211,7 +234,7 @@ def _on_ring(target: Target) -> AttentionDecode:
             sizes.local_qkv_width,
             kernel=target.kernel(OpGroup.LI_QKV_DECODE),
             dtype=ttnn.bfloat16,
-            spec=spec,
+            target=target,
             in_rows=True,
         ),
         heads_input=None,
@@ -236,7 +259,7 @@ def _on_ring(target: Target) -> AttentionDecode:
             sizes.local_dim,
             kernel=target.kernel(OpGroup.LI_O_DECODE),
             dtype=target.activation_dtype(ttnn.bfloat8_b),
-            spec=spec,
+            target=target,
         ),
         fused=True,
     )

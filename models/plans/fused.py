@@ -101,6 +101,16 @@ def ring_cores(spec: DeviceSpec) -> Any:
     )
 
 
+def single_cores(spec: DeviceSpec) -> tuple[Any, Any]:
+    """The cores that read weights, and all others, core by core."""
+    columns, rows = spec.compute_grid
+    every = [(x, y) for y in range(rows) for x in range(columns)]
+    readers = [core for core in every if core in spec.dram_readers]
+    others = [core for core in every if core not in spec.dram_readers]
+    one, two = ([rectangle_of(core, core) for core in part] for part in (readers, others))
+    return ttnn.CoreRangeSet(one), ttnn.CoreRangeSet(two)
+
+
 def worker_cores(count: int, spec: DeviceSpec) -> Any:
     """`count` cores row by row, in the columns between the readers' and then right of them."""
     rows, ranges = spec.compute_grid[1], []
@@ -168,9 +178,10 @@ def num_workers(spec: DeviceSpec) -> int:
 
 
 def ring_linear(
-    k: int, n: int, *, kernel: Any, dtype: Any, spec: DeviceSpec, in_rows: bool = False
+    k: int, n: int, *, kernel: Any, dtype: Any, target: Target, in_rows: bool = False
 ) -> Kwargs:
     """Arguments of a linear of one tile row on the ring; `in_rows` untilizes the result."""
+    spec = target.spec
     cores = RECEIVERS * len(spec.dram_readers)
     tiles = math.ceil(n / (TILE * cores))
     return {
@@ -187,6 +198,7 @@ def ring_linear(
             fused_activation=None,
             mcast_in0=False,
             gather_in0=True,
+            num_global_cb_receivers=RECEIVERS if target.prefetch else 1,
             untilize_out=in_rows,
         ),
         "memory_config": on_ring(n, spec),

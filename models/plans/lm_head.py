@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends import ttnn
+from models.plans.fused import on_ring, ring_linear
 from models.plans.matmul import MOST_CORES, Kwargs, decode_linear, dtype_of, weight_memory
 from models.plans.target import Target
 from models.sharding import TILE
@@ -22,6 +23,7 @@ class LMHeadPlan:
     memory: tuple[Any, ...]
     linear: tuple[Kwargs, ...]
     weight_dtype: Any
+    input: Any = None  # memory that the pieces read, where it is not the norm's
 
 
 def lm_head_plan(target: Target) -> LMHeadPlan:
@@ -34,18 +36,29 @@ def lm_head_plan(target: Target) -> LMHeadPlan:
     return LMHeadPlan(
         pieces=pieces,
         memory=tuple(weight_memory(sizes.local_dim, n, spec) for _, n in pieces),
-        linear=tuple(
-            decode_linear(
-                sizes.local_dim,
-                n,
-                kernel=target.head_kernel,
-                dtype=ttnn.bfloat16,
-                spec=spec,
-                weight=target.head_precision,
-                cores=target.stream.cores,
-                out_cores=MOST_CORES if target.is_own else target.stream.cores,
-            )
-            for _, n in pieces
-        ),
+        linear=tuple(_linear(target, n) for _, n in pieces),
         weight_dtype=dtype_of(target.head_precision),
+        input=on_ring(sizes.local_dim, spec) if sizes.ring_cores else None,
+    )
+
+
+def _linear(target: Target, columns: int) -> Kwargs:
+    sizes, spec = target.sharding, target.spec
+    if sizes.ring_cores:  # beside readers that are done with the layers: from DRAM itself
+        return ring_linear(
+            sizes.local_dim,
+            columns,
+            kernel=target.head_kernel,
+            dtype=ttnn.bfloat16,
+            target=replace(target, prefetch=False),
+        )
+    return decode_linear(
+        sizes.local_dim,
+        columns,
+        kernel=target.head_kernel,
+        dtype=ttnn.bfloat16,
+        spec=spec,
+        weight=target.head_precision,
+        cores=target.stream.cores,
+        out_cores=MOST_CORES if target.is_own else target.stream.cores,
     )

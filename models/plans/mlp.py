@@ -90,15 +90,17 @@ def mlp_decode(target: Target) -> MLPDecode:
 
 
 def _on_ring(target: Target, inner: Any) -> MLPDecode:
-    sizes, spec = target.sharding, target.spec
+    sizes = target.sharding
     dim, hidden = sizes.local_dim, sizes.local_hidden
     return MLPDecode(
         gate=ring_linear(
-            dim, hidden, kernel=target.kernel(OpGroup.LI_FF1_FF3), dtype=inner, spec=spec
+            dim, hidden, kernel=target.kernel(OpGroup.LI_FF1_FF3), dtype=inner, target=target
         ),
         product={"dtype": inner},
-        down_input=on_ring(hidden, spec),
-        down=ring_linear(hidden, dim, kernel=target.kernel(OpGroup.LI_FF2), dtype=inner, spec=spec),
+        down_input=on_ring(hidden, target.spec),
+        down=ring_linear(
+            hidden, dim, kernel=target.kernel(OpGroup.LI_FF2), dtype=inner, target=target
+        ),
     )
 
 

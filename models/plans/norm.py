@@ -39,8 +39,7 @@ def residual_memory(target: Target, phase: Phase) -> Any:
     return rectangle(sizes.local_residual).memory
 
 
-def norm_plan(target: Target, phase: Phase, *, last: bool = False) -> NormPlan:
-    """Plan of a layer's norms; the `last` one is read by the output projection."""
+def norm_plan(target: Target, phase: Phase) -> NormPlan:
     sizes = target.sharding
     distributed = sizes.is_2d
     if phase is Phase.PREFILL:
@@ -66,13 +65,8 @@ def norm_plan(target: Target, phase: Phase, *, last: bool = False) -> NormPlan:
             "program_config": sharded_norm_config(target.stream, sizes.local_dim),
             "compute_kernel_config": target.norm_kernel,
         },
-        _fused(target, last=last) if sizes.ring_cores else None,
+        fused_norm(target, on_ring(sizes.local_dim, target.spec)) if sizes.ring_cores else None,
     )
-
-
-def _fused(target: Target, *, last: bool) -> Kwargs:
-    on = target.stream.memory if last else on_ring(target.sharding.local_dim, target.spec)
-    return fused_norm(target, on)
 
 
 def sharded_norm_config(stream: Spread, width: int) -> Any:

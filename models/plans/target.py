@@ -47,6 +47,7 @@ class Target:
     precision: LayerPrecision
     batch: int  # decode slots of the whole mesh
     habits: Habits = Habits.OWN
+    prefetch: bool = False  # weights of decode are read ahead of time (models/prefetch.py)
 
     @property
     def users(self) -> int:

@@ -81,6 +81,12 @@ def ring_matmul_us(record: OpRecord, state: State) -> float:
     return c.galaxy_matmul_us + max(compute, stream)
 
 
+def prefetch_us(record: OpRecord, state: State) -> float:
+    """Weights streamed by the core beside each bank, while other ops run."""
+    c, spec = state.constants, state.spec
+    return bytes_us(cost_now(record, state).dram_bytes, c.dram_sharded * spec.dram_gbps)
+
+
 def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
     """Tiles of K in one block of activations.
 

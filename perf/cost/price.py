@@ -15,7 +15,7 @@ from types import MappingProxyType
 from backends.device_specs import FLOP_PER_CYCLE_LOFI, PASSES
 from backends.op_record import OpRecord
 from perf.cost import compute, links, moves
-from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, is_view
+from perf.cost.units import BESIDE, FOLDED, State, bytes_us, cost_now, cycles_us, is_view
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
         **dict.fromkeys(links.PERSISTENT, links.persistent_us),
         "experimental.llama_rs_create_heads": links.scattered_heads_us,
         "fused_rms_minimal": links.fused_norm_us,
+        **dict.fromkeys(BESIDE, compute.prefetch_us),
         "transformer.scaled_dot_product_attention_decode": compute.sdpa_decode_us,
         "transformer.paged_scaled_dot_product_attention_decode": compute.sdpa_decode_us,
         "transformer.scaled_dot_product_attention": compute.sdpa_prefill_us,

@@ -26,6 +26,8 @@ PAIRED = frozenset(
         "reduce_scatter", "experimental.rotary_embedding_llama", "experimental.paged_update_cache",
     }
 )  # fmt: skip
+# what runs on a part of the chip of its own, while all others of the step go on
+BESIDE = frozenset({"dram_prefetcher"})
 COLLECTIVES = frozenset(
     {
         "all_gather", "reduce_scatter", "all_reduce", "experimental.all_gather_async",

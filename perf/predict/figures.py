@@ -20,7 +20,7 @@ from perf.cost.constants import Constants, load_constants
 from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
-from perf.cost.units import COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
+from perf.cost.units import BESIDE, COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
 from perf.op_lists.record import CountedOp, Job, OpList, RunOps
 from perf.predict.harness import DEMO, Harness
 from perf.predict.host import PrefillRun, decode_host_ms
@@ -144,16 +144,23 @@ def sum_ops(ops: OpList, state: State, *, without: Sequence[str] = ()) -> _Sum:
     """All ops of a list with their launch gaps; equal records are timed once."""
     total = _Sum()
     timed: dict[int, OpTime] = {}
+    beside_us = 0.0
     for op in unfolded(ops, state):
         if op.record.name in without or group_of(op.record) in without:
             continue
         time = timed.get(id(op.record))
         if time is None:
             time = timed[id(op.record)] = op_time(op.record, state)
+        if op.record.name in BESIDE:
+            beside_us += op.count * time.us
+            total.limit_us += op.count * time.limit_us
+            continue
         group = group_of(op.record)
         total.add(group, time.bound, op.count * time.us, op.count * time.limit_us)
         total.launches += op.count
     total.add("launch gaps", "launch", total.launches * gap_us(ops, state))
+    if beside_us > total.us:
+        total.add("weights", "dram", beside_us - total.us)
     return total
 
 

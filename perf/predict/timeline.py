@@ -14,7 +14,7 @@ from typing import Any
 from perf.cost.constants import Constants
 from perf.cost.price import op_time
 from perf.cost.software import Software
-from perf.cost.units import State
+from perf.cost.units import BESIDE, State
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import CountedOp, Job, OpList
 from perf.predict.figures import Phase, Prediction, gap_us, group_of, unfolded
@@ -26,7 +26,7 @@ def trace_events(ops: OpList, state: State, track: int) -> list[dict[str, Any]]:
     """Complete events of an op list on one track; layers follow each other."""
     gap = gap_us(ops, state)
     events, now = [], 0.0
-    for op, layer in _in_order(unfolded(ops, state)):
+    for op, layer in _in_order([o for o in unfolded(ops, state) if o.record.name not in BESIDE]):
         time = op_time(op.record, state)
         scope = op.record.scope if layer is None else f"layer {layer} {_part(op)}"
         events.append(

@@ -80,6 +80,11 @@ def op_lists(
             "sample",
             recorded(lambda: engine.decode(ones, ones * 6, page_table=pages, sampling=sampling)),
         )
+        yield "prefill a second batch", recorded(prefill([1000]))
+        yield (
+            "decode a second batch",
+            recorded(lambda: engine.decode(ones, ones * 7, page_table=pages)),
+        )
 
 
 def recorded(run: Callable[[], Any]) -> list[Line]:

@@ -55,6 +55,7 @@ def engine_of(
         max_batch_size=batch,
         slots=TILE if ring else None,
         ring_cores=ring,
+        prefetch=ring is not None,
         max_seq_len=max_seq_len,
         cache=CacheConfig(block_size, num_blocks),
         layers=layers,

@@ -17,6 +17,7 @@ CONFIG = dataclasses.replace(
 )  # fmt: skip
 CHECKPOINT = TinyCheckpoint(CONFIG)
 PROMPT = random_prompt(CONFIG.vocab_size, 70)
+NEAR_TIE = 0.02  # logits here lie between 2 and 5, where a step of bfloat16 is 0.016 or 0.031
 FORCED = random_prompt(CONFIG.vocab_size, 5, seed=1)
 
 
@@ -39,5 +40,6 @@ def test_a_fused_step_computes_what_the_plain_one_computes(
 ) -> None:
     logits, ring = _run("TG", trace=trace)
     assert ring == 24
-    assert torch.equal(logits.argmax(-1), plain.argmax(-1))
+    chosen = plain.gather(-1, logits.argmax(-1, keepdim=True))
+    assert (plain.max(-1, keepdim=True).values - chosen).max() <= NEAR_TIE
     assert min(pcc(a, b) for a, b in zip(logits, plain, strict=True)) >= 0.9999

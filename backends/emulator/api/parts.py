@@ -64,6 +64,18 @@ def create_global_circular_buffer(
     return GlobalCircularBuffer(tuple(sender_receiver_core_mapping), size)
 
 
+def check_apart(parts: Sequence[CoreRangeSet], grid: tuple[int, int]) -> None:
+    """Refuse parts that share cores, or have some that the chip has not."""
+    seen: set[tuple[int, int]] = set()
+    for part in parts:
+        own = {(core.x, core.y) for core in cores_of(part)}
+        if seen & own:
+            raise RuntimeError("TT_FATAL: SubDevices specified have intersecting cores")
+        if any(x >= grid[0] or y >= grid[1] for x, y in own):
+            raise RuntimeError(f"TT_FATAL: SubDevices specified leave the {grid[0]}x{grid[1]} grid")
+        seen |= own
+
+
 def cores_of(cores: CoreRangeSet) -> list[CoreCoord]:
     """Every core of a set, each rectangle row by row."""
     return [

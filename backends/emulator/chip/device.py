@@ -9,6 +9,7 @@ import torch
 
 from backends import allocator
 from backends.device_specs import SPECS, DeviceSpec
+from backends.emulator.api.parts import check_apart
 from backends.emulator.api.system import Arch, MeshShape
 from backends.emulator.api.types import BufferType, CoreCoord, CoreGrid
 from backends.emulator.chip.memory import MemoryView, Pool
@@ -54,6 +55,8 @@ class MeshDevice:
         self.capturing: Any = None  # the trace.Capture under way
         self.traces: dict[int, Any] = {}
         self._submeshes: list[MeshDevice] = []
+        self._managers: list[Sequence[Any]] = []  # of sub-devices
+        self.sub_devices: Sequence[Any] = ()  # that are loaded; none: programs run one by one
 
     def get_num_devices(self) -> int:
         return self.shape.mesh_size()
@@ -97,6 +100,18 @@ class MeshDevice:
                 f"TT_FATAL: a mesh of {self.shape} does not divide into parts of {shape}"
             )
         return [self.create_submesh(shape) for _ in range(count)]
+
+    def create_sub_device_manager(self, sub_devices: Sequence[Any], local_l1_size: int) -> int:
+        """A way to part every chip; refuses parts that share cores."""
+        check_apart([part.cores[0] for part in sub_devices], self.spec.compute_grid)
+        self._managers.append(sub_devices)
+        return len(self._managers) - 1
+
+    def load_sub_device_manager(self, sub_device_manager_id: int) -> None:
+        self.sub_devices = self._managers[sub_device_manager_id]
+
+    def clear_loaded_sub_device_manager(self) -> None:
+        self.sub_devices = ()
 
     def get_submeshes(self) -> list[MeshDevice]:
         return list(self._submeshes)

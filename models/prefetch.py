@@ -1,0 +1,93 @@
+"""Weights of a decode step read ahead of time: a core beside each DRAM bank feeds its neighbours.
+
+The readers run on a part of the chip of their own, beside all other ops of the step, through one
+buffer in L1 that products take their weights from. The buffer is in the way of prefill, so it
+exists from the first decode step after a prefill to the next prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from backends.device_specs import DeviceSpec
+from backends.mesh import SplitCores
+from backends.op_record import scope
+from models.plans.fused import ring_cores, single_cores
+
+BUFFER_TILES = 728  # of bfloat8_b on each receiver: what the rest of a step leaves of its L1
+TILE_BYTES = 1088
+
+
+class Prefetcher:
+    """Streams the weights of decoder `layers`, which have to be alike."""
+
+    def __init__(self, mesh: Any, spec: DeviceSpec, layers: Sequence[Any]) -> None:
+        self.mesh, self.name = mesh, f"{layers[0].name}.weights"
+        self.layers = [_streamed(layer) for layer in layers]
+        readers, rest = single_cores(spec)
+        self.parts = SplitCores(mesh, [rest, readers])
+        self.mapping = _mapping(spec)
+        addresses = torch.tensor([[w.buffer_address() for layer in self.layers for w in layer]])
+        self.addresses = ttnn.from_torch(
+            addresses.repeat(len(spec.dram_readers), 1).to(torch.int32),
+            dtype=ttnn.uint32,
+            layout=ttnn.ROW_MAJOR_LAYOUT,
+            device=mesh,
+            memory_config=ttnn.create_sharded_memory_config(
+                (1, addresses.shape[1]),
+                readers,
+                ttnn.ShardStrategy.HEIGHT,
+                ttnn.ShardOrientation.ROW_MAJOR,
+                use_height_and_width_as_shard_shape=True,
+            ),
+            mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
+        )
+        self.buffer: Any = None
+
+    def ready(self) -> None:
+        """Before decode steps: part the chip, and make the buffer at the place it always has."""
+        if self.buffer is None:
+            self.parts.load()
+            self.buffer = ttnn.create_global_circular_buffer(
+                self.mesh, self.mapping, BUFFER_TILES * TILE_BYTES
+            )
+
+    def stop(self) -> None:
+        """Before a prefill, which has the whole chip."""
+        if self.buffer is not None:
+            self.buffer = None
+            self.parts.clear()
+
+    def start(self) -> None:
+        """Begin to read all layers' weights, while the step goes on."""
+        with scope(self.name):
+            ttnn.dram_prefetcher(
+                [*self.layers[0], self.addresses],
+                num_layers=len(self.layers),
+                global_cb=self.buffer,
+            )
+
+
+def _streamed(layer: Any) -> tuple[Any, ...]:
+    """A layer's weights in the order in which a step uses them."""
+    attention, mlp = layer.attention, layer.mlp
+    return attention.w_qkv, attention.w_o, mlp.w_gate, mlp.w_up, mlp.w_down
+
+
+def _mapping(spec: DeviceSpec) -> list[tuple[Any, Any]]:
+    """Receivers of each reader. Programs that use the buffer want it on every core they may use,
+    so one more core is said to send to all that have no other part.
+    """
+    pairs = [
+        (ttnn.CoreCoord(*core), ttnn.CoreRangeSet([part]))
+        for core, part in zip(spec.dram_readers, ring_cores(spec).ranges(), strict=True)
+    ]
+    used = set(spec.dram_readers) | {(x + step, y) for x, y in spec.dram_readers for step in (1, 2)}
+    columns, rows = spec.compute_grid
+    idle = [(x, y) for y in range(rows) for x in range(columns) if (x, y) not in used]
+    others = [ttnn.CoreRange(ttnn.CoreCoord(*c), ttnn.CoreCoord(*c)) for c in idle[1:]]
+    return [*pairs, (ttnn.CoreCoord(*idle[0]), ttnn.CoreRangeSet(others))]
