@@ -75,6 +75,7 @@ class Case:
     sample_on_device: bool = True
     share_prefixes: bool = False
     print_outputs: bool = False
+    print_iterations: bool = False
     token_accuracy: bool = False
     log_probs: bool = False
     pcc_check: bool = False

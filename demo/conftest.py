@@ -104,3 +104,26 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 def given(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The overrides on the command line."""
     return given_options(request.config)
+
+
+def skip_reasons(config: pytest.Config) -> list[str]:
+    """Why demos were skipped, if none ran."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    stats = reporter.stats if reporter else {}
+    if any(stats.get(outcome) for outcome in ("passed", "failed", "error")):
+        return []
+    reasons = [report.longrepr[2] for report in stats.get("skipped", [])]
+    return list(dict.fromkeys(reason.removeprefix("Skipped: ") for reason in reasons))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """A demo that could not run says why."""
+    for reason in skip_reasons(config):
+        terminalreporter.write_line(f"skipped: {reason}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing ran: that is no success, but on CI machines, which skip by plan."""
+    if skip_reasons(session.config) and not Settings.from_env().ci:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loguru import logger
-from tqdm import tqdm
 
 from demo import report
 from demo.cases import Case
+from demo.progress import DecodeShow, TextStream
 from demo.session import Session, cache_of, fit_context
 from perf.profiler import Profiler
 from runtime.find import (
@@ -25,6 +25,7 @@ from runtime.find import (
     make_requests,
 )
 from runtime.images import with_images
+from runtime.numbers import counted
 from runtime.prompts import Prompt, build_prompt, for_users, load_entries
 from runtime.requests import Request, Step, StepKind
 from runtime.settings import Settings
@@ -157,8 +158,12 @@ def run_batch(
     *,
     ops: OpLists | None = None,
     quiet: bool = False,
+    streamed: bool = False,
 ) -> Answers:
-    """Answer all requests, timing prefill and every decode iteration; `ops` is filled if empty."""
+    """Answer all requests, timing prefill and every decode iteration; `ops` is filled if empty.
+
+    `streamed` prints a single user's text as it comes.
+    """
     case, generator = session.case, session.generator
     generator.reset()
     if case.prefix_cached_ratio:
@@ -167,24 +172,23 @@ def run_batch(
     if case.mode == "prefill":
         requests = [replace(request, max_new_tokens=1) for request in requests]
     longest = max(len(request.prompt) for request in requests)
-    logger.info(f"Prefill of {len(requests)} users, up to {longest} tokens each")
+    logger.info(f"Prefill of {counted(len(requests), 'user')}, up to {longest} tokens each")
     num_iterations = max(request.max_new_tokens for request in requests) - 1
-    # disable=None: no bar where nobody watches
-    with tqdm(total=num_iterations, desc="decode", leave=False, disable=None) as bar:
+    tokenizer = session.model.tokenizer
+    stream = TextStream(tokenizer) if streamed else None
+    with DecodeShow(num_iterations, stream, log=not quiet, printed=case.print_iterations) as show:
         steps = generator.generate(requests)
         for step in steps if ops is None or ops.decode else recorded(steps, ops):
             answers.add(step)
+            show.tokens(step)
             if step.kind is StepKind.PREFILL:
                 if case.mode != "decode":
                     profiler.add("inference_prefill", step.seconds)
                 continue
-            iteration = len(profiler.times("inference_decode"))
+            show.iteration(len(profiler.times("inference_decode")), step)
             profiler.add("inference_decode", step.seconds)
-            bar.update()
-            if not quiet:
-                report.print_iteration(iteration, step)
             if case.print_outputs:
-                report.print_tokens(step, session.model.tokenizer)
+                report.print_tokens(step, tokenizer)
     return answers
 
 
@@ -208,23 +212,32 @@ def run_batches(
     for number, (prompts, requests) in enumerate(
         zip(questions.prompts, questions.requests, strict=True)
     ):
+        streamed = len(requests) == 1
+        if streamed:
+            report.print_prompt(number, 0, prompts[0])
         if number == 0:
-            answers = run_first(session, requests, profiler, ops=ops)
+            answers = run_first(session, requests, profiler, ops=ops, streamed=streamed)
         else:
-            answers = run_batch(session, requests, Profiler(), quiet=True)
-        report.print_answers(number, prompts, answers.tokens, session.model.tokenizer)
+            answers = run_batch(session, requests, Profiler(), quiet=True, streamed=streamed)
+        if not streamed:
+            report.print_answers(number, prompts, answers.tokens, session.model.tokenizer)
         all_answers.append(answers)
     return all_answers, ops
 
 
 def run_checked(
-    session: Session, requests: Sequence[Request], profiler: Profiler, *, ops: OpLists
+    session: Session,
+    requests: Sequence[Request],
+    profiler: Profiler,
+    *,
+    ops: OpLists,
+    streamed: bool,
 ) -> Answers:
     """run_batch with its numbers compared with Hugging Face's, and with a second run's."""
     from demo import pcc_check
 
     with pcc_check.tapped(session, requests) as tap:
-        answers = run_batch(session, requests, profiler, ops=ops)
+        answers = run_batch(session, requests, profiler, ops=ops, streamed=streamed)
     found = pcc_check.compare(session, tap, requests, answers.tokens)
     pcc_check.report_agreement(found, strict=session.case.weights != "random")
     if getattr(session.case, "apc_test", False):

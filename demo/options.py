@@ -118,6 +118,7 @@ OPTIONS = (
     Option("sample_on_device", read_bool, "choose tokens on the device where it can"),
     Option("start_pos", number("start_pos"), "position of the first token (demo_decode)"),
     Option("print_outputs", read_bool, "print every user's token at every iteration"),
+    Option("print_iterations", read_bool, "print every iteration's speed"),
     Option("prefill_profile", read_bool, "run prefill only, for profiling (text_demo)"),
     Option("pcc_check", read_bool, "compare layers and logits with Hugging Face by PCC"),
     Option("apc_test", read_bool, "repeat the run and ask for identical numbers (text_demo)"),

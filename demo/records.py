@@ -125,6 +125,6 @@ def save_record(
         published = ", ".join(f"{name} {value:g}" for name, value in record.target.items())
         logger.info(f"Published for this run: {published}")
     if verdict is not None:
-        logger.info(f"Gate: {verdict.status} {verdict.message}")
+        logger.info(f"Gate: {verdict.status}{f' ({verdict.message})' if verdict.message else ''}")
         if verdict.failed:  # after the record is written: a slow run is worth keeping
             pytest.fail(verdict.message, pytrace=False)

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from perf.metrics import SPEED_DEFINITION, TTFT_DEFINITION, WHOLE_TTFT_DEFINITION, Metrics
+from backends.device_specs import SPECS
+from demo.cases import Case
+from perf.metrics import (
+    FIRST_PREFILL,
+    SPEED_DEFINITION,
+    TTFT_DEFINITION,
+    WHOLE_TTFT_DEFINITION,
+    Metrics,
+)
 from runtime.images import ImageRequest
+from runtime.numbers import counted
 
 if TYPE_CHECKING:
     from perf.predict.figures import Prediction
@@ -16,18 +25,31 @@ if TYPE_CHECKING:
     from runtime.requests import Request, Step
     from runtime.tokenizer import Tokenizer
 
-EVERY_ITERATION_UNTIL, THEN_EVERY = 200, 100
 LONG_PROMPT, SHOWN = 400, 100  # characters: longer prompts show their first and last ones
 
 
-def print_iteration(iteration: int, step: Step) -> None:
+def iteration_line(iteration: int, step: Step) -> str:
     """Speed of one decode iteration."""
-    if iteration >= EVERY_ITERATION_UNTIL and iteration % THEN_EVERY:
-        return
     speed = 1 / step.seconds
-    logger.info(
+    return (
         f"Iteration {iteration}: {1000 * step.seconds:.1f} ms @ {speed:.2f} tok/s/user "
         f"({speed * len(step.tokens):.1f} tok/s throughput)"
+    )
+
+
+def print_opening(case: Case, model: str, device: str, backend: str) -> None:
+    """What is about to happen, in plain words."""
+    chips = counted(SPECS[device].num_chips, "chip")
+    where = {
+        "silicon": f"{device} ({chips})",
+        "dry-run": f"a mocked {device} ({chips}): TT-NN checks every call, nothing is computed",
+        "emulator": f"an emulated {device} ({chips}): this computer calculates what the chips "
+        "would. Figures marked host are its own clock, modelled ones are predictions for the "
+        "product",
+    }[backend]
+    logger.info(
+        f"{model} answers {counted(case.users, 'user')}, at most "
+        f"{counted(case.max_generated_tokens, 'token')} each, on {where}."
     )
 
 
@@ -37,15 +59,20 @@ def print_tokens(step: Step, tokenizer: Tokenizer) -> None:
         logger.info(f"User {user}: {token} {tokenizer.decode([token], skip_special=False)!r}")
 
 
+def print_prompt(batch: int, user: int, prompt: Prompt) -> None:
+    """What a user asked."""
+    text = prompt.text
+    if len(text) > LONG_PROMPT:
+        text = f"{text[:SHOWN]} <long prompt not printed in full> {text[-SHOWN:]}"
+    logger.info(f"==REPEAT BATCH {batch}\n==USER {user} - PROMPT\n{text}")
+
+
 def print_answers(
     batch: int, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], tokenizer: Tokenizer
 ) -> None:
     """Prompt and answer of every user."""
     for user, (prompt, tokens) in enumerate(zip(prompts, answers, strict=True)):
-        text = prompt.text
-        if len(text) > LONG_PROMPT:
-            text = f"{text[:SHOWN]} <long prompt not printed in full> {text[-SHOWN:]}"
-        logger.info(f"==REPEAT BATCH {batch}\n==USER {user} - PROMPT\n{text}")
+        print_prompt(batch, user, prompt)
         logger.info(f"==USER {user} - OUTPUT\n{tokenizer.decode(tokens).strip()}\n")
 
 
@@ -97,7 +124,7 @@ def print_summary(
     """The table: wall-clock figures, and beside them those the performance model gives."""
     table = [
         *((name, value, "") for name, value in rows),
-        ("Prefill compile time", f"{metrics.compile_prefill_s:.2f} s", ""),
+        ("Prefill compile time", compile_time(metrics), ""),
         ("Decode compile time", f"{metrics.compile_decode_s:.2f} s", ""),
         ("Prefill of all users", f"{metrics.whole_ttft_ms:.2f} ms", ""),
         ("Time to first token per user", f"{metrics.ttft_ms:.2f} ms", modelled_ttft(prediction)),
@@ -121,10 +148,18 @@ def print_summary(
     ttft = metrics.whole_ttft_ms if whole_ttft else metrics.ttft_ms
     logger.info(f"Average Time to First Token (TTFT): {ttft:.2f} ms [{measured_on}]")
     print_average_speed(metrics, measured_on)
-    logger.info(WHOLE_TTFT_DEFINITION if whole_ttft else TTFT_DEFINITION)
+    definition = WHOLE_TTFT_DEFINITION if whole_ttft else TTFT_DEFINITION
+    first = metrics.compile_prefill_s is None
+    logger.info(definition.replace("compiled ", "") + FIRST_PREFILL if first else definition)
     logger.info(SPEED_DEFINITION)
     if prediction is not None:
         logger.info(f"Modelled figures assume {prediction.assumes}")
+
+
+def compile_time(metrics: Metrics) -> str:
+    """How long the first prefill took, where it was run apart."""
+    seconds = metrics.compile_prefill_s
+    return "not run apart" if seconds is None else f"{seconds:.2f} s"
 
 
 def modelled_ttft(prediction: Prediction | None) -> str:

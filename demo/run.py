@@ -21,6 +21,7 @@ from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
 from runtime.find import device_of, find_prompts
+from runtime.numbers import counted
 from runtime.prompts import load_entries
 from runtime.settings import Settings
 
@@ -52,9 +53,12 @@ def run_text_demo(
     loading = Profiler()
     with loading("loading_inputs"):
         sets = prepare_all(case, given, settings)
+    first = sets[0]
+    device = device_of(settings, first.case.default_device)
+    report.print_opening(first.case, first.model.config.name, device, settings.backend)
     with contextlib.ExitStack() as stack:
         with loading("loading_model"):
-            session = stack.enter_context(open_session(sets[0].case, settings, sets[0].model))
+            session = stack.enter_context(open_session(first.case, settings, first.model))
         for questions in sets:
             answer(questions, session, loading, ttft_per_user=ttft_per_user)
 
@@ -114,7 +118,7 @@ def title_of(questions: Questions, session: Session) -> str:
     case = questions.case
     mesh = "x".join(map(str, SPECS[session.device].mesh_shape))
     where = f"{session.device} {mesh} ({session.settings.backend})"
-    return f"{session.model.config.name} on {where}: {case.id}, {case.users} users"
+    return f"{session.model.config.name} on {where}: {case.id}, {counted(case.users, 'user')}"
 
 
 def prompt_rows(questions: Questions) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ PHASES = (
     ("loading layers", "Loading weights"),
     ("Prefill of", "Prefill"),
     ("teacher forcing", "Teacher forcing"),
+    ("==USER 0 - OUTPUT", "Decode"),
     ("Iteration ", "Decode"),
     ("==WRITTEN ALONE", "Judging"),
 )

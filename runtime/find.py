@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.numbers import counted
 from runtime.requests import Request
 from runtime.sampling import SamplingParams
 from runtime.settings import Settings
@@ -128,7 +129,7 @@ def check_pages(requests: Sequence[Request], cache: CacheConfig, batch_size: int
     needed = max(sum(needs[i : i + batch_size]) for i in range(0, len(needs), batch_size))
     if needed > cache.num_blocks:
         raise ValueError(
-            f"the page budget is too small: {batch_size} users need {needed} blocks of {block} "
-            f"tokens, page_params give {cache.num_blocks}: use --page_params "
+            f"the page budget is too small: {counted(batch_size, 'user')} must have {needed} "
+            f"blocks of {block} tokens, page_params give {cache.num_blocks}: use --page_params "
             f'\'{{"block_size": {block}, "max_num_blocks": {needed}}}\' or generate less'
         )

@@ -86,3 +86,8 @@ def shortened(value: object) -> str:
         return f"about {'-' if value < 0 else ''}2**{value.bit_length()}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """1 user, 2 users."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -203,6 +203,7 @@ class FreeRun:
     worst_rank: int  # 1: every token was HF's likeliest
     same_as_hf: int  # leading tokens equal to HF's greedy text
     num_tokens: int
+    loop: int = 0  # tokens that the end repeats, 0 where it does not
 
     @property
     def passed(self) -> bool:
@@ -210,8 +211,11 @@ class FreeRun:
         return likely and self.worst_rank <= FREE_WORST_RANK
 
     def __str__(self) -> str:
+        verdict = "sensible" if self.passed else "GARBAGE"
+        if self.passed and self.loop:
+            verdict = f"likely, but it ends by repeating {self.loop} tokens again and again"
         return (
-            f"{'sensible' if self.passed else 'GARBAGE'}: {self.num_tokens} tokens, log-likelihood "
+            f"{verdict}: {self.num_tokens} tokens, log-likelihood "
             f"{self.log_likelihood:.3f} per token under HF (HF's own text {self.expected:.3f}), "
             f"worst rank {self.worst_rank}, the first {self.same_as_hf} equal HF's"
         )
@@ -226,7 +230,17 @@ def judge_free_run(reference: Reference, written: Sequence[int], judge: Any) -> 
             break
         same += 1
     expected = reference.greedy_log_likelihood
-    return FreeRun(log_likelihood, expected, worst_rank, same, len(written))
+    return FreeRun(log_likelihood, expected, worst_rank, same, len(written), loop_length(written))
+
+
+def loop_length(tokens: Sequence[int]) -> int:
+    """Tokens that a text's end says three times or more over its last quarter; 0: it does not."""
+    for length in range(1, len(tokens) // 3 + 1):
+        size = max(3 * length, len(tokens) // 4)
+        end = list(tokens[-size:])
+        if end[length:] == end[:-length]:
+            return length
+    return 0
 
 
 @torch.inference_mode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from runtime.numbers import counted
+
 GIB, KIB = 2**30, 2**10
 _COLUMNS = ("pass", "ops", "per layer", "programs", "L1 KiB/core", "DRAM GiB", "seconds")
 
@@ -26,7 +28,17 @@ def verdict(report: Mapping[str, Any]) -> str:
         )
     if "reason" in report:
         return f"{status} {subject}: {report['reason']}"
-    return f"{status} {subject}, {report['optimizations']}, {report['seconds']} s"
+    checked = "; ".join(_checked(run) for run in report.get("runs", []) if "num_blocks" in run)
+    what = f": checked {checked}" if checked else ""
+    return f"{status} {subject}, {report['optimizations']}, {report['seconds']} s{what}"
+
+
+def _checked(run: Mapping[str, Any]) -> str:
+    """How many users had how much context: a page pool need not hold the longest of all at once."""
+    users, context = run["batch_size"], run["max_seq_len"]
+    each = min(context, run["num_blocks"] * run["block_size"] // users)
+    alone = f" at once (any one of them up to {context})" if each < context else ""
+    return f"{counted(users, 'user')} of {each} tokens{alone}"
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:

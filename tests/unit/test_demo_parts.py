@@ -1,34 +1,46 @@
 """The demos' own arithmetic: windows of stress runs, speed bands, checks of texts."""
 
+import functools
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loguru import logger
 
 from backends import silicon
 from backends.device_specs import SPECS
-from demo import decode_run
+from demo import decode_run, report
 from demo.cases import DECODE_CASES, GALAXY_CASES, SIMPLE_CASES, PageParams
 from demo.decode_run import DecodeLog, check_band
 from demo.flow import OpLists
 from demo.modelled import Modelled, modelled
 from demo.pcc_check import pcc
+from demo.progress import TextStream
 from demo.records import figures_of, judge, published_target
 from demo.report import needles_found, users_with_garbage
 from perf.cost.software import OWN
 from perf.gate import Verdict
-from perf.metrics import measure
+from perf.metrics import FIRST_PREFILL, measure
 from perf.op_lists.record import record_run
 from perf.predict.figures import job_for, predict
 from perf.profiler import Profiler
+from runtime.dry_run import report as dry_run_report
 from runtime.find import device_of
 from runtime.prompts import Prompt
 from runtime.settings import Settings
+from runtime.teacher_forcing import FreeRun, loop_length
 from runtime.tokenizer import Tokenizer, stand_in_tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 STRESS = next(case for case in DECODE_CASES if case.id == "stress-test")
 FULL = next(case for case in DECODE_CASES if case.id == "full")
 
@@ -172,3 +184,62 @@ def test_a_demo_predicts_what_the_predictor_answers_to_the_same_question(samplin
     assert ours.assumes == theirs.assumes
     assert ours.ttft_ms == pytest.approx(theirs.ttft_ms, rel=1e-3)
     assert ours.tokens_per_s_per_user == pytest.approx(theirs.tokens_per_s_per_user, rel=1e-3)
+
+
+@functools.cache
+def real_tokenizer() -> Tokenizer:
+    from models.checkpoints.default_model import default_model_path
+    from runtime.tokenizer_files import load_tokenizer
+
+    return load_tokenizer(default_model_path())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(max_size=40))
+def test_a_text_that_is_streamed_is_the_text(text: str) -> None:
+    tokenizer = real_tokenizer()
+    tokens = tokenizer.encode("Hi " + text)
+    stream = TextStream(tokenizer)
+    lines = [line for token in tokens for line in stream.add(token)]
+    assert "\n".join([*lines, stream.rest()]) == tokenizer.decode(tokens)
+
+
+def test_a_text_that_goes_round_in_circles_is_called_so() -> None:
+    assert loop_length([1, 2, 3, 4, 5, 6, 7, 8] * 2 + [9, 8, 7] * 6) == 3
+    assert loop_length(list(range(64))) == loop_length([1, 2] * 2 + list(range(60))) == 0
+    run = FreeRun(-1.0, -1.0, 1, 0, 64, loop=3)
+    assert run.passed
+    assert str(run).startswith("likely, but it ends by repeating 3 tokens")
+
+
+def test_the_dry_run_says_which_users_had_which_context() -> None:
+    run = {"batch_size": 32, "max_seq_len": 131072, "num_blocks": 33408, "block_size": 32}
+    checked = dry_run_report._checked(run)
+    assert checked == "32 users of 33408 tokens at once (any one of them up to 131072)"
+    run |= {"batch_size": 1, "num_blocks": 4096}
+    assert dry_run_report._checked(run) == "1 user of 131072 tokens"
+
+
+def test_a_demo_of_which_nothing_ran_says_why_and_is_no_success() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               "demo/simple_text_demo.py", "-k", "performance and long-context"]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if name not in ("CI", "HF_MODEL")}
+    found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "skipped: long-context needs a context of" in found.stdout
+
+
+def test_a_prefill_that_was_not_run_before_is_not_called_compiled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    profiler = Profiler()
+    profiler.add("inference_prefill", 0.5)
+    metrics = measure(profiler, users=1, prefill_tokens=9)
+    said: list[str] = []
+    sink = logger.add(said.append, format="{message}")
+    report.print_summary("run", metrics, None, measured_on="host", device="N150")
+    logger.remove(sink)
+    text = "".join(said)
+    assert "not run apart" in text
+    assert "compiled prefill" not in text
+    assert FIRST_PREFILL in text
