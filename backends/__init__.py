@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from backends import threads  # noqa: F401  (before torch)
+from backends import threads  # before torch: how threads wait is settled there
 
 BACKENDS = ("silicon", "dry-run", "emulator")
 _selected: tuple[str, str] | None = None
@@ -58,6 +58,16 @@ def repeatable() -> AbstractContextManager[None]:
     if selected() != "emulator":
         return nullcontext()
     return importlib.import_module("backends.emulator.numerics.kernels").fixed()  # type: ignore[no-any-return]
+
+
+def configure_emulator(*, torch_device: str = "cpu", num_threads: int | None = None) -> None:
+    """Where the emulator's numbers live, and by how many threads; other backends do not care.
+
+    Without a number it takes the cores that the process may use.
+    """
+    if selected() == "emulator":
+        count = num_threads or threads.usable_cores()
+        _module.configure(torch_device=torch_device, threads=count)
 
 
 def __getattr__(name: str) -> Any:

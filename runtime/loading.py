@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from backends import configure_emulator
 from backends.mesh import open_mesh, split_mesh
 from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint
 from models.config import ModelConfig
@@ -19,6 +21,8 @@ from models.transformer import Transformer
 from runtime.blueprint import Blueprint, LoadOptions, draw
 from runtime.engine import Engine
 from runtime.settings import Settings
+
+MOST_REDRAWN = 1 << 28  # random numbers that are drawn again at every start
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Loaded:
 @contextmanager
 def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
     """Open the mesh, load the model on every data group, close everything in the end."""
+    configure_emulator(torch_device=settings.emulator_device, num_threads=settings.emulator_threads)
     checkpoint = _open(options)
     plan = draw(options, settings, checkpoint.config)
     plan.check_fits()
@@ -94,17 +99,21 @@ def _open(options: LoadOptions) -> Any:
 
 
 def weight_cache(plan: Blueprint, settings: Settings, checkpoint: Any) -> Any:
-    """Where converted weights are kept; random and placeholder weights are not worth keeping."""
+    """Where converted weights are kept; placeholders and few random ones are not worth keeping."""
     from models.checkpoints.cache_place import open_weight_cache
-    from models.checkpoints.open import locate
+    from models.checkpoints.open import Location, locate
     from models.checkpoints.weight_cache import NoCache
 
     options = plan.options
-    if options.weights != "instruct":
+    if options.weights == "instruct":
+        location = locate(options.model)
+    elif options.weights == "random" and checkpoint.elements > MOST_REDRAWN:
+        location = Location(Path(), f"random/{checkpoint.config.name}", is_path=False)
+    else:
         return NoCache()
     return open_weight_cache(
         checkpoint,
-        locate(options.model),
+        location,
         options.device,
         plan.mesh_shape,
         padding=plan.sharding.padding,

@@ -14,6 +14,7 @@ from backends import BACKENDS, default_backend
 from backends.device_specs import SPECS
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+MOST_THREADS = 256
 FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
 
 
@@ -50,6 +51,7 @@ class Settings:
     line_all_gather: bool = False
     line_all_gather_names: frozenset[str] = frozenset()
     emulator_device: str = "cpu"
+    emulator_threads: int | None = None  # TT_EMULATOR_THREADS, else OMP_NUM_THREADS
     ci: bool = False
     hub_offline: bool = False
     galaxy_type: str = "6U"
@@ -90,6 +92,7 @@ class Settings:
             emulator_device=one_of(
                 env.get("TT_EMULATOR_DEVICE", "cpu"), "TT_EMULATOR_DEVICE", ("cpu", "cuda", "meta")
             ),
+            emulator_threads=_threads(env),
             ci=flag("CI"),
             hub_offline=flag("HF_HUB_OFFLINE"),
             galaxy_type=one_of(env.get("GALAXY_TYPE", "6U"), "GALAXY_TYPE", ("4U", "6U")),
@@ -99,6 +102,19 @@ class Settings:
     def checkpoint(self) -> str | None:
         """What to open: a directory or a hub name; None means the default model."""
         return str(self.llama_dir) if self.llama_dir else self.hf_model
+
+
+def _threads(env: Mapping[str, str]) -> int | None:
+    """Threads of the emulator; None: as many as there are cores for them."""
+    if "TT_EMULATOR_THREADS" not in env:
+        common = env.get("OMP_NUM_THREADS", "").split(",")[0]
+        return int(common) if common.isdecimal() and int(common) else None
+    text = env["TT_EMULATOR_THREADS"]
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise ValueError(
+            f"TT_EMULATOR_THREADS is {text!r}: use a whole number from 1 to {MOST_THREADS}"
+        )
+    return int(text)
 
 
 def _backend_and_device(env: Mapping[str, str]) -> tuple[str, str | None]:

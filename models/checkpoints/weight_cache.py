@@ -70,7 +70,8 @@ class WeightCache:
         else:
             self.misses += 1
             host = build()
-            self.store(key, host)
+            if self.store(key, host) is not None:
+                host = self._load(key) or host  # mapped: what was built need not stay in memory
         return ttnn.to_device(host, device, memory_config=memory_config)
 
     def _load(self, key: str) -> Any:

@@ -1,7 +1,11 @@
 """The environment becomes typed values, every wrong value one line that says what works."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from backends import threads
 from backends.device_specs import SPECS
 from runtime.settings import Settings
 
@@ -65,6 +69,7 @@ def test_mesh_device_picks_a_smaller_mesh_of_a_fake_system() -> None:
         ({"PAD_MLP_CORES": "12"}, ["multiple of 8"]),
         ({"LLAMA_DIR": "/no/such/place"}, ["/no/such/place", "no such directory"]),
         ({"TT_EMULATOR_DEVICE": "tpu"}, ["cpu", "cuda", "meta"]),
+        ({"TT_EMULATOR_THREADS": "0"}, ["TT_EMULATOR_THREADS", "from 1 to 256"]),
     ],
 )
 def test_a_wrong_value_is_one_line_that_says_what_works(
@@ -75,3 +80,28 @@ def test_a_wrong_value_is_one_line_that_says_what_works(
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_threads_are_as_many_as_cores_that_affinity_and_group_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "_GROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert threads.usable_cores() == cores
+    assert Settings.from_env({"TT_EMULATOR_THREADS": "3"}).emulator_threads == 3
+    assert Settings.from_env({"OMP_NUM_THREADS": "2,1"}).emulator_threads == 2
+    assert Settings.from_env({}).emulator_threads is None

@@ -19,8 +19,12 @@ _TORCH_DEVICES = ("cpu", "cuda", "meta")
 _state: dict[str, Any] = {"torch_device": "cpu", "spec": "N150"}
 
 
-def configure(*, torch_device: str | None = None, device: str | None = None) -> None:
-    """Choose where numbers live (cpu, cuda, or meta for none) and which product to emulate."""
+def configure(
+    *, torch_device: str | None = None, device: str | None = None, threads: int | None = None
+) -> None:
+    """Choose where numbers live (cpu, cuda, or meta for none), by whom, and which product."""
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
     if torch_device is not None:
         if torch_device not in _TORCH_DEVICES:
             raise ValueError(

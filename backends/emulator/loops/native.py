@@ -10,10 +10,12 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import mmap
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ _FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR = "-march=native"
 _THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 60
-_LARGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14  # of Linux
+_LARGE_PAGE, _MADV_HUGEPAGE, _MADV_PAGEOUT = 1 << 21, 14, 21  # of Linux
 
 
 @functools.cache
@@ -82,8 +84,21 @@ def _processor() -> str:
 
 def want_large_pages(fresh: torch.Tensor) -> None:
     """Have Linux give a large tensor's memory in pages of 2 MiB: 512 times fewer to wait for."""
+    _advise(fresh, _LARGE_PAGE, _MADV_HUGEPAGE)
+
+
+def let_go(read: torch.Tensor) -> None:
+    """Let Linux have the memory of a tensor that is not read again soon; values stay as they are.
+
+    What is mapped from a file costs nothing then, until somebody reads it.
+    """
+    _advise(read, mmap.PAGESIZE, _MADV_PAGEOUT)
+
+
+def _advise(tensor: torch.Tensor, page: int, advice: int) -> None:
+    """Tell Linux about the whole pages of a contiguous tensor; others do not know the advice."""
     madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    first = -(-fresh.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
-    size = (fresh.data_ptr() + fresh.nbytes - first) // _LARGE_PAGE * _LARGE_PAGE
-    if madvise is not None and size > 0:
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+    first = -(-tensor.data_ptr() // page) * page
+    size = (tensor.data_ptr() + tensor.nbytes - first) // page * page
+    if madvise is not None and size > 0 and sys.platform == "linux":
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)

@@ -121,6 +121,8 @@ class MeshWeight:
             if take_room(size):
                 tiles = self._tiles[places] = Tiles(self._matrices, places, self._bits)
                 give_room(size - tiles.nbytes)
+                if tiles.packed is not None and self._matrices.is_contiguous():
+                    native.let_go(self._matrices)  # the tiles are what products read
                 weakref.finalize(tiles, give_room, tiles.nbytes)
         return self._tiles[places]
 
