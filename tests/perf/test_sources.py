@@ -44,7 +44,7 @@ def test_intervals_are_wide_enough_for_tables_of_other_people() -> None:
 def test_eighty_percent_intervals_hold_as_many_rows_of_sources_left_out() -> None:
     data = Data.load()
     sources = Sources(Table(data.rows), data.op_start)
-    goals = {(False, "decode"): 7.5, (False, "ttft"): 14, (True, "decode"): 12, (True, "ttft"): 25}
+    goals = {(False, "decode"): 7.5, (False, "ttft"): 15, (True, "decode"): 12, (True, "ttft"): 25}
     for (serves, name), most in goals.items():
         held = sources.coverage(name, serves=serves)
         assert 0.75 <= held <= 0.9, (name, serves, held)
