@@ -97,6 +97,18 @@ def record_ops() -> Iterator[list[OpRecord]]:
 
 
 @contextlib.contextmanager
+def record_apart() -> Iterator[list[OpRecord]]:
+    """Collect the record of every call made inside the block, for nobody else."""
+    records: list[OpRecord] = []
+    others = _recorders[:]
+    _recorders[:] = [records]
+    try:
+        yield records
+    finally:
+        _recorders[:] = others
+
+
+@contextlib.contextmanager
 def scope(name: str) -> Iterator[None]:
     """Name the part of the model that the calls inside belong to; scopes nest with dots."""
     _scopes.append(name)

@@ -21,6 +21,7 @@ from models.transformer import Transformer
 from runtime.chunking import bucket_length, plan_chunks
 from runtime.inputs import InputPlacer
 from runtime.sampling import DeviceSampling
+from runtime.short_prefill import LONGEST, ShortPrefills
 from runtime.traces import Trace
 
 # Prompts of one bucket are prefilled together up to this many positions: enough rows to fill the
@@ -85,6 +86,9 @@ class Engine:
         self.inverse_temperature = self.place.buffer(ones, ttnn.bfloat16)
         self.seeds = self.place.buffer(zeros, ttnn.uint32)
         self.traces: dict[Result, Trace] = {}
+        self.short_prefills = ShortPrefills(
+            model, self.place, bucket_length(self.max_seq_len), self._release_traces
+        )
 
     # --- prefill
 
@@ -149,6 +153,9 @@ class Engine:
         for row, prompt in zip(rows, group, strict=True):
             row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
+        if self._replays(group[0]):
+            pages = page_table[[prompt.slot for prompt in group]]
+            return self.place.read_vocab(self.short_prefills.run(rows, last, pages))
         at = CacheAddress(
             pages=self._pages(page_table, [prompt.slot for prompt in group]),
             users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
@@ -164,6 +171,8 @@ class Engine:
 
     def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> torch.Tensor:
         """One prompt, in chunks where it is too long or begins in the cache."""
+        if self._replays(prompt):
+            return self._prefill_together([prompt], page_table)
         logits = None
         chunks = plan_chunks(
             len(prompt.tokens), max_chunk=self.max_prefill_chunk, start=prompt.start
@@ -183,6 +192,13 @@ class Engine:
                 last_rows=None if last is None else self._ids(torch.tensor([last]), rank=2),
             )
         return self.place.read_vocab(logits)
+
+    def _replays(self, prompt: _Prompt) -> bool:
+        """Whether a prompt is prefilled from a trace."""
+        longest = (
+            min(LONGEST, self.max_prefill_chunk) if self.enable_trace and self.block_size else 0
+        )
+        return not prompt.start and bucket_length(len(prompt.tokens)) <= longest
 
     def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:
         if self.block_size is None:
@@ -325,6 +341,13 @@ class Engine:
 
     def close(self) -> None:
         """Release traces; the mesh stays open."""
-        for trace in self.traces.values():
-            trace.release()
+        self._release_traces()
         self.traces.clear()
+
+    def _held_traces(self) -> list[Trace]:
+        return [*self.traces.values(), *self.short_prefills.traces()]
+
+    def _release_traces(self) -> None:
+        """Free what is recorded; it is captured again where it is needed."""
+        for trace in self._held_traces():
+            trace.release()

@@ -120,6 +120,9 @@ class ImageEngine(Engine):
             ttnn.deallocate(look.states)
             look.states = None
 
+    def _replays(self, prompt: Any) -> bool:
+        return prompt.slot not in self.looks and super()._replays(prompt)
+
     def _see(self, look: Look) -> Any:
         """States of all images of a user, those that stay in sight first."""
         seen = []
@@ -216,6 +219,10 @@ class ImageEngine(Engine):
 
     def close(self) -> None:
         """Release traces of both kinds; the mesh stays open."""
+        super().close()
         for traces in self.traces_by_sight:
-            self.traces = traces
-            super().close()
+            traces.clear()
+
+    def _held_traces(self) -> list[Trace]:
+        both = [trace for traces in self.traces_by_sight for trace in traces.values()]
+        return [*super()._held_traces(), *both]

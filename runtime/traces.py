@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backends import ttnn
+from backends import op_record, ttnn
 
 
 class Trace:
@@ -19,6 +19,7 @@ class Trace:
         self.mesh = mesh
         self.id: Any = None
         self.output: Any = None
+        self.ops: list[op_record.OpRecord] = []  # what a replay runs
 
     @property
     def captured(self) -> bool:
@@ -28,7 +29,8 @@ class Trace:
         """Record the ops of `run`; what they compute during capture is not a result."""
         trace_id = ttnn.begin_trace_capture(self.mesh, cq_id=0)
         try:
-            self.output = run()
+            with op_record.record_apart() as self.ops:
+                self.output = run()
         finally:
             ttnn.end_trace_capture(self.mesh, trace_id, cq_id=0)
         self.id = trace_id
@@ -36,6 +38,8 @@ class Trace:
     def execute(self) -> Any:
         """Replay and return the output tensor."""
         ttnn.execute_trace(self.mesh, self.id, cq_id=0, blocking=False)
+        for record in self.ops if op_record.recording() else ():
+            op_record.append(record)
         return self.output
 
     def release(self) -> None:

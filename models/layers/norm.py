@@ -59,6 +59,6 @@ class RMSNorm:
         stats = ttnn.rms_norm_pre_all_gather(x_11BD, dtype=ttnn.bfloat16, **plan.arguments)
         stats = self.ccl.gather_stats(stats, plan.stats_memory)
         normed = ttnn.rms_norm_post_all_gather(
-            x_11BD, stats, epsilon=self.epsilon, weight=weight, **plan.arguments
+            x_11BD, stats, epsilon=self.epsilon, weight=weight, **plan.arguments, **plan.output
         )
         return self.ccl.after_distributed_norm(normed, plan.input_memory)

@@ -283,6 +283,7 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
             sizes.local_qkv_width,
             kernel=target.kernel(OpGroup.LI_QKV_PREFILL),
             fp32=target.wide_accumulator(OpGroup.LI_QKV_PREFILL),
+            weight=target.sliced_weight(TensorGroup.WQKV),
             dtype=ttnn.bfloat16,  # rotary embedding takes bfloat16 only
             spec=spec,
         ),
@@ -294,6 +295,7 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
             sizes.local_dim,
             kernel=target.kernel(OpGroup.LI_O_PREFILL),
             fp32=target.wide_accumulator(OpGroup.LI_O_PREFILL),
+            weight=target.sliced_weight(TensorGroup.WO),
             dtype=target.activation_dtype(ttnn.bfloat8_b),
             spec=spec,
         ),

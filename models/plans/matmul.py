@@ -193,23 +193,28 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 
 def prefill_linear(
     length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
-    most: int = PREFILL_ROWS, activation: Any = None,
+    most: int = PREFILL_ROWS, activation: Any = None, weight: Precision | None = None,
 ) -> PrefillLinear:  # fmt: skip
     """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks.
     """
+    # bytes of a tile; where the weight's format is not told, nothing is known to be small
+    result = 1088 if weight is not None and dtype == ttnn.bfloat8_b else 2048
+    of_weight = TILE_BYTES[weight or Precision.BF16]
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
     while True:
         rows = prefill_rows(length, most)
         grid_rows = min(GRID_ROWS, rows // TILE)
         per_core_m = math.ceil(rows / TILE / grid_rows)
         per_core_n = math.ceil(n / TILE / columns)
-        block_k = _largest_divisor(k // TILE, 4)
-        # output block, and two blocks each of both inputs (2 KiB tiles, 4 KiB accumulators)
-        block_bytes = per_core_m * per_core_n * (2048 + (4096 if fp32 else 2048))
-        block_bytes += 2 * block_k * (per_core_m + per_core_n) * 2048
-        if block_bytes <= L1_BUDGET or most <= 128:
+        # the output block and its accumulators
+        fixed = per_core_m * per_core_n * (result + (4096 if fp32 else 2048))
+        # of both inputs two blocks of one tile of K; activations may come in bfloat16
+        per_k = 2 * (per_core_m * 2048 + per_core_n * of_weight)
+        fits = 4 if weight is None else max(1, min(4, (L1_BUDGET - fixed) // per_k))
+        block_k = _largest_divisor(k // TILE, fits)
+        if fixed + block_k * per_k <= L1_BUDGET or most <= 128:
             break
         most //= 2
     config = ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends import ttnn
@@ -25,6 +25,7 @@ class NormPlan:
     stats_memory: Any
     arguments: Kwargs  # of rms_norm, or of its two halves
     fused: Kwargs | None = None  # of the op that sums and exchanges, too
+    output: Kwargs = field(default_factory=dict)  # more of the second half
 
 
 def residual_memory(target: Target, phase: Phase) -> Any:
@@ -43,12 +44,16 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
     sizes = target.sharding
     distributed = sizes.is_2d
     if phase is Phase.PREFILL:
-        distributed |= sizes.num_chips > 1 and sizes.dim > DISTRIBUTED_FROM_DIM
+        on_line = sizes.num_chips > 1 and not sizes.is_2d
+        distributed |= on_line and (target.is_own or sizes.dim > DISTRIBUTED_FROM_DIM)
+        # what is normed in shares can travel in blocks: half the traffic of the stream itself
+        blocks = on_line and target.is_own
         return NormPlan(
             distributed,
             ttnn.DRAM_MEMORY_CONFIG,
             ttnn.DRAM_MEMORY_CONFIG,
             {"compute_kernel_config": target.norm_kernel},
+            output={"dtype": target.activation_dtype(ttnn.bfloat8_b)} if blocks else {},
         )
     stats = ttnn.create_sharded_memory_config(
         (TILE, TILE * sizes.cols),

@@ -89,6 +89,10 @@ class Target:
     def weight_dtype(self, group: TensorGroup) -> Any:
         return dtype_of(self.precision.tensor(group))
 
+    def sliced_weight(self, group: TensorGroup) -> Precision | None:
+        """A weight's format, by which prefill chooses its slices; older software did not look."""
+        return self.precision.tensor(group) if self.is_own else None
+
     def activation_dtype(self, preferred: Any) -> Any:
         """The chosen activation format; `mixed` leaves every op its own preference."""
         chosen = self.precision.tensor(TensorGroup.ACTIVATION)

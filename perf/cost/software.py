@@ -95,7 +95,7 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
                 **_GENERIC,
                 **_LATER,
             ),
-            Software("own", fills_grid=False, batched_prefill=True, **_LATER),
+            Software("own", fills_grid=False, batched_prefill=True, traced_prefill=True, **_LATER),
         )
     }
 )  # fmt: skip

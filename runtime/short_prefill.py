@@ -1,0 +1,94 @@
+"""Prefill of short prompts from a trace: one for each number of prompts and bucket of lengths.
+
+Every input lies in a buffer of its own that lives as long as the trace and is written before each
+replay. Long prompts are not traced: their ops take longer than the host needs to send the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from backends import ttnn
+from models.kv_cache import CacheAddress
+from runtime.inputs import InputPlacer
+from runtime.traces import Trace
+
+LONGEST = 1024  # tokens of a bucket that is traced
+MOST_SHAPES = 8  # traces kept; the one that was made first goes first
+
+
+class ShortPrefills:
+    """The short prefills of an engine, by the number of prompts and their padded length.
+
+    What a trace writes to is free to the allocator, so buffers come before all traces:
+    `release_traces` is called before a new shape's are made.
+    """
+
+    def __init__(
+        self, model: Any, place: InputPlacer, length: int, release_traces: Callable[[], None]
+    ) -> None:
+        """`length`: the longest padded prompt that a page table has room for."""
+        self.model, self.place, self.length = model, place, length
+        self.release_traces = release_traces
+        self.shapes: dict[tuple[int, int], ShortPrefill] = {}
+
+    def traces(self) -> list[Trace]:
+        return [prefill.trace for prefill in self.shapes.values()]
+
+    def run(self, ids: torch.Tensor, last: torch.Tensor, pages: torch.Tensor) -> Any:
+        """Logits of prompts ids [users, padded length], as ShortPrefill.run gives them."""
+        users, length = ids.shape
+        if (users, length) not in self.shapes:
+            self.release_traces()
+            while len(self.shapes) >= MOST_SHAPES:
+                self.shapes.pop(next(iter(self.shapes)))
+            options = self.model.options
+            self.shapes[users, length] = ShortPrefill(
+                self.model,
+                self.place,
+                users=users,
+                turns=torch.arange(length).clamp(max=options.max_seq_len - 1),
+                blocks=-(-self.length // options.cache.block_size),
+            )
+        return self.shapes[users, length].run(ids, last, pages)
+
+
+class ShortPrefill:
+    """Prompts of one padded length, in buffers of their own."""
+
+    def __init__(
+        self, model: Any, place: InputPlacer, *, users: int, turns: torch.Tensor, blocks: int
+    ) -> None:
+        """`turns`: rotary positions, one for each padded token; `blocks`: pages of a user."""
+        self.model, self.users = model, users
+        zeros = torch.zeros(1, 1, 1, users * len(turns), dtype=torch.int32)
+        self.ids = place.buffer(zeros, ttnn.uint32)
+        self.turns = place.buffer(turns.to(torch.int32)[None], ttnn.uint32)
+        self.last = place.buffer(torch.zeros(1, users, dtype=torch.int32), ttnn.uint32)
+        self.pages = place.buffer(torch.full((users, blocks), -1, dtype=torch.int32), ttnn.int32)
+        self.rows = place.buffer(torch.arange(users, dtype=torch.int32), ttnn.int32)
+        self.trace = Trace(model.mesh)
+
+    def run(self, ids: torch.Tensor, last: torch.Tensor, pages: torch.Tensor) -> Any:
+        """Logits of the rows `last` of ids [users, length]; `pages` as page tables have them."""
+        self.ids.write(ids.reshape(self.ids.values.shape))
+        self.last.write(last.to(torch.int32)[None])
+        own = torch.full_like(self.pages.values, -1)
+        own[:, : pages.shape[1]] = pages[:, : own.shape[1]]
+        self.pages.write(own)
+        if self.trace.captured:
+            return self.trace.execute()
+        out = self._pass()  # compiles every program that the trace will hold
+        self.trace.capture(self._pass)
+        return out
+
+    def _pass(self) -> Any:
+        at = CacheAddress(
+            pages=self.pages.tensor, users=self.rows.tensor if self.users > 1 else None
+        )
+        return self.model.prefill(
+            self.ids.tensor, self.turns.tensor, at, users=self.users, last_rows=self.last.tensor
+        )

@@ -1,0 +1,67 @@
+"""Prefill from traces: replays see new prompts, pages and lengths, beside decode and each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backends.op_record import record_ops
+from tests.model.helpers import engine_of, random_pages, random_prompt
+from tests.tiny_models import TinyCheckpoint, tiny_config
+
+CHECKPOINT = TinyCheckpoint(tiny_config("llama"))
+VOCAB = CHECKPOINT.config.vocab_size
+# users together and alone, in two buckets, each shape again with other prompts
+CALLS = [(3, 100), (1, 70), (3, 90), (1, 200), (1, 128), (3, 128), (1, 130)]
+
+
+def answers(device: str, *, traced: bool) -> list[torch.Tensor]:
+    """Logits of every call, and of a decode step after each."""
+    found = []
+    with engine_of(CHECKPOINT, device, batch=3, trace=traced) as engine:
+        pages = random_pages(engine)
+        for seed, (users, length) in enumerate(CALLS):
+            prompts = [random_prompt(VOCAB, length - u, seed=10 * seed + u) for u in range(users)]
+            slots = torch.randperm(3, generator=torch.Generator().manual_seed(seed)).tolist()
+            found.append(engine.prefill(prompts, slots=slots[:users], page_table=pages))
+            positions = torch.full((3,), -1, dtype=torch.int32)
+            for slot, prompt in zip(slots, prompts, strict=False):
+                positions[slot] = len(prompt)
+            tokens = torch.full((3,), seed, dtype=torch.int32)
+            logits = engine.decode(tokens, positions, page_table=pages)
+            found.append(logits[positions >= 0])
+        assert all(t.captured for t in engine.short_prefills.traces()) or not traced
+    return found
+
+
+@pytest.mark.parametrize("device", ["N150", "T3K"])
+def test_replayed_prefills_equal_those_sent_op_by_op(device: str) -> None:
+    for got, wanted in zip(
+        answers(device, traced=True), answers(device, traced=False), strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+def test_a_replay_is_recorded_like_the_pass_it_repeats() -> None:
+    with engine_of(CHECKPOINT, "N150") as engine:
+        pages = random_pages(engine)
+
+        def ops(seed: int) -> list[str]:
+            prompt = random_prompt(VOCAB, 60, seed=seed)
+            with record_ops() as records:
+                engine.prefill([prompt], slots=[0], page_table=pages)
+            return [record.name for record in records]
+
+        first = ops(1)
+        assert first and ops(2) == first
+
+
+def test_the_oldest_shape_makes_room_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.short_prefill.MOST_SHAPES", 2)
+    with engine_of(CHECKPOINT, "N150") as engine:
+        pages = random_pages(engine)
+        prompts = [random_prompt(VOCAB, length) for length in (100, 200, 300)]
+        first = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
+        assert list(engine.short_prefills.shapes) == [(1, 256), (1, 384)]
+        again = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
+        assert torch.equal(torch.cat(first), torch.cat(again))
