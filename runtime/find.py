@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.fields import is_there, shown
 from runtime.numbers import counted
 from runtime.requests import Request
 from runtime.sampling import SamplingParams
@@ -46,7 +47,7 @@ def find_model(name: str | None, *, weights: str = "instruct", vision: bool = Fa
     from runtime.tokenizer_files import load_tokenizer
 
     name = name or "default"
-    if weights == "random" and name != "default" and not Path(name).exists():
+    if weights == "random" and name != "default" and not is_there(Path(name)):
         config = load_config(name, vision=vision)
         words = {IMAGE_WORD: config.vision.image_token} if config.vision else {}
         stand_in = stand_in_tokenizer(config.vocab_size, config.eos_token_ids, words)
@@ -68,13 +69,16 @@ def device_of(settings: Settings, default: str = "N150") -> str:
 def find_prompts(name: str) -> Path:
     """A prompts file by path, or by its name in sample_prompts."""
     path = Path(name)
-    if path.is_file():
+    if is_there(path):
         return path
     sample = SAMPLE_PROMPTS / f"{path.name.removesuffix('.json')}.json"
-    if sample.is_file():
+    if is_there(sample):
         return sample
     known = ", ".join(sorted(p.stem for p in SAMPLE_PROMPTS.glob("*.json")))
-    raise ValueError(f"there is no prompts file {name}: give a path, or one of {known}")
+    hint = "prompts are read from a file, not from the command line; " * (name[:1] in "[{")
+    raise ValueError(
+        f"there is no prompts file {shown(name)}: {hint}give a path, or one of {known}"
+    )
 
 
 def encode_prompts(

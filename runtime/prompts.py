@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
+import queue
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from models.fields import is_there, read_text, shown
 from runtime.haystack import Haystack, build_haystack
 
 CONTEXT_CACHE = Path("generated/context_cache")
 MAX_CONTEXT_BYTES = 16 * 2**20
 DOWNLOAD_SECONDS = 30.0
 IMAGE_WORD = "<|image|>"  # what stands for an image in a prompt's text
+_SCHEMES = ("http://", "https://")
 TEMPLATE_ROOM = 128  # tokens kept free around a generated context for the chat template
 
 
@@ -77,10 +81,7 @@ class Prompt:
 
 def load_entries(path: Path) -> list[PromptEntry]:
     """Read a prompts file; every defect is one line that names the file and the entry."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read prompts file {path}: {error.strerror}") from None
+    raw = read_text(path, limit=MAX_CONTEXT_BYTES)
     try:
         entries = TypeAdapter(list[PromptEntry]).validate_json(raw)
     except ValidationError as error:
@@ -159,50 +160,80 @@ def read_context(source: str, *, folder: Path) -> str:
     if "://" in source:
         return download(source)
     for path in (folder / source, Path(source)):
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
+        if is_there(path):
+            return read_text(path, limit=MAX_CONTEXT_BYTES)
     raise ValueError(
-        f"context {source!r} is no file in {folder} or here: "
-        'give a file, an http(s) URL, or {"haystack": {...}}'
+        f"context {shown(source)} is no file in {folder} or here: "
+        'give a file, an http(s) URL, or {"haystack": {...}}; a text itself belongs into "prompt"'
     )
 
 
 def download(url: str, *, cache: Path = CONTEXT_CACHE) -> str:
-    """Text behind a URL, from the cache after the first time."""
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"context URL {url!r}: only http and https are read")
-    kept = cache / (hashlib.sha256(url.encode()).hexdigest()[:32] + ".txt")
-    if kept.exists():
-        return kept.read_text(encoding="utf-8")
-    body = _fetch(url)
-    cache.mkdir(parents=True, exist_ok=True)
+    """Text behind a URL, from the cache after the first time; only a whole one is kept."""
+    if not url.startswith(_SCHEMES):
+        raise ValueError(f"context URL {shown(url)}: only http and https are read")
+    kept = cache / (hashlib.sha256(url.encode(errors="replace")).hexdigest()[:32] + ".txt")
+    if is_there(kept):
+        return read_text(kept, limit=4 * MAX_CONTEXT_BYTES)
+    text = _fetch(url).decode("utf-8", errors="replace")
     partial = kept.with_suffix(f".{os.getpid()}.partial")
-    text = body.decode("utf-8", errors="replace")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(kept)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(kept)
+    except OSError as error:
+        logger.warning(f"the context of {url} cannot be kept in {cache}: {error.strerror or error}")
     return text
 
 
 def _fetch(url: str) -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
-    body = bytearray()
+    """The whole body in DOWNLOAD_SECONDS all in all, however slowly its bytes arrive."""
+    found: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put(_read_whole(url))
+        except Exception as error:  # malformed replies have errors of many classes
+            found.put(error)
+
+    # a server that sends a byte now and then meets no socket's timeout, so a thread is given up
+    threading.Thread(target=work, daemon=True).start()
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
-            while part := response.read1(2**16):
-                body += part
-                if len(body) > MAX_CONTEXT_BYTES:
-                    raise ValueError(
-                        f"context URL {url} is larger than {MAX_CONTEXT_BYTES // 2**20} MiB: "
-                        "download it, cut it and give the file"
-                    )
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not complete after {DOWNLOAD_SECONDS:g} s")
-    except (urllib.error.URLError, OSError) as error:
-        is_status = isinstance(error, urllib.error.HTTPError)
-        reason = error if is_status else getattr(error, "reason", error)
-        raise ValueError(
-            f"cannot download context URL {url}: {reason}; give a file instead, or try again"
-        ) from None
+        answer = found.get(timeout=DOWNLOAD_SECONDS)
+    except queue.Empty:
+        answer = TimeoutError(f"not complete after {DOWNLOAD_SECONDS:g} s")
+    if isinstance(answer, bytes):
+        return answer
+    is_status = isinstance(answer, urllib.error.HTTPError)
+    reason = answer if is_status else getattr(answer, "reason", answer)
+    plain = shown(url, 200).strip("'")
+    told = " ".join(str(reason).split())[:200] or type(answer).__name__
+    raise ValueError(
+        f"cannot download context URL {plain}: {told}; give a file instead, or try again"
+    )
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Redirects lead to http and https, nowhere else."""
+
+    def redirect_request(self, request: Any, *rest: Any) -> urllib.request.Request | None:
+        target = rest[-1]
+        if not target.startswith(_SCHEMES):
+            raise urllib.error.URLError(f"it redirects to {shown(target)}, which is not read")
+        return super().redirect_request(request, *rest)
+
+
+def _read_whole(url: str) -> bytes:
+    body = bytearray()
+    opener = urllib.request.build_opener(_WebOnly)
+    with opener.open(url, timeout=DOWNLOAD_SECONDS) as response:
+        while part := response.read1(2**16):
+            body += part
+            if len(body) > MAX_CONTEXT_BYTES:
+                raise ValueError(f"larger than {MAX_CONTEXT_BYTES // 2**20} MiB")
+        promised = response.headers.get("Content-Length")
+    if promised is not None and not response.chunked and promised.strip() != str(len(body)):
+        raise ValueError(f"{len(body)} bytes came where {promised.strip()[:20]} were promised")
     return bytes(body)
 
 

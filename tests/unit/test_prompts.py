@@ -1,8 +1,12 @@
 """Prompt files become text: contexts are kept and bounded, and defects are one clear line."""
 
+import contextlib
 import http.server
 import json
+import os
+import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,7 +96,7 @@ def test_a_defective_file_is_one_line_that_names_the_defect(
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match="cannot read prompts file nowhere.json"):
+    with pytest.raises(ValueError, match="cannot read nowhere.json"):
         load_prompts(Path("nowhere.json"), instruct=True)
 
 
@@ -142,3 +146,106 @@ def test_a_failed_download_is_one_line_and_leaves_no_file(
 def test_an_unreachable_url_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot download context URL http://127.0.0.1:9/x"):
         download("http://127.0.0.1:9/x", cache=tmp_path)
+
+
+class RawServer(socketserver.ThreadingTCPServer):
+    """Sends the bytes of `reply`, one piece after `pause` seconds after the other."""
+
+    allow_reuse_address = daemon_threads = True
+    reply: tuple[bytes, ...] = ()
+    pause = 0.0
+
+
+class RawHandler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(4096)
+        with contextlib.suppress(OSError):
+            for piece in self.server.reply:  # type: ignore[attr-defined]
+                self.request.sendall(piece)
+                time.sleep(self.server.pause)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def raw() -> Iterator[RawServer]:
+    with RawServer(("127.0.0.1", 0), RawHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+REPLIES = {
+    "cut short": (OK + b"Content-Length: 1000\r\n\r\nhello", "5 bytes came where 1000 were"),
+    "odd length": (OK + b"Content-Length: many\r\n\r\nhello", "5 bytes came where many were"),
+    "chunk cut short": (OK + b"Transfer-Encoding: chunked\r\n\r\n64\r\nhello", "."),
+    "no chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello", "."),
+    "nothing": (b"", "."),
+    "no HTTP": (b"\x00\x01\x02 what\r\n\r\n", "."),
+    "no status": (b"HTTP/1.1 abc\r\n\r\n", "."),
+    "long header": (OK + b"X: " + b"y" * 70000 + b"\r\n\r\n", "."),
+    "many headers": (OK + b"X: y\r\n" * 500 + b"\r\n", "."),
+    "redirect loop": (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "."),
+    "redirect to a file": (b"HTTP/1.1 302 F\r\nLocation: file:///etc/passwd\r\n\r\n", "."),
+    "redirect to ftp": (b"HTTP/1.1 302 F\r\nLocation: ftp://h/x\r\n\r\n", "which is not read"),
+    "redirect to junk": (b"HTTP/1.1 302 F\r\nLocation: http://[::\r\n\r\n", "."),
+    "redirect to nowhere": (b"HTTP/1.1 302 Found\r\n\r\n", "."),
+    "error": (b"HTTP/1.1 500 a\x00b\r\nContent-Length: 0\r\n\r\n", "500"),
+}
+
+
+@pytest.mark.parametrize("kind", REPLIES)
+def test_a_malformed_reply_is_one_line_and_never_kept(
+    raw: RawServer, tmp_path: Path, kind: str
+) -> None:
+    reply, found = REPLIES[kind]
+    raw.reply = (reply,)
+    with pytest.raises(ValueError, match=f"cannot download context URL http.*{found}") as error:
+        download(f"http://127.0.0.1:{raw.server_address[1]}/x", cache=tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("head", [b"", OK, OK + b"Content-Length: 999\r\n\r\n"])
+def test_a_dripping_reply_ends_at_the_deadline_of_the_whole_download(
+    raw: RawServer, tmp_path: Path, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "DOWNLOAD_SECONDS", 0.5)
+    raw.reply, raw.pause = (head, *[b"x"] * 40), 0.1
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="not complete after 0.5 s"):
+        download(f"http://127.0.0.1:{raw.server_address[1]}/x", cache=tmp_path)
+    assert time.monotonic() - start < 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://[::1", "http://a b/", "http://h:port/", "http://\u2603.\x00/", "http:///x"]
+    + ["https://" + "x" * 999, "http://h\nX: y/", "file:///etc/passwd", "HTTP://x/"],
+)
+def test_an_odd_url_is_one_line(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="context URL") as error:
+        download(url, cache=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_context_that_cannot_be_kept_is_used_all_the_same(server: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert download(f"{server}/text", cache=tmp_path / "file" / "cache") == "served"
+
+
+@pytest.mark.parametrize("kind", ["text", "long", "binary", "folder", "memory", "pipe", "nul"])
+def test_a_context_that_is_no_text_file_is_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    os.mkfifo(tmp_path / "pipe")
+    context = {
+        "text": "a text that somebody put here " * 3,
+        "long": "x" * 5000,
+        "folder": ".",
+        "memory": "/proc/self/mem",
+        "nul": "a\0b",
+    }.get(kind, kind)
+    with pytest.raises(ValueError) as error:
+        load_prompts(write(tmp_path, [{"prompt": "x", "context": context}]), instruct=True)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
