@@ -5,7 +5,7 @@ Mesh shapes are how the product is opened here: a Galaxy as 8 rows of 4, an 8-ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -22,6 +22,41 @@ _BH_L1_FREE = 1_461_120
 # more pass for each step of fidelity (tt-metal technical report GEMM_FLOPS).
 FLOP_PER_CYCLE_LOFI = 4096
 PASSES: Mapping[str, int] = MappingProxyType({"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4})
+
+
+def _whole(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _real(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and low <= value <= high
+
+
+def _pair(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(fits, value))
+
+
+# (fact, whether a value can be meant, what to say where it cannot)
+_FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("name", lambda v: isinstance(v, str) and 0 < len(v) < 100, "a short text"),
+    ("arch", lambda v: v in ("wormhole_b0", "blackhole"), "wormhole_b0 or blackhole"),
+    *(
+        (name, lambda v: _pair(v, lambda x: _whole(x, 1, 64)), "two whole numbers from 1 to 64")
+        for name in ("mesh_shape", "compute_grid")
+    ),
+    ("links", lambda v: _pair(v, lambda x: _whole(x, 0, 64)), "two whole numbers from 0 to 64"),
+    ("ring", lambda v: _pair(v, lambda x: type(x) is bool), "two of true and false"),
+    ("eth_dispatch", lambda v: type(v) is bool, "true or false"),
+    ("dram_banks", lambda v: _whole(v, 1, 1024), "a whole number from 1 to 1024"),
+    *(
+        (name, lambda v: _whole(v, 1, 2**50), f"a whole number of bytes from 1 to {2**50}")
+        for name in ("dram_bank_bytes", "l1_bytes", "l1_free_bytes")
+    ),
+    ("dram_gbps", lambda v: _real(v, 1e-3, 1e6), "a number from 0.001 to 1000000"),
+    ("clock_ghz", lambda v: _real(v, 1e-3, 1e3), "a number from 0.001 to 1000"),
+    ("link_gbps", lambda v: _real(v, 0, 1e6), "a number from 0 to 1000000"),
+    ("product", lambda v: isinstance(v, str), "a text"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +82,13 @@ class DeviceSpec:
     product: str = field(default="")  # the name people use
     boards: int = 1
     board_watts: float | None = None  # total board power of one board; None: not published
+
+    def __post_init__(self) -> None:
+        """Refuse facts that no chip has: a file or a command line may state any."""
+        for name, fits, needed in _FACTS:
+            value = getattr(self, name)
+            if not fits(value):
+                raise ValueError(f"{name} is {repr(value)[:60]}: use {needed}")
 
     @property
     def num_chips(self) -> int:

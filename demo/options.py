@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from demo.cases import Case, PageParams
+from models.fields import is_there
 from runtime.numbers import read_number, shortened
 from runtime.sampling import SamplingParams
 from runtime.settings import parse_bool
@@ -62,7 +63,7 @@ def read_pages(text: str) -> PageParams:
 def read_file(text: str) -> Path:
     """An existing file."""
     path = Path(text)
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         raise ValueError(f"there is no file {text}")
     return path
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lt.commands import COMMANDS, plan
+from models.command import real, run, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,31 +21,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--models", default="default", help="default, names, directories or all")
     p.add_argument("--devices", default="N150", help="N150, N300, ... or all")
     p.add_argument("--out", type=Path, help="file of a table, folder of pareto (generated/lt)")
-    p.add_argument("--timeout", type=float, default=3600, metavar="S", help="seconds for each job")
+    p.add_argument(
+        "--timeout", type=real(1, 1e7), default=3600, metavar="S", help="seconds for each job"
+    )
     p.add_argument("--search", action="store_true", help="pareto: look for per-layer settings")
-    p.add_argument("--tokens", type=int, default=96, help="search: forced tokens of a probe")
+    p.add_argument(
+        "--tokens", type=whole(1, 2**20), default=96, help="search: forced tokens of a probe"
+    )
     p.add_argument("--dry", action="store_true", help="print the command lines, run nothing")
     return p
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; errors in one line."""
+    """Run; a ValueError says in one line what was wrong."""
     given = parser().parse_args(arguments)
-    try:
-        if given.command is None:
-            from lt.app import LtApp
-            from lt.headless import open_queue
-
-            with open_queue(given.timeout) as queue:
-                LtApp(queue, models=given.models, devices=given.devices).run()
-            return 0
+    if given.command is not None:
         return _headless(given)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: no job is left running", file=sys.stderr)
-        return 130
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ValueError(
+            "the screen needs a terminal: run `python -m lt` in one, or give a command, e.g. "
+            "`python -m lt table` (python -m lt --help lists them)"
+        )
+    from lt.app import LtApp
+    from lt.headless import open_queue
+
+    with open_queue(given.timeout) as queue:
+        LtApp(queue, models=given.models, devices=given.devices).run()
+    return 0
 
 
 def _headless(given: argparse.Namespace) -> int:
@@ -69,4 +72,4 @@ def _headless(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "lt")

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from backends.device_specs import SPECS
+from models.fields import is_there
 from models.precision import compared_settings
 from models.registry import DEFAULT_MODEL, load_config, model_names
 
@@ -132,13 +133,15 @@ def choose(text: str, known: Sequence[str], what: str) -> list[str]:
     """Names picked by a list like `a, b` or `all`, without regard to case."""
     by_lower = {name.lower(): name for name in known}
     words = [word for word in text.replace(",", " ").split() if word]
-    if not words or [word.lower() for word in words] == ["all"]:
+    if not words:
+        raise ValueError(f"no {what} is named: choose all or some of {', '.join(known)}")
+    if [word.lower() for word in words] == ["all"]:
         return list(known)
     chosen = []
     for word in words:
         if word.lower() in by_lower:
             chosen.append(by_lower[word.lower()])
-        elif what == "model" and (Path(word).exists() or "/" in word):
+        elif what == "model" and (is_there(Path(word)) or "/" in word):
             chosen.append(word)  # a directory, a file, or a name on the hub
         else:
             raise ValueError(f"unknown {what} {word!r}: choose all or some of {', '.join(known)}")
@@ -152,7 +155,10 @@ def all_models() -> list[str]:
 
 def plan(command: str, models: str = "default", devices: str = "N150") -> list[Plan]:
     """Processes of a command line; raises ValueError that names the alternatives."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"command {command[:60]!r} cannot be taken apart: {error}") from None
     if not words:
         raise ValueError(f"no command: choose one of {', '.join(COMMANDS)}")
     chosen = choose(models, all_models(), "model")

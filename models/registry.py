@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models.config import ModelConfig
 from models.config_readers import config_from_gguf, config_from_hf, config_from_meta
+from models.fields import is_there, shown
 from models.vision_config import no_vision
 
 MODEL_PARAMS = Path(__file__).parent / "model_params"
@@ -59,7 +60,7 @@ def model_params_dir(name: str) -> Path:
         )
         hint = f"did you mean {' or '.join(by_lower[match] for match in near)}? " if near else ""
         raise ValueError(
-            f"unknown model {name!r}: {hint}known are default, {', '.join(model_names())}; "
+            f"unknown model {shown(name)}: {hint}known are default, {', '.join(model_names())}; "
             "a directory with a config.json works too"
         )
     return MODEL_PARAMS / known
@@ -71,6 +72,8 @@ def load_config(name_or_dir: str | Path, *, vision: bool = False) -> ModelConfig
     A vision model is read as its text stack alone, unless `vision` asks for images too.
     """
     path = Path(name_or_dir)
+    if not is_there(path):
+        path = MODEL_PARAMS  # holds no model itself: the name of a known one must be meant
     if (path / "config.json").is_file():
         return config_from_hf(path, vision=vision)
     if (path / "params.json").is_file():

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backends.device_specs import SPECS
+from models.command import run
 from models.registry import model_names
 from perf import targets
 from perf.cost.constants import load_constants, round_to
@@ -334,4 +334,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "perf.gate")

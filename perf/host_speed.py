@@ -27,6 +27,7 @@ import torch
 
 import backends
 from backends.device_specs import SPECS
+from models.command import run, whole
 from runtime.settings import Settings
 
 PROMPT_TOKENS = 128
@@ -262,7 +263,9 @@ def measure(optimizations: str, steps: int, with_bfloat16: bool) -> dict[str, fl
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.host_speed", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, default=12, help="decode steps timed (default 12)")
+    parser.add_argument(
+        "--steps", type=whole(1, 10_000), default=12, help="steps timed (default 12)"
+    )
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
     parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")
     parser.add_argument("--busy", action="store_true", help="measure beside busy loops instead")
@@ -287,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "perf.host_speed")

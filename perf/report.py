@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from backends.device_specs import SPECS
+from models.command import run
 from perf.calibrate.published_rows import Row, load_rows
 from perf.op_lists.kept import ROOT
 from perf.own import Comparison, comparisons, own_lines
@@ -240,4 +240,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "perf.report")

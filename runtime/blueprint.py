@@ -23,7 +23,7 @@ from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
 from models.transformer import ModelOptions
 from models.vision_config import no_vision
-from runtime.settings import Settings
+from runtime.settings import ALL_GATHERS, Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
@@ -137,7 +137,7 @@ def links_of(settings: Settings, options: LoadOptions, spec: DeviceSpec) -> Link
     ring = closes if options.ring is None else options.ring
     names = settings.line_all_gather_names
     if settings.line_all_gather:
-        names = frozenset({"QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM"})
+        names = frozenset(ALL_GATHERS)
     if ring and (settings.line_reduce_scatter or names) and options.max_seq_len > LONGEST_ON_LINES:
         logger.warning(
             f"collectives over lines are meant for debugging up to {LONGEST_ON_LINES} tokens, "

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from backends import BACKENDS, default_backend
 from backends.device_specs import SPECS
+from models.command import whole
 
+ALL_GATHERS = ("QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM")  # that USE_LINE_AG can name
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 MOST_THREADS = 256
 FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
@@ -31,7 +33,7 @@ def parse_bool(text: str, name: str) -> bool:
 def one_of(value: str, name: str, choices: tuple[str, ...]) -> str:
     """Return `value` if it is a choice, else raise an error that lists the choices."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+        raise ValueError(f"{name} is {value[:60]!r}: choose one of {', '.join(choices)}")
     return value
 
 
@@ -82,13 +84,13 @@ class Settings:
             device=device,
             hf_model=env.get("HF_MODEL"),
             llama_dir=_directory(env, "LLAMA_DIR"),
-            cache_path=Path(env["TT_CACHE_PATH"]) if "TT_CACHE_PATH" in env else None,
+            cache_path=_cache_path(env),
             max_prefill_chunk=_max_prefill_chunk(env),
             pad_mlp_cores=_pad_mlp_cores(env),
             wh_arch_yaml=env.get("WH_ARCH_YAML"),
             line_reduce_scatter=flag("LINE_RS"),
             line_all_gather=flag("LINE_AG"),
-            line_all_gather_names=_names(env.get("USE_LINE_AG", "")),
+            line_all_gather_names=_names(env, "USE_LINE_AG", ALL_GATHERS),
             emulator_device=one_of(
                 env.get("TT_EMULATOR_DEVICE", "cpu"), "TT_EMULATOR_DEVICE", ("cpu", "cuda", "meta")
             ),
@@ -139,18 +141,47 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
     if name not in env:
         return None
     try:
-        return int(env[name])
+        return whole(-(10**9), 10**9)(env[name])
     except ValueError:
-        raise ValueError(f"{name} is {env[name]!r}: use a whole number") from None
+        raise ValueError(f"{name} is {env[name][:60]!r}: use a whole number") from None
 
 
 def _directory(env: Mapping[str, str], name: str) -> Path | None:
     if name not in env:
         return None
-    path = Path(env[name]).expanduser()
-    if not path.is_dir():
-        raise ValueError(f"{name} is {env[name]!r}: no such directory")
+    path = _expanded(env, name)
+    if not _is_directory(path):
+        raise ValueError(f"{name} is {env[name][:200]!r}: no such directory")
     return path
+
+
+def _cache_path(env: Mapping[str, str]) -> Path | None:
+    name = "TT_CACHE_PATH"
+    if name not in env:
+        return None
+    path = _expanded(env, name)
+    try:
+        part = next(part for part in (path, *path.parents) if part.exists())
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{name} is {env[name][:200]!r}: {reason}, use a directory") from None
+    if not part.is_dir():
+        raise ValueError(f"{name} is {env[name]!r}, but {part} is a file: use a directory")
+    return path
+
+
+def _expanded(env: Mapping[str, str], name: str) -> Path:
+    try:
+        return Path(env[name]).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} is {env[name]!r}: {error}".replace("\n", " ")) from None
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _max_prefill_chunk(env: Mapping[str, str]) -> int | None:
@@ -171,6 +202,7 @@ def _pad_mlp_cores(env: Mapping[str, str]) -> int | None:
     return cores
 
 
-def _names(text: str) -> frozenset[str]:
+def _names(env: Mapping[str, str], name: str, known: tuple[str, ...]) -> frozenset[str]:
     """Read a set written as {"QKV", "WO"} or QKV,WO."""
-    return frozenset(filter(None, (part.strip(" {}[]'\"") for part in text.split(","))))
+    parts = (part.strip(" {}[]'\"") for part in env.get(name, "").split(","))
+    return frozenset(one_of(part, name, known) for part in parts if part)

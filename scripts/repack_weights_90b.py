@@ -9,6 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.checkpoints.repack import main  # noqa: E402  (the path above comes first)
+from models.command import run  # noqa: E402
 
 if __name__ == "__main__":
-    main("Join the shards of Meta's Llama-3.2-90B into files of a few layers.", "3.2-90B")
+    run(
+        lambda: main(
+            "Join the shards of Meta's Llama-3.2-90B into files of a few layers.", "3.2-90B"
+        ),
+        "repack_weights_90b",
+    )

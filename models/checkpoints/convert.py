@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,6 +21,7 @@ import torch
 import backends
 from models.checkpoints.base import Checkpoint, get_rows
 from models.checkpoints.open import Location, locate, open_checkpoint, resolve
+from models.command import run, whole
 
 WORKERS = 3
 
@@ -198,22 +198,23 @@ def main() -> None:
     parser.add_argument("--device", default="N150")
     parser.add_argument("--optimizations", default="performance", help="preset or grammar string")
     parser.add_argument("--cache", type=Path, help="where, as TT_CACHE_PATH")
-    parser.add_argument("--pad_mlp_cores", type=int, help="as PAD_MLP_CORES of the runs to come")
-    parser.add_argument("--layers", type=int, help="how many layers, from the first")
+    parser.add_argument("--pad_mlp_cores", type=whole(8, 64), help="as PAD_MLP_CORES")
+    parser.add_argument("--layers", type=whole(1, 1024), help="how many layers, from the first")
     parser.add_argument("--report", action="store_true", help="print figures as JSON")
     arguments = parser.parse_args()
+    if not arguments.model:
+        raise ValueError("--model is empty: give a directory, .gguf, hub name or default")
+    if (arguments.pad_mlp_cores or 8) % 8:
+        raise ValueError(f"--pad_mlp_cores is {arguments.pad_mlp_cores}: use a multiple of 8")
     torch.set_num_threads(1)  # the workers are the parallelism
-    try:
-        report = convert(
-            resolve(arguments.model),
-            arguments.device,
-            optimizations=arguments.optimizations,
-            cache_path=arguments.cache,
-            num_layers=arguments.layers,
-            pad_mlp_cores=arguments.pad_mlp_cores,
-        )
-    except ValueError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    report = convert(
+        resolve(arguments.model),
+        arguments.device,
+        optimizations=arguments.optimizations,
+        cache_path=arguments.cache,
+        num_layers=arguments.layers,
+        pad_mlp_cores=arguments.pad_mlp_cores,
+    )
     if arguments.report:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -224,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "models.checkpoints.convert")

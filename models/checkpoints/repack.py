@@ -24,6 +24,7 @@ from tqdm import tqdm
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT
 from models.checkpoints.meta import MetaFiles, load_pth, stored_shapes
 from models.checkpoints.names import META, normalised
+from models.command import whole
 from models.config import ModelConfig
 from models.config_readers import config_from_meta
 
@@ -120,18 +121,19 @@ def main(description: str, name_part: str) -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("in_dir", type=Path, help="folder with consolidated.NN.pth")
     parser.add_argument("out_dir", type=Path, help="may be the same folder")
-    parser.add_argument("chunk_size", type=int, nargs="?", default=10, help="layers a file (10)")
-    parser.add_argument("-n", "--num_layers", type=int, help="checked against params.json")
+    parser.add_argument(
+        "chunk_size", type=whole(1, 1024), nargs="?", default=10, help="layers a file (10)"
+    )
+    parser.add_argument(
+        "-n", "--num_layers", type=whole(1, 1024), help="checked against params.json"
+    )
     arguments = parser.parse_args()
     if name_part not in arguments.out_dir.resolve().name:
         logger.info(f"keep {name_part!r} in the folder's name if other tools go by it")
-    try:
-        files = repack(
-            arguments.in_dir,
-            arguments.out_dir,
-            chunk_size=arguments.chunk_size,
-            num_layers=arguments.num_layers,
-        )
-    except ValueError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    files = repack(
+        arguments.in_dir,
+        arguments.out_dir,
+        chunk_size=arguments.chunk_size,
+        num_layers=arguments.num_layers,
+    )
     print(f"wrote {len(files)} files; export LLAMA_DIR={arguments.out_dir}")

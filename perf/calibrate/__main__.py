@@ -11,12 +11,12 @@ prints are made in report.py.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from models.command import run, whole
 from perf.calibrate.judge import Data, Judged, half, judge, stretch
 from perf.calibrate.published_rows import FIGURES
 from perf.calibrate.report import report
@@ -55,11 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--report", action="store_true", help="print errors on rows not fitted")
-    parser.add_argument("--splits", type=int, default=SPLITS, help="halves to try (at least 6)")
+    parser.add_argument("--splits", type=whole(6, 1000), default=SPLITS, help="halves to try")
     parser.add_argument("--output", type=Path, default=PATH, help="where constants go")
     options = parser.parse_args(arguments)
-    if options.splits < 6:
-        parser.error(f"--splits {options.splits}: use at least 6")
     data = Data.load()
     splits = [judge(data, f"split {n}", half(data.rows, n)) for n in range(options.splits)]
     if options.report:
@@ -71,4 +69,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "perf.calibrate")

@@ -257,8 +257,9 @@ class Constants:
             names = ", ".join(f.name for f in fields(self))
             raise ValueError(f"unknown constant {', '.join(sorted(unknown))}: known are {names}")
         for name, value in values.items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}: use a number above 0")
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            if not known or not 0 < value <= 1e9:
+                raise ValueError(f"{name} is {str(value)[:60]}: use a number above 0, up to 1e9")
         return replace(self, **values)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from models.command import run
 from perf.predict.figures import Job, Prediction, dump_json, job_for, predict, refuse_images
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import KNOWN, Setting, setting
@@ -140,8 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    gc.disable()  # else loading torch, and taking it down, spends a fifth of the time on it
+def _main_frozen() -> int:
     status = main()
     gc.freeze()
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    gc.disable()  # else loading torch, and taking it down, spends a fifth of the time on it
+    run(_main_frozen, "perf.predict")

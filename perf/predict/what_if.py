@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.device_specs import MODELLED, SPECS, DeviceSpec
+from models.fields import is_there, read_object, shown
 from perf.cost.constants import Constants, load_constants
 from perf.cost.software import SOFTWARE, Software, software_named, switch_names, with_switches
 
@@ -64,12 +65,12 @@ def load_spec(device: str) -> DeviceSpec:
     if device in KNOWN:
         return KNOWN[device]
     path = Path(device)
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         raise ValueError(
-            f"unknown device {device!r}: choose one of {', '.join(KNOWN)}, or give a JSON file"
+            f"unknown device {shown(device)}: choose one of {', '.join(KNOWN)}, or give a JSON file"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         base = KNOWN[values.pop("base")]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
