@@ -236,3 +236,19 @@ def bits(tensor: Any) -> torch.Tensor:
     """Values as integers: what is no number equals itself."""
     data = tensor.data
     return data.view(torch.int16) if data.dtype is torch.bfloat16 else data
+
+
+def test_a_trace_keeps_no_memory_of_values_between_its_steps(mesh: Any) -> None:
+    """Else a second trace finds no room: one of logits and one of tokens live side by side."""
+    x, w = (put(mesh, operand(1, 1, 64, 64, seed=i), ttnn.bfloat16) for i in range(2))
+
+    def step() -> Any:
+        y = ttnn.linear(x, w, memory_config=ttnn.L1_MEMORY_CONFIG)
+        z = ttnn.multiply(y, y, memory_config=ttnn.L1_MEMORY_CONFIG)
+        return ttnn.add(z, x, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+
+    step()
+    before = mesh.l1.allocated
+    trace, _ = capture(mesh, step)
+    assert mesh.l1.allocated == before
+    ttnn.release_trace(mesh, trace)

@@ -109,13 +109,14 @@ def _binary(
         inputs.append(b)
         shape = _checked_shape(name, a, b)
         layout = Layout.TILE if Layout.TILE in (a.layout, b.layout) else Layout.ROW_MAJOR
+    number = None if isinstance(b, Tensor) else b  # a trace that held `b` would keep its memory
     out_dtype = dtype if output_tensor is None else output_tensor.dtype
     whole = shape == a.dims and shape[-1] % BLOCK == 0 and out_dtype in ROUNDED
     loop = _loop_for(function, before_a, [*before_b, *after]) if whole else None
     wide = dtype is DataType.FLOAT32 or any(t.dtype is DataType.FLOAT32 for t in inputs)
 
     def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
-        y = other[0] if other else b
+        y = other[0] if other else number
         if loop is not None and other and x.shape == y.shape and _in_c(x, y):
             return loop(x, y, MANTISSA_BITS.get(out_dtype, 0))
         if wide:

@@ -69,11 +69,12 @@ def reduce_scatter(
         f"{chips} chips",
     )
     shape = (*x.dims[:dim], x.dims[dim] // chips, *x.dims[dim + 1 :])
+    dtype = x.dtype
     return launch(
         "reduce_scatter",
         [x],
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: mesh_sum(data, line, x.dtype, dim=dim),
+        lambda data: mesh_sum(data, line, dtype, dim=dim),
         exact=True,
         link_bytes=busiest_bytes(x.buffer_bytes(), chips, topology),
         attributes=attributes(line, chips, num_links, topology, dim),
@@ -93,11 +94,12 @@ def all_reduce(
     x = input_tensor
     line, chips = line_of("all_reduce", x, cluster_axis)
     check_links(x, line, num_links)
+    dtype = x.dtype
     return launch(
         "all_reduce",
         [x],
         [Out(x.dims, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: mesh_sum(data, line, x.dtype),
+        lambda data: mesh_sum(data, line, dtype),
         exact=True,
         link_bytes=2 * busiest_bytes(x.buffer_bytes(), chips, topology),  # a scatter and a gather
         attributes=attributes(line, chips, num_links, topology, None),

@@ -159,20 +159,22 @@ def _multiplication(
     """
     a_bits = multiplier.in0_bits(a.dtype, fidelity)
     b_bits = multiplier.in1_bits(b.dtype, fidelity)
-    is_weight = b.forms is not None and all(size == 1 for size in b.dims[:-2])
+    # a trace keeps what is made here: were it to hold tensors, their L1 would never be free again
+    a_forms, b_forms = a.forms, b.forms
+    is_weight = b_forms is not None and all(size == 1 for size in b.dims[:-2])
 
     def product(
         x: torch.Tensor, w: torch.Tensor, bits: int | None, rounding: Rounding | None
     ) -> torch.Tensor:
         if is_weight:
-            return constant_product(x, b.forms, w, transpose_b, bits, rounding)
+            return constant_product(x, b_forms, w, transpose_b, bits, rounding)
         w = multiplier.cut(w, bits)
         sums = free_product(x, w.mT if transpose_b else w)
         return sums if rounding is None else rounding(sums)
 
     def whole(x: torch.Tensor, w: torch.Tensor, rounding: Rounding | None) -> torch.Tensor:
         if a_bits is None and rounding and not (is_weight or transpose_a or transpose_b):
-            pick = picking(a.forms, x, w)
+            pick = picking(a_forms, x, w)
             if pick is not None:
                 return rounding(pick(multiplier.cut(w, b_bits)))
         x = multiplier.cut(x.mT if transpose_a else x, a_bits)
