@@ -78,6 +78,7 @@ def verdict_on(session: Session, run: RunOps, *, prefill_len: int) -> Verdict | 
         prefill_len=prefill_len,
         optimizations=case.optimizations,
         data_parallel=case.data_parallel,
+        images=case.images,
     )
     return check_modelled(run, job)
 

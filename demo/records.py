@@ -52,6 +52,7 @@ def published_target(session: Session, case: Case, prefill_len: int) -> Target |
         prefill_len=prefill_len,
         optimizations=optimizations_of(case),
         data_parallel=case.data_parallel,
+        images=case.images,
         demo="text_demo" if isinstance(case, GalaxyCase) else "simple_text_demo",
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 from backends.device_specs import SPECS
 from models.command import run
 from models.registry import model_names
-from perf import targets
+from perf import targets, vision
 from perf.cost.constants import load_constants, round_to
 from perf.cost.price import op_time
 from perf.cost.software import OWN
@@ -35,6 +35,7 @@ from perf.predict.figures import job_for, predict_ops, unfolded
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
 CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}
+IMAGE_CASE = "batch-1 image"
 GOLDEN = Path(__file__).with_name("golden")
 COUNTS = GOLDEN / "counts.json"
 GOLDEN_RUNS = (
@@ -111,6 +112,7 @@ def check_modelled(run: RunOps, job: Job) -> Verdict:
     """Ops that ran against the prediction recorded for their configuration, at its context."""
     shape = (job.batch_size, job.prefill_len)
     case = next((name for name, recorded in CASES.items() if recorded == shape), "")
+    case += " image" * (job.images > 0)
     key = f"{job.model} {job.spec.name} {case}"
     kept = targets.load()["predictions"].get(key)
     if kept is None or (job.optimizations, job.data_parallel) != ("performance", 1):
@@ -222,6 +224,9 @@ def jobs(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> Iterat
                     model, SPECS[device], software=OWN, batch_size=batch, prefill_len=length
                 )
                 yield f"{model} {device} {case}", job
+    for model, device in vision.RUNS:
+        if device in devices and (not models or model in models):
+            yield f"{model} {device} {IMAGE_CASE}", vision.vision_job(model, device)
 
 
 def predictions(

@@ -26,6 +26,8 @@ from perf.own import Comparison, comparisons, own_lines
 from perf.predict.figures import Prediction, job_for, predict
 from perf.record import RECORDS, read_records
 from perf.targets import Target, load, published
+from perf.vision import COLUMNS as VISION_COLUMNS
+from perf.vision import rows as vision_rows
 
 PERF_MD = ROOT / "PERF.md"
 HEAD = """# Performance and accuracy
@@ -50,6 +52,12 @@ Top-1 and top-5 by teacher forcing of {tokens} tokens against Hugging Face in fl
 `python -m perf.accuracy --optimizations '...'` (`--record` renews all). The same kind of processor gives the
 same digits; these were made with {made}. In bfloat16 Hugging Face itself reaches {hf}.
 Published accuracies above are of other texts.
+"""  # noqa: E501
+VISION = """## Images in, text out: batch 1, one image
+
+Ours by `python -m perf.predict --model MODEL --device DEVICE --images 1 --software own`: a prompt of 128 tokens and an
+image of 4 tiles, the tower's pass in TTFT. Published rows ([perf/published/vision_figures.csv](perf/published/vision_figures.csv))
+come from other software with images of their own, and nothing is fitted to them.
 """  # noqa: E501
 TITLES = {
     ("performance", 1, 128): "Performance: bfp4 FF1 and FF3, batch 1 (per DP group), prefill 128",
@@ -142,6 +150,7 @@ def render(records_path: Path = RECORDS) -> str:
             t
             for t in found
             if (t.optimizations, t.batch_size, t.prefill_len) == (mode, batch, length)
+            and not t.has_image
         ]
         parts += [f"## {title}\n", table(lines(chosen)), ""]
     parts.append("## Precision and fidelity: Llama-3.2-1B on N300, batch 1, prefill 128\n")
@@ -163,6 +172,9 @@ def render(records_path: Path = RECORDS) -> str:
              for t, line in zip(galaxy, lines(galaxy), strict=True)],
             ("Run", *COLUMNS[4:]),
         ),
+        "",
+        VISION,
+        table(vision_rows(), VISION_COLUMNS),
         "",
         accuracy(),
     ]  # fmt: skip

@@ -49,6 +49,11 @@ class Target:
     top5: float | None = None
 
     @property
+    def has_image(self) -> bool:
+        """Whether its prompt had an image: the 90B rows of the tables are a vision demo's."""
+        return "90B" in self.model
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What a run must share with a target to be held against it."""
         name = canonical_name(self.model) or self.model
@@ -91,12 +96,14 @@ def find_target(
     optimizations: str,
     data_parallel: int = 1,
     demo: str = "simple_text_demo",
+    images: int = 0,
     path: Path = PATH,
 ) -> Target | None:
     """The published figure of a run, if there is one; the Galaxy's own demo has its own."""
     mode = "galaxy" if demo == "text_demo" else optimizations
     wanted = Target(model, device, data_parallel, batch_size, prefill_len, mode, "")
-    return next((t for t in published(path) if t.key == wanted.key), None)
+    rows = (t for t in published(path) if t.has_image == (images > 0))
+    return next((t for t in rows if t.key == wanted.key), None)
 
 
 def tolerances(path: Path = PATH) -> dict[str, float]:

@@ -30,8 +30,9 @@ def main() -> None:
 
 
 def op_lists(
-    model: str, device: str, batch: int, optimizations: str = "performance", ring: bool = False
-) -> Iterator[tuple[str, list[Line]]]:
+    model: str, device: str, batch: int, optimizations: str = "performance", ring: bool = False,
+    images: int = 0,
+) -> Iterator[tuple[str, list[Line]]]:  # fmt: skip
     """(path, ops) of prefill and decode of `batch` users."""
     from models.kv_cache import CacheConfig
     from runtime.blueprint import LoadOptions
@@ -47,7 +48,8 @@ def op_lists(
         max_batch_size=batch,
         max_seq_len=2048,
         cache=CacheConfig(32, 64 * batch),
-        layers=range(2),
+        layers=range(3, 4) if images else range(2),  # the fourth has one that looks in front
+        images=images,
         max_prefill_chunk=1024,
         enable_trace=False,
         ring=ring,
@@ -62,11 +64,9 @@ def op_lists(
 
         def prefill(lengths: list[int], starts: list[int] | None = None) -> Callable[[], Any]:
             prompts = [[1] * length for length in lengths]
+            slots = list(range(len(prompts)))
             return lambda: engine.prefill(
-                prompts,
-                slots=list(range(len(prompts))),
-                page_table=pages,
-                start_positions=starts,
+                prompts, slots=slots, page_table=pages, start_positions=starts
             )
 
         yield "prefill 128", recorded(prefill([100]))
@@ -85,6 +85,28 @@ def op_lists(
             "decode a second batch",
             recorded(lambda: engine.decode(ones, ones * 7, page_table=pages)),
         )
+        for count in range(1, images + 1):
+            yield from looking(engine, count, pages)
+
+
+def looking(engine: Any, images: int, pages: torch.Tensor) -> Iterator[tuple[str, list[Line]]]:
+    """A prompt with so many images of two tiles, apart from each other, and a step after it."""
+    from runtime.images import blank_image
+
+    prompt = [1, 2] * 50
+    for number in range(images):
+        prompt[2 * number] = engine.vision.image_token
+    engine.attach(0, prompt, [blank_image(engine.vision, 2)] * images)
+    yield (
+        f"prefill with {images} images",
+        recorded(lambda: engine.prefill([prompt], slots=[0], page_table=pages)),
+    )
+    ones = torch.ones(len(pages), dtype=torch.int32)
+    yield (
+        f"decode with {images} images",
+        recorded(lambda: engine.decode(ones, ones * 7, page_table=pages)),
+    )
+    engine.detach(0)
 
 
 def recorded(run: Callable[[], Any]) -> list[Line]:

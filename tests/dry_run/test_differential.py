@@ -24,6 +24,9 @@ CASES: list[list[dict[str, Any]]] = [
         {"model": "Phi-3.5-mini", "device": "N300", "batch": 4},
     ],
     [
+        {"model": "Llama-3.2-11B-Vision", "device": "N300", "batch": 4, "images": 2},
+    ],
+    [
         {"model": "Qwen3-32B", "device": "T3K", "batch": 32},
         {"model": "Llama-3.1-8B", "device": "T3K", "batch": 8, "ring": True},
     ],
@@ -36,7 +39,9 @@ CASES: list[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("cases", CASES, ids=lambda cases: cases[0]["device"])
+@pytest.mark.parametrize(
+    "cases", CASES, ids=lambda cases: f"{cases[0]['device']} {cases[0]['model']}"
+)
 def test_every_op_and_the_placement_of_its_results_agree_with_the_wheel(
     cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

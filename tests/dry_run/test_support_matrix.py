@@ -81,6 +81,44 @@ def test_other_precisions_pages_rings_and_data_groups_pass(
     _passes(checks, check_options)
 
 
+LOOKING = [("Llama-3.2-11B-Vision", "T3K"), ("Llama-3.2-11B-Vision", "P150"),
+           ("Llama-3.2-90B-Vision", "T3K")]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", LOOKING, ids=str)
+def test_a_layer_that_looks_at_images_and_the_whole_tower_pass(
+    checks: Checks, pair: tuple[str, str]
+) -> None:
+    options = _options(*pair, layers=4, images=1, batch_sizes=[4], max_seq_len=1024)
+    report = checks.report(options)
+    assert report["status"] == "pass", report.get("failure") or report.get("reason")
+    (run,) = report["runs"]
+    names = [phase["name"] for phase in run["phases"]]
+    assert {"prefill 128, 4 tiles", "decode with images"} <= set(names)
+    assert run["estimate"]["weights"] == pytest.approx(run["dram"]["weights"], rel=0.03)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("model", "device", "users", "context"),
+    [
+        ("Llama-3.2-11B-Vision", "N300", 1, 8192),
+        ("Llama-3.2-11B-Vision", "N300", 16, 1024),
+        ("Llama-3.2-11B-Vision", "N300", 32, 1024),
+        ("Llama-3.2-11B-Vision", "T3K", 1, 131072),
+        ("Llama-3.2-11B-Vision", "T3K", 32, 1024),
+        ("Llama-3.2-90B-Vision", "T3K", 4, 2048),
+        ("Llama-3.2-90B-Vision", "T3K", 32, 1024),
+    ],
+)
+def test_vision_models_pass_whole(
+    checks: Checks, model: str, device: str, users: int, context: int
+) -> None:
+    more = {"images": 1, "batch_sizes": [users], "max_seq_len": context}
+    report = checks.report(_options(model, device, **more))
+    assert report["status"] == "pass", report.get("failure") or report.get("reason")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("check_options", [_options(*pair) for pair in PAIRS], ids=_named)
 def test_all_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:

@@ -30,6 +30,10 @@ def operands() -> dict[str, torch.Tensor]:
     return {
         "x": operand(1, 1, 32, 576, seed=1) * 3,
         "weight": operand(1, 1, 18, 32, seed=2),
+        "bias": operand(1, 1, 18, 32, seed=14),
+        "mask": torch.where(operand(1, 1, LENGTH, LENGTH, seed=15) > 0, 0.0, -1e9)
+        .bfloat16()
+        .float(),
         "q": operand(1, H, LENGTH, W, seed=3),
         "k": operand(1, K, LENGTH, W, seed=4),
         "v": operand(1, K, LENGTH, W, seed=5),
@@ -71,6 +75,13 @@ def from_wheel(ttnn: Any) -> dict[str, torch.Tensor]:
         "norm by statistics": golden("rms_norm_post_all_gather")(
             o["x"], stats, epsilon=EPSILON, weight=o["weight"].reshape(1, 1, 1, -1)
         ),
+        "layer norm": golden("layer_norm")(
+            o["x"].bfloat16().float(),
+            epsilon=EPSILON,
+            weight=o["weight"].flatten(),
+            bias=o["bias"].flatten(),
+        ),
+        "masked": sdpa(o["q"], o["k"], o["v"], is_causal=False, attn_mask=o["mask"], scale=SCALE),
         "causal": sdpa(o["q"], o["k"], o["v"], is_causal=True, scale=SCALE),
         "all": sdpa(o["q"], o["k"], o["v"], is_causal=False, scale=SCALE),
         "window": sdpa(o["q"], o["k"], o["v"], scale=SCALE, sliding_window_size=WINDOW),

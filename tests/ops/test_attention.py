@@ -61,6 +61,7 @@ def test_values_equal_the_wheels_golden_functions(mesh: Any) -> None:
     found = {
         "causal": whole(*prompt, is_causal=True, **SCALED),
         "all": whole(*prompt, is_causal=False, **SCALED),
+        "masked": whole(*prompt, is_causal=False, attn_mask=on(mesh, "mask")[0], **SCALED),
         "window": whole(*prompt, **IN_WINDOW, **SCALED),
         "chunk": chunked(*chunk, START, **SCALED),
         "chunk from a tensor": chunked(*chunk, chunk_start_idx_tensor=at, **SCALED),

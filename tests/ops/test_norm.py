@@ -34,6 +34,13 @@ def test_a_norm_equals_the_wheels_golden_function(mesh: Any) -> None:
     torch.testing.assert_close(get(out), answers()["goldens"]["norm"], **ROUNDED)
 
 
+def test_a_norm_by_mean_and_variance_equals_the_wheels_golden_function(mesh: Any) -> None:
+    bias = put(mesh, operands()["bias"], rows=True)
+    weight = put(mesh, WEIGHT, rows=True)
+    out = ttnn.layer_norm(put(mesh, X), epsilon=EPSILON, weight=weight, bias=bias)
+    torch.testing.assert_close(get(out), answers()["goldens"]["layer norm"], **ROUNDED)
+
+
 @pytest.mark.parametrize("users", [32, 5])
 def test_shards_give_what_whole_rows_give(mesh: Any, users: int) -> None:
     x, shards = X[:, :, :users], width_shards(6, 576)
