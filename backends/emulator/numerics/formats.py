@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
 from backends.emulator.loops.call import CONSTANTS, LANES, call, can_run
+from backends.emulator.loops.moves import contiguous
 
 _Rounding = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -142,6 +143,7 @@ def keep_significant_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
     if x.dtype is torch.bfloat16:
         if bits >= 8:
             return x
+        x = contiguous(x)
         if can_run(x):
             out = torch.empty_like(x)
             call("cut_bits", x=x, out=out, count=x.numel(), mask=seen_mask(bits))

@@ -133,7 +133,7 @@ class MeshWeight:
         spread = x.shape[0] * x.shape[1]
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            rows = x.reshape(spread, -1, x.shape[-1])
+            rows = contiguous(x).view(spread, -1, x.shape[-1])
             return multiply(rows, tiles, shape, bits, rounding.is_wide)
 
         return run
@@ -317,7 +317,20 @@ def _look_up(rows: torch.Tensor, shape: torch.Size) -> Product:
     places = places.expand(*mesh, *rows.shape[2:])
     flat = places.reshape(-1)
     shape_out = (*places.shape, shape[-1])
-    return lambda w: w.reshape(-1, shape[-1]).index_select(0, flat).view(shape_out)
+    ids = flat.int()
+
+    def pick(w: torch.Tensor) -> torch.Tensor:
+        table = w.reshape(-1, shape[-1])
+        if table.dtype is torch.bfloat16 and can_run(table, ids):
+            out, total, width = table.new_empty(shape_out), len(table), shape[-1]
+            if call(
+                "gather_rows", table=table, ids=ids, out=out, rows=total, count=len(ids),
+                width=width, work=out.numel(),
+            ):  # fmt: skip
+                return out
+        return table.index_select(0, flat).view(shape_out)
+
+    return pick
 
 
 def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from backends.emulator.api.types import DataType
 from backends.emulator.loops.call import LANES, call, can_run
+from backends.emulator.loops.moves import contiguous, joined
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 
 Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
@@ -33,8 +34,8 @@ def mesh_sum(
 def side_by_side(x: torch.Tensor, axis: int, chips: int, dim: int) -> torch.Tensor:
     """The parts of all chips along a mesh axis, joined along a tensor dim."""
     if x.shape[axis] == 1:
-        return torch.cat([x] * chips, dim + 2)
-    return x.movedim(axis, dim + 1).flatten(dim + 1, dim + 2).unsqueeze(axis)
+        return joined([x] * chips, dim + 2)
+    return contiguous(x.movedim(axis, dim + 1)).flatten(dim + 1, dim + 2).unsqueeze(axis)
 
 
 def own_part(x: torch.Tensor, line: Line, dim: int) -> torch.Tensor:
