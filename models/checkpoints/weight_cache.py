@@ -2,19 +2,22 @@
 
 One directory per (checkpoint, mesh, code) holds one tensor file and one small record per weight.
 Both are written under another name, forced to disk and renamed, the record last: whatever stops a
-writer, a reader sees a whole weight or none. cache_place.py says where the directory is.
+writer, a reader sees a whole weight or none. cache_place.py says where the directory is. A file's
+size and samples are compared at every start, all of its bytes once per boot and when it changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from loguru import logger
 
 from backends import ttnn
 
-_FORMAT = 1
+_FORMAT = 2
 _NEW_S = 60
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _SUFFIX = ".tensorbin"  # what TT-NN calls its own files
@@ -99,7 +102,7 @@ class WeightCache:
             record = json.loads(record_path.read_text())
             if record["format"] != _FORMAT or record["size"] != path.stat().st_size:
                 raise ValueError("its size is not the recorded one")
-            if record["samples"] != sample_digest(path):
+            if record["samples"] != sample_digest(path) or not self._is_whole(path, record):
                 raise ValueError("its content is not the recorded one")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -107,6 +110,20 @@ class WeightCache:
             logger.warning(f"weight cache: {path.name} is damaged ({error}); building it again")
             return None
         return path
+
+    def _is_whole(self, path: Path, record: dict[str, Any]) -> bool:
+        """Whether all bytes have the recorded checksum: once per boot, and after each change."""
+        stamp = path.with_suffix(".seen")
+        state = f"{_boot()} {path.stat().st_mtime_ns}"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if stamp.read_text() == state:
+                return True
+        if record["crc32"] != checksum(path):
+            return False
+        if self._writable:
+            with contextlib.suppress(OSError):
+                stamp.write_text(state)
+        return True
 
     def store(self, key: str, host: Any) -> int | None:
         """Keep a host tensor: bytes written; on a full or read-only disk, warn and go on."""
@@ -125,7 +142,8 @@ class WeightCache:
         ttnn.dump_tensor(written, host)
         _sync(written)
         size, samples = written.stat().st_size, sample_digest(written)
-        note.write_text(json.dumps({"format": _FORMAT, "size": size, "samples": samples}))
+        record = {"format": _FORMAT, "size": size, "samples": samples, "crc32": checksum(written)}
+        note.write_text(json.dumps(record))
         _sync(note)
         _replace(written, path)
         _replace(note, record_path)
@@ -165,6 +183,24 @@ def sample_digest(path: Path) -> str:
             stream.seek(last * index // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a whole file; finds any change that was not made to fool it."""
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+@functools.cache
+def _boot() -> str:
+    """What names this run of the machine: files that were whole stay so until it ends."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"process {os.getpid()}"
 
 
 def remove_outdated(directory: Path, keep: str, prefix: str) -> None:

@@ -20,7 +20,7 @@ from backends import ttnn
 from models.checkpoints import RandomCheckpoint, cache_place, locate, weight_cache
 from models.checkpoints.cache_place import cache_directory, cache_fingerprint, open_weight_cache
 from models.checkpoints.open import Location
-from models.checkpoints.weight_cache import NoCache, WeightCache, sample_digest
+from models.checkpoints.weight_cache import NoCache, WeightCache, checksum, sample_digest
 from tests.tiny_models import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -65,6 +65,7 @@ def test_a_warm_cache_gives_the_built_weight_without_building_it(tmp_path: Path,
     assert sorted(file.name for file in (tmp_path / "f").iterdir()) == [
         ".in-use",
         "w.json",
+        "w.seen",
         "w.tensorbin",
     ]
 
@@ -99,7 +100,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def _replace_by_garbage(directory: Path) -> None:
     path = directory / "w.tensorbin"
     path.write_bytes(b"no tensor at all" * 100)
-    record = {"format": 1, "size": path.stat().st_size, "samples": sample_digest(path)}
+    record = {"format": 2, "size": path.stat().st_size, "samples": sample_digest(path)}
+    record["crc32"] = checksum(path)
     (directory / "w.json").write_text(str(record).replace("'", '"'))
 
 
@@ -109,6 +111,26 @@ def test_a_damaged_entry_is_built_again(tmp_path: Path, mesh: Any, damage: str) 
     DAMAGE[damage](tmp_path / "f")
     assert torch.equal(values(WeightCache(tmp_path, "f"), mesh, "w", builder()), built)
     assert torch.equal(values(WeightCache(tmp_path, "f"), mesh, "w", never), built)
+
+
+def test_a_change_between_the_samples_is_noticed_once_a_boot_and_when_the_file_changed(
+    tmp_path: Path, mesh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = builder(size=512)
+    built = values(WeightCache(tmp_path, "f"), mesh, "w", build)
+    values(WeightCache(tmp_path, "f"), mesh, "w", never)  # read whole once: now known to be good
+    path = tmp_path / "f" / "w.tensorbin"
+    before, data = path.stat(), bytearray(path.read_bytes())
+    samples = sample_digest(path)
+    data[10_000] ^= 1
+    path.write_bytes(data)
+    assert sample_digest(path) == samples
+    assert torch.equal(values(WeightCache(tmp_path, "f"), mesh, "w", build), built)
+    values(WeightCache(tmp_path, "f"), mesh, "w", never)
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a failing disk would do it
+    monkeypatch.setattr(weight_cache, "_boot", lambda: "the next boot")
+    assert torch.equal(values(WeightCache(tmp_path, "f"), mesh, "w", build), built)
 
 
 def test_a_failing_build_leaves_no_entry(tmp_path: Path, mesh: Any) -> None:
