@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import random
 import sys
 import time
@@ -134,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         answers = (
             asyncio.run(run_async(given, engine)) if given.async_engine else run(given, engine)
         )
+        gc.collect()  # vLLM's engine wants to end before the interpreter does
         logger.info(f"{len(answers)} answers, {time.perf_counter() - begin:.1f} s with start-up")
     except RuntimeError as error:
         sys.exit(f"error: vLLM's engine ended ({error}); the reason stands above")
