@@ -137,7 +137,11 @@ def _line(row: Row, found: Prediction) -> list[str]:
 
 def _tables(markdown: str) -> str:
     """PERF.md below its title."""
-    text = MarkdownIt("commonmark").enable("table").render(markdown.partition("\n")[2])
+    text = (
+        MarkdownIt("commonmark", {"html": False})
+        .enable("table")
+        .render(markdown.partition("\n")[2])
+    )
     text = text.replace("<table>", '<div class="scroll"><table>').replace(
         "</table>", "</table></div>"
     )
