@@ -69,7 +69,7 @@ def test_an_image_changes_what_its_user_is_told_and_nobody_else() -> None:
 def test_rows_before_the_image_are_those_of_a_text_alone() -> None:
     place, prompt = 60, prompt_with(100, 60)
     found = []
-    with engine_of(CHECKPOINT, images=1) as engine:
+    with engine_of(CHECKPOINT, images=1, trace=False) as engine:
         for seen in (True, False):
             if seen:
                 engine.attach(0, prompt, [image()])
