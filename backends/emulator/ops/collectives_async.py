@@ -130,7 +130,7 @@ def llama_reduce_scatter(
         name,
         [x, intermediate_packet_buffer],
         [Out((*x.dims[:-1], width // chips), x.dtype, x.layout, memory_config)],
-        lambda data, _: mesh_sum(data, line, x.dtype, dim=3),
+        lambda data, _, dtype=x.dtype: mesh_sum(data, line, dtype, dim=3),
         exact=True,
         link_bytes=busiest_bytes(x.buffer_bytes(), chips, topology),
         attributes=attributes(line, chips, num_links, topology, dim),
@@ -166,10 +166,10 @@ def llama_rs_create_heads(
     require(x.layout is Layout.ROW_MAJOR, "heads that fill no tile need a ROW_MAJOR input")
     require(qkv_memory_config is not None, "heads need cores: bad optional access")
     users, head = x.dims[2] // chips, x.dims[3] // (num_heads + 2 * num_kv_heads)
-    counts = (num_heads, num_kv_heads, num_kv_heads)
+    counts, dtype = (num_heads, num_kv_heads, num_kv_heads), x.dtype
 
     def compute(data: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        total = own_part(mesh_sum(data, line, x.dtype), line, 2)  # [r, c, 1, 1, B, HW]
+        total = own_part(mesh_sum(data, line, dtype), line, 2)  # [r, c, 1, 1, B, HW]
         heads = total.squeeze(3).unflatten(-1, (-1, head))
         parts = heads.split(counts, dim=-2)
         missing = num_heads - num_kv_heads

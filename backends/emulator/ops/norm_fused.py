@@ -46,20 +46,19 @@ def fused_rms_minimal(
     assert stats is not None
     line, chips = line_of(name, x, cluster_axis)
     check_links(x, line, num_links)
-    ((axis, _),) = line
-    by = Weight(x, weight)
-    share = 1 / (x.dims[-1] * chips)
+    by, axis, share = Weight(x, weight), line[0][0], 1 / (x.dims[-1] * chips)
+    adds, exchanged = residual is not None, stats.dtype.carrier  # a trace keeps no operand
 
     def compute(data: torch.Tensor, _: torch.Tensor, *others: torch.Tensor) -> Any:
         rest = list(others)
-        if residual is not None:
+        if adds:
             old = rest.pop(0)
             data = (data.float() + old.float()).to(old.dtype)
         wide = data.float()
-        own = torch.linalg.vecdot(wide, wide).unsqueeze(-1).to(stats.dtype.carrier).float()
+        own = torch.linalg.vecdot(wide, wide).unsqueeze(-1).to(exchanged).float()
         total = own * chips if own.shape[axis] == 1 else own.sum(axis, keepdim=True)
         normed = by.scale(wide * (total * share + epsilon).rsqrt(), tuple(rest))
-        return normed if residual is None else (normed, data)
+        return (normed, data) if adds else normed
 
     added = [] if residual is None else [residual]
     return launch(
