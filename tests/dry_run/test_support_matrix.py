@@ -81,8 +81,13 @@ def test_other_precisions_pages_rings_and_data_groups_pass(
     _passes(checks, check_options)
 
 
-LOOKING = [("Llama-3.2-11B-Vision", "T3K"), ("Llama-3.2-11B-Vision", "P150"),
-           ("Llama-3.2-90B-Vision", "T3K")]  # fmt: skip
+LOOKING = [
+    ("Llama-3.2-90B-Vision", "T3K"),
+    *(
+        pytest.param(("Llama-3.2-11B-Vision", device), marks=pytest.mark.full)
+        for device in ("T3K", "P150")
+    ),
+]
 
 
 @pytest.mark.parametrize("pair", LOOKING, ids=str)
