@@ -17,6 +17,7 @@ from backends.device_specs import DeviceSpec
 from backends.mesh import SplitCores
 from backends.op_record import scope
 from models.plans.fused import ring_cores, single_cores
+from models.sharding import TILE
 
 BUFFER_TILES = 728  # of bfloat8_b on each receiver: what the rest of a step leaves of its L1
 TILE_BYTES = 1088
@@ -32,6 +33,7 @@ class Prefetcher:
         self.parts = SplitCores(mesh, [rest, readers])
         self.mapping = _mapping(spec)
         addresses = torch.tensor([[w.buffer_address() for layer in self.layers for w in layer]])
+        room = _room(mesh, ring_cores(spec))
         self.addresses = ttnn.from_torch(
             addresses.repeat(len(spec.dram_readers), 1).to(torch.int32),
             dtype=ttnn.uint32,
@@ -46,6 +48,7 @@ class Prefetcher:
             ),
             mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
         )
+        ttnn.deallocate(room)
         self.buffer: Any = None
 
     def ready(self) -> None:
@@ -70,6 +73,23 @@ class Prefetcher:
                 num_layers=len(self.layers),
                 global_cb=self.buffer,
             )
+
+
+def _room(mesh: Any, cores: Any) -> Any:
+    """2 KiB of L1 that are to stay free, held while the addresses are placed.
+
+    Collectives keep small buffers for good. Without a gap for them they may lie below a tensor that
+    soon goes, and cut L1 in two: with 80 layers the next norm had no room.
+    """
+    memory = ttnn.create_sharded_memory_config(
+        (TILE, TILE),
+        cores,
+        ttnn.ShardStrategy.WIDTH,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+    shape = [1, 1, TILE, TILE * cores.num_cores()]
+    return ttnn.empty(shape, ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh, memory)
 
 
 def _streamed(layer: Any) -> tuple[Any, ...]:

@@ -112,7 +112,7 @@ def single_cores(spec: DeviceSpec) -> tuple[Any, Any]:
 
 
 def worker_cores(count: int, spec: DeviceSpec) -> Any:
-    """`count` cores row by row, in the columns between the readers' and then right of them."""
+    """`count` cores: row by row between the readers' columns and right of them, then in those."""
     rows, ranges = spec.compute_grid[1], []
     for left, right in _worker_columns(spec):
         wide = right - left + 1
@@ -122,7 +122,10 @@ def worker_cores(count: int, spec: DeviceSpec) -> Any:
         if rest:
             ranges.append(rectangle_of((left, whole), (left + rest - 1, whole)))
         count -= wide * whole + rest
-    assert count == 0, f"{spec.name} has {count} worker cores too few"
+    columns = sorted({x for x, _ in spec.dram_readers})
+    beside = [(x, y) for x in columns for y in range(rows) if (x, y) not in spec.dram_readers]
+    assert count <= len(beside), f"{spec.name} has too few worker cores"
+    ranges += [rectangle_of(core, core) for core in beside[:count]]
     return ttnn.CoreRangeSet(ranges)
 
 
@@ -173,8 +176,9 @@ def fused_grid(target: Target) -> FusedGrid:
 
 
 def num_workers(spec: DeviceSpec) -> int:
-    """Cores that no weight reader is or stands between."""
-    return sum(right - left + 1 for left, right in _worker_columns(spec)) * spec.compute_grid[1]
+    """Cores that do not read weights."""
+    columns, rows = spec.compute_grid
+    return columns * rows - len(spec.dram_readers)
 
 
 def ring_linear(
