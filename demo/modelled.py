@@ -68,10 +68,10 @@ def verdict_on(session: Session, run: RunOps, *, prefill_len: int) -> Verdict | 
     if not _as_recorded(session.case) or not session.generator.sample_on_device:
         return None
     from perf.gate import check_modelled
-    from perf.op_lists.record import Job
+    from perf.op_lists.record import Workload
 
     case = session.case
-    job = Job(
+    workload = Workload(
         session.model.config.name,
         SPECS[session.device],
         batch_size=case.batch_size,
@@ -80,7 +80,7 @@ def verdict_on(session: Session, run: RunOps, *, prefill_len: int) -> Verdict | 
         data_parallel=case.data_parallel,
         images=case.images,
     )
-    return check_modelled(run, job)
+    return check_modelled(run, workload)
 
 
 def _as_recorded(case: Case) -> bool:

@@ -114,10 +114,10 @@ class Bench:
         """Modelled figures of one user."""
         from backends.device_specs import SPECS
         from perf.cost.software import OWN
-        from perf.predict.figures import job_for, predict
+        from perf.predict.figures import predict, workload_for
 
         spec = SPECS[self.device]
-        job = job_for(self.model, spec, software=OWN, optimizations=optimizations)
+        job = workload_for(self.model, spec, software=OWN, optimizations=optimizations)
         return predict(job, software=OWN)
 
     def forced(self, optimizations: str, tokens: int | None) -> tuple[Any, float]:

@@ -26,12 +26,12 @@ from perf import targets, vision
 from perf.cost.constants import load_constants, round_to
 from perf.cost.price import op_time
 from perf.cost.software import OWN
-from perf.cost.units import State
+from perf.cost.units import Situation
 from perf.op_lists.kept import run_ops
-from perf.op_lists.record import Job, OpList, RunOps
+from perf.op_lists.record import OpList, RunOps, Workload
 from perf.op_lists.text import text_of_run
 from perf.own import Comparison, comparisons
-from perf.predict.figures import job_for, predict_ops, unfolded
+from perf.predict.figures import predict_ops, unfolded, workload_for
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
 CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}
@@ -108,16 +108,16 @@ def check_measured(
     return Verdict("raise", "; ".join(fast)) if fast else Verdict("passed")
 
 
-def check_modelled(run: RunOps, job: Job) -> Verdict:
+def check_modelled(run: RunOps, workload: Workload) -> Verdict:
     """Ops that ran against the prediction recorded for their configuration, at its context."""
-    shape = (job.batch_size, job.prefill_len)
+    shape = (workload.batch_size, workload.prefill_len)
     case = next((name for name, recorded in CASES.items() if recorded == shape), "")
-    case += " image" * (job.images > 0)
-    key = f"{job.model} {job.spec.name} {case}"
+    case += " image" * (workload.images > 0)
+    key = f"{workload.model} {workload.spec.name} {case}"
     kept = targets.load()["predictions"].get(key)
-    if kept is None or (job.optimizations, job.data_parallel) != ("performance", 1):
+    if kept is None or (workload.optimizations, workload.data_parallel) != ("performance", 1):
         return Verdict("none", "no recorded prediction for this configuration")
-    return compare(key, kept, entry_of(run, job), targets.tolerances()["grown"])
+    return compare(key, kept, entry_of(run, workload), targets.tolerances()["grown"])
 
 
 def op_counts(ops: OpList) -> dict[str, int]:
@@ -129,7 +129,7 @@ def op_counts(ops: OpList) -> dict[str, int]:
     return found
 
 
-def op_times(ops: OpList, state: State) -> dict[str, float]:
+def op_times(ops: OpList, state: Situation) -> dict[str, float]:
     """Milliseconds by part of the model and op."""
     found: dict[str, float] = {}
     for op in unfolded(ops, state):
@@ -139,13 +139,19 @@ def op_times(ops: OpList, state: State) -> dict[str, float]:
     return found
 
 
-def entry_of(run: RunOps, job: Job) -> Entry:
-    """What is recorded of the op lists of a job."""
+def entry_of(run: RunOps, workload: Workload) -> Entry:
+    """What is recorded of the op lists of a workload."""
     found = predict_ops(
-        run, job.spec, users=job.batch_size, prefill_len=job.prefill_len, context=job.context
+        run,
+        workload.spec,
+        users=workload.batch_size,
+        prefill_len=workload.prefill_len,
+        context=workload.context,
     )
     grid = min(run.mesh_shape) > 1
-    state = State(job.spec, load_constants(), OWN, job.context, job.batch_size, grid)
+    state = Situation(
+        workload.spec, load_constants(), OWN, workload.context, workload.batch_size, grid
+    )
     return Entry(
         found.tokens_per_s_per_user,
         found.ttft_ms,
@@ -215,15 +221,17 @@ def save_counts(entries: Mapping[str, Entry]) -> None:
     COUNTS.write_text(text, encoding="utf-8")
 
 
-def jobs(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> Iterator[tuple[str, Job]]:
+def workloads(
+    devices: Sequence[str] = DEVICES, models: Sequence[str] = ()
+) -> Iterator[tuple[str, Workload]]:
     """Every supported (model, device, case); what does not fit a device is left out later."""
     for model in models or model_names():
         for device in devices:
             for case, (batch, length) in CASES.items():
-                job = job_for(
+                workload = workload_for(
                     model, SPECS[device], software=OWN, batch_size=batch, prefill_len=length
                 )
-                yield f"{model} {device} {case}", job
+                yield f"{model} {device} {case}", workload
     for model, device in vision.RUNS:
         if device in devices and (not models or model in models):
             yield f"{model} {device} {IMAGE_CASE}", vision.vision_job(model, device)
@@ -233,19 +241,19 @@ def predictions(
     devices: Sequence[str] = DEVICES, models: Sequence[str] = ()
 ) -> Iterator[tuple[str, Entry]]:
     """Predictions of all that fits."""
-    for key, job in jobs(devices, models):
+    for key, workload in workloads(devices, models):
         try:
-            run = run_ops(job)
+            run = run_ops(workload)
         except ValueError:  # does not fit, or has too few heads
             continue
-        yield key, entry_of(run, job)
+        yield key, entry_of(run, workload)
 
 
 def golden_texts() -> Iterator[tuple[Path, str]]:
     """The op lists that are kept as text."""
     for model, device in GOLDEN_RUNS:
-        job = job_for(model, SPECS[device], software=OWN, batch_size=32)
-        yield GOLDEN / f"{model}-{device}.txt", text_of_run(run_ops(job))
+        workload = workload_for(model, SPECS[device], software=OWN, batch_size=32)
+        yield GOLDEN / f"{model}-{device}.txt", text_of_run(run_ops(workload))
 
 
 def golden_diffs() -> list[str]:
@@ -265,7 +273,7 @@ def check(devices: Sequence[str] = DEVICES, models: Sequence[str] = ()) -> list[
     kept, allowed = targets.load()["predictions"], targets.tolerances()["grown"]
     found, counts = dict(predictions(devices, models)), load_counts()
     verdicts = []
-    for key, _ in jobs(devices, models):
+    for key, _ in workloads(devices, models):
         if key in kept and key in found:
             verdicts.append(compare(key, kept[key], found[key], allowed))
             verdicts.append(compare_counts(key, counts.get(key, {}), found[key]))

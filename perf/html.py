@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from perf.calibrate.published_rows import ELSEWHERE, Row, load_rows
 from perf.cost.constants import provenance
-from perf.predict.figures import Prediction, job_for, predict
+from perf.predict.figures import Prediction, predict, workload_for
 from perf.predict.what_if import setting
 from perf.sweep.plot import draw
 from perf.sweep.points import Sweep
@@ -87,8 +87,8 @@ def _breakdowns() -> str:
     parts = []
     for device in DEVICES:
         where = setting(device)
-        job = job_for(MODEL, where.spec, software=where.software)
-        found = predict(job, software=where.software)
+        workload = workload_for(MODEL, where.spec, software=where.software)
+        found = predict(workload, software=where.software)
         parts.append(f"<h3>{MODEL} on {device}</h3>{_bars(found)}")
     return "".join(parts)
 
@@ -111,7 +111,7 @@ def _bars(found: Prediction) -> str:
 def _elsewhere() -> str:
     rows = []
     for row in load_rows(ELSEWHERE):
-        found = predict(row.job, software=row.software, harness=row.harness)
+        found = predict(row.workload, software=row.software, harness=row.harness)
         rows.append(_line(row, found))
     columns = (
         "Source", "Harness", "Configuration", "t/s/u published", "modelled", "TTFT published",

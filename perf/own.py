@@ -16,7 +16,7 @@ from backends.device_specs import SPECS
 from perf.calibrate.published_rows import Row, load_rows
 from perf.cost.constants import round_to
 from perf.cost.software import OWN
-from perf.predict.figures import Prediction, job_for, predict
+from perf.predict.figures import Prediction, predict, workload_for
 
 LEAST_SPEED, LEAST_TTFT = 0.97, 0.95  # ratios that no row may fall below
 
@@ -31,7 +31,7 @@ class Comparison:
     def own(self) -> Prediction:
         """Predicted from our op list, with nothing but what it says."""
         row = self.row
-        job = job_for(
+        workload = workload_for(
             row.model,
             SPECS[row.device],
             software=OWN,
@@ -40,7 +40,7 @@ class Comparison:
             prefill_len=row.prefill_len,
             optimizations=row.optimizations,
         )
-        return predict(job, software=OWN)
+        return predict(workload, software=OWN)
 
     @property
     def key(self) -> str:

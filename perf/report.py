@@ -23,7 +23,7 @@ from models.command import run
 from perf.calibrate.published_rows import Row, load_rows
 from perf.op_lists.kept import ROOT
 from perf.own import Comparison, comparisons, own_lines
-from perf.predict.figures import Prediction, job_for, predict
+from perf.predict.figures import Prediction, predict, workload_for
 from perf.record import RECORDS, read_records
 from perf.targets import Target, load, published
 from perf.vision import COLUMNS as VISION_COLUMNS
@@ -132,7 +132,9 @@ def _ours(value: float, ratio: float | None, digits: int) -> str:
 
 def modelled(row: Row | None) -> Prediction | None:
     """Prediction of a published row; None for what is not modelled."""
-    return None if row is None else predict(row.job, software=row.software, harness=row.harness)
+    return (
+        None if row is None else predict(row.workload, software=row.software, harness=row.harness)
+    )
 
 
 def render(records_path: Path = RECORDS) -> str:
@@ -188,7 +190,9 @@ def accuracy() -> str:
         return ""
     rows = []
     for e in entries:
-        found = predict(job_for(e["model"], SPECS[e["device"]], optimizations=e["optimizations"]))
+        found = predict(
+            workload_for(e["model"], SPECS[e["device"]], optimizations=e["optimizations"])
+        )
         band = found.interval["tokens_per_s_per_user"]
         shares = number(e["top1"], 2), number(e["top5"], 2)
         speed = span(found.tokens_per_s_per_user, band, 1)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from backends.device_specs import SPECS
 from perf.cost.software import OWN
-from perf.op_lists.record import Job
-from perf.predict.figures import Prediction, job_for, predict
+from perf.op_lists.record import Workload
+from perf.predict.figures import Prediction, predict, workload_for
 
 FIGURES = Path(__file__).with_name("published") / "vision_figures.csv"
 # what a pull request must not make slower (perf/gate.py), and what the table shows
@@ -27,9 +27,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def vision_job(model: str, device: str) -> Job:
+def vision_job(model: str, device: str) -> Workload:
     """One user with one image of the most tiles."""
-    return job_for(model, SPECS[device], software=OWN, images=1)
+    return workload_for(model, SPECS[device], software=OWN, images=1)
 
 
 def rows() -> Iterator[list[str]]:

@@ -19,7 +19,7 @@ from perf.calibrate.op_rows import OpRow
 from perf.calibrate.published_rows import Row
 from perf.cost.constants import LOOSE, TIGHT, Constants, facts
 from perf.cost.price import OpTime, op_time
-from perf.cost.units import State
+from perf.cost.units import Situation
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import OpList, RunOps
 from perf.predict.figures import Dispatch, unfolded
@@ -44,11 +44,11 @@ class OpTable:
     """Distinct ops of many lists, timed together."""
 
     def __init__(self) -> None:
-        self.ops: list[tuple[Any, State]] = []
+        self.ops: list[tuple[Any, Situation]] = []
         self.needs: list[set[str]] = []
         self._numbers: dict[Any, int] = {}
 
-    def add(self, record: Any, state: State) -> int:
+    def add(self, record: Any, state: Situation) -> int:
         """Number of an op; equal ops in equal states share one."""
         decode = record.name.endswith("attention_decode")
         key = (
@@ -82,7 +82,7 @@ class OpTable:
 
 
 @dataclass(frozen=True)
-class Phase:
+class Observed:
     """One kind of figure of many rows: what is measured, and how it follows from op times."""
 
     measured: np.ndarray
@@ -98,14 +98,16 @@ class Phase:
         return self.combine(self.counts @ times, constants)
 
 
-def row_state(row: Row, run: RunOps) -> State:
+def row_state(row: Row, run: RunOps) -> Situation:
     """How the cost model sees a published row; constants are filled in later."""
-    job = row.job
+    workload = row.workload
     grid = min(run.mesh_shape) > 1
-    return State(job.spec, Constants(), row.software, job.context, job.batch_size, grid)
+    return Situation(
+        workload.spec, Constants(), row.software, workload.context, workload.batch_size, grid
+    )
 
 
-def _count(lists: Sequence[tuple[OpList, State]]) -> tuple[OpTable, csr_matrix, np.ndarray]:
+def _count(lists: Sequence[tuple[OpList, Situation]]) -> tuple[OpTable, csr_matrix, np.ndarray]:
     """Table, counts [row, op], and launches of each row."""
     table = OpTable()
     numbered = [
@@ -119,13 +121,13 @@ def _count(lists: Sequence[tuple[OpList, State]]) -> tuple[OpTable, csr_matrix, 
     return table, csr_matrix(counts), np.asarray(counts.sum(axis=1)).ravel()
 
 
-def _gaps(states: Sequence[State], c: Constants) -> np.ndarray:
+def _gaps(states: Sequence[Situation], c: Constants) -> np.ndarray:
     return np.array([c.galaxy_gap_us if s.software.fused else c.gap_us for s in states])
 
 
-def decode_rows(rows: Sequence[Row]) -> Phase:
+def decode_rows(rows: Sequence[Row]) -> Observed:
     """Milliseconds of a decode step."""
-    runs = [run_ops(row.job) for row in rows]
+    runs = [run_ops(row.workload) for row in rows]
     states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
     table, counts, launches = _count([(run.decode, s) for run, s in zip(runs, states, strict=True)])
 
@@ -137,12 +139,12 @@ def decode_rows(rows: Sequence[Row]) -> Phase:
         return (sums + launches * _gaps(states, c)) / 1000 + np.array(host)
 
     measured = np.array([1000 / (row.tokens_per_s_per_user or np.nan) for row in rows])
-    return Phase(measured, table, counts, combine, sigma=0.05)
+    return Observed(measured, table, counts, combine, sigma=0.05)
 
 
-def prefill_rows(rows: Sequence[Row]) -> Phase:
+def prefill_rows(rows: Sequence[Row]) -> Observed:
     """Milliseconds of TTFT."""
-    runs = [run_ops(row.job) for row in rows]
+    runs = [run_ops(row.workload) for row in rows]
     states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
     states = [replace(state, prefill=True) for state in states]
     lists = [(run.prefill, state) for run, state in zip(runs, states, strict=True)]
@@ -177,19 +179,19 @@ def prefill_rows(rows: Sequence[Row]) -> Phase:
         return np.array(totals)
 
     measured = np.array([row.ttft_ms or np.nan for row in rows])
-    return Phase(measured, table, counts, combine, sigma=0.08)
+    return Observed(measured, table, counts, combine, sigma=0.08)
 
 
-def op_rows(rows: Sequence[OpRow]) -> Phase:
+def op_rows(rows: Sequence[OpRow]) -> Observed:
     """Microseconds of single ops."""
     lists = [(OpList.of_records(row.records), row.state(Constants())) for row in rows]
     table, counts, _ = _count(lists)
     measured = np.array([row.us for row in rows])
-    return Phase(measured, table, counts, lambda sums, _: sums, sigma=0.12)
+    return Observed(measured, table, counts, lambda sums, _: sums, sigma=0.12)
 
 
 def fit(
-    phase: Phase,
+    phase: Observed,
     names: Sequence[str],
     start: Constants,
     *,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perf.calibrate.fit import Phase, decode_rows, fit, op_rows, prefill_rows
+from perf.calibrate.fit import Observed, decode_rows, fit, op_rows, prefill_rows
 from perf.calibrate.op_rows import OpRow, load_op_rows
 from perf.calibrate.published_rows import Row, load_rows, twins
 from perf.cost.constants import Constants, fitted
@@ -23,9 +23,9 @@ class Data:
     rows: list[Row]
     ops: list[OpRow]
     not_ops: list[str]
-    decode: Phase = field(init=False)
-    prefill: Phase = field(init=False)
-    op: Phase = field(init=False)
+    decode: Observed = field(init=False)
+    prefill: Observed = field(init=False)
+    op: Observed = field(init=False)
     op_start: Constants = field(init=False)
 
     def __post_init__(self) -> None:

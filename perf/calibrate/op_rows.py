@@ -17,7 +17,7 @@ from backends.op_record import TILE_BYTES, Cost, OpRecord, TensorSpec, operand_b
 from backends.work import attention_flops, kv_bytes, link_bytes, product_flops, update_bytes
 from perf.cost.constants import Constants
 from perf.cost.software import SOFTWARE, Software
-from perf.cost.units import State
+from perf.cost.units import Situation
 
 TIMINGS = Path(__file__).parents[1] / "published" / "op_timings.csv"
 FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b"}
@@ -41,9 +41,9 @@ class OpRow:
     is_grid: bool = False
     isolated: bool = False
 
-    def state(self, constants: Constants) -> State:
+    def state(self, constants: Constants) -> Situation:
         """How the cost model sees the run it was timed in."""
-        return State(
+        return Situation(
             self.spec, constants, self.software, self.context, self.active_users, self.is_grid,
             self.isolated,
         )  # fmt: skip

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from backends.device_specs import MODELLED, SPECS
 from perf.cost.software import Software, software_named
-from perf.op_lists.record import GENERATED, Job
-from perf.predict.figures import job_for
+from perf.op_lists.record import GENERATED, Workload
+from perf.predict.figures import workload_for
 from perf.predict.harness import HARNESSES, REQUESTS, Harness
 
 FIGURES = Path(__file__).parents[1] / "published" / "model_figures.csv"
@@ -76,9 +76,9 @@ class Row:
         return "Llama 8B" if size in ("8B", "11B") else f"Llama {size}"
 
     @property
-    def job(self) -> Job:
+    def workload(self) -> Workload:
         """What reproduces the row."""
-        return job_for(
+        return workload_for(
             self.model,
             ALL_SPECS[self.device],
             software=self.software,

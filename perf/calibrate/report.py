@@ -11,7 +11,7 @@ from perf.calibrate.judge import Data, Judged, half, leave_out
 from perf.calibrate.published_rows import Row, twins
 from perf.calibrate.sources import Sources, Table, mean_error
 from perf.op_lists.kept import run_ops
-from perf.predict.figures import Phase, decode_phase, prefill_phase
+from perf.predict.figures import PhaseTimes, decode_phase, prefill_phase
 from perf.predict.host import PrefillRun
 
 
@@ -133,11 +133,11 @@ def _left_out(data: Data, attribute: str) -> str:
     return "\n".join(lines)
 
 
-def _phases(data: Data) -> tuple[list[Phase], list[Phase]]:
+def _phases(data: Data) -> tuple[list[PhaseTimes], list[PhaseTimes]]:
     """Sums of op times of every row, for their physical limits."""
     decode, prefill = [], []
     for row in data.rows:
-        run = run_ops(row.job)
+        run = run_ops(row.workload)
         state = row_state(row, run)
         decode.append(decode_phase(run, state, data_parallel=row.data_parallel))
         prefill.append(prefill_phase(run, state, PrefillRun(1, False)))

@@ -9,7 +9,7 @@ from backends.op_record import OpRecord
 from perf.cost import moves
 from perf.cost.constants import Constants
 from perf.cost.units import (
-    State,
+    Situation,
     bytes_us,
     cost_now,
     cycles_us,
@@ -24,7 +24,7 @@ MERGED_FROM = 256  # positions a core takes before the next one joins in
 MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most 16 cores
 
 
-def matmul_us(record: OpRecord, state: State) -> float:
+def matmul_us(record: OpRecord, state: Situation) -> float:
     """A product by the program its config names; without one, it runs like an elementwise op."""
     config = str(record.attributes.get("program_config", ""))
     if record.attributes.get("gather_in0"):
@@ -36,7 +36,7 @@ def matmul_us(record: OpRecord, state: State) -> float:
     return moves.eltwise_us(record, state)
 
 
-def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
+def dram_sharded_matmul_us(record: OpRecord, state: Situation) -> float:
     """Each DRAM bank's slice of the weight is multiplied by the cores beside that bank.
 
     One core per bank streams and multiplies; blocks of the activations go round to all of them.
@@ -67,7 +67,7 @@ def dram_sharded_matmul_us(record: OpRecord, state: State) -> float:
     return c.matmul_us + max(stream, cycles_us(cycles, spec))
 
 
-def ring_matmul_us(record: OpRecord, state: State) -> float:
+def ring_matmul_us(record: OpRecord, state: Situation) -> float:
     """Blocks of activations go round a ring of cores, each with columns of the weight.
 
     What is not there ahead of time is read from DRAM, by cores wherever they lie.
@@ -81,13 +81,13 @@ def ring_matmul_us(record: OpRecord, state: State) -> float:
     return c.galaxy_matmul_us + max(compute, stream)
 
 
-def prefetch_us(record: OpRecord, state: State) -> float:
+def prefetch_us(record: OpRecord, state: Situation) -> float:
     """Weights streamed by the core beside each bank, while other ops run."""
     c, spec = state.constants, state.spec
     return bytes_us(cost_now(record, state).dram_bytes, c.dram_sharded * spec.dram_gbps)
 
 
-def block_tiles(record: OpRecord, inner: int, columns: int, state: State) -> int:
+def block_tiles(record: OpRecord, inner: int, columns: int, state: Situation) -> int:
     """Tiles of K in one block of activations.
 
     The generic software of 2025 puts the activations of the feed-forward products on the largest
@@ -117,7 +117,7 @@ def cycles_per_product(c: Constants, fidelity: str, arch: str) -> float:
     return table[fidelity]
 
 
-def matmul_2d_us(record: OpRecord, state: State) -> float:
+def matmul_2d_us(record: OpRecord, state: Situation) -> float:
     """A grid of cores; its first row reads the weight, its first column the activations.
 
     A reader core draws a limited number of bytes a second, then hands blocks on: at 128 rows
@@ -141,13 +141,13 @@ def matmul_2d_us(record: OpRecord, state: State) -> float:
     return c.matmul2d_us + slices * overlapped(compute, weights, inputs)
 
 
-def reader_gbps(state: State) -> float:
+def reader_gbps(state: Situation) -> float:
     """What one core draws from DRAM; grows with the NoC's clock."""
     c, spec = state.constants, state.spec
     return (c.reader_gbps_bh if spec.arch == "blackhole" else c.reader_gbps) * spec.clock_ghz
 
 
-def sdpa_decode_us(record: OpRecord, state: State) -> float:
+def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
     """Cores are dealt to the slots, then to heads; each reads its share of the positions.
 
     Idle slots keep their cores, so one user in many slots is slow.
@@ -173,7 +173,7 @@ def sdpa_decode_us(record: OpRecord, state: State) -> float:
     return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)
 
 
-def sdpa_prefill_us(record: OpRecord, state: State) -> float:
+def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
     """Blocks of queries are dealt to the cores; each goes through the keys it may see."""
     c, spec = state.constants, state.spec
     query = record.inputs[0]

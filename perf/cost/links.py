@@ -11,7 +11,7 @@ import math
 from backends.op_record import OpRecord
 from perf.cost import moves
 from perf.cost.constants import Constants
-from perf.cost.units import State, bytes_us, cost_now
+from perf.cost.units import Situation, bytes_us, cost_now
 
 KINDS = {
     "all_gather": ("gather",), "reduce_scatter": ("scatter",), "all_reduce": ("scatter", "gather"),
@@ -25,13 +25,13 @@ PERSISTENT = {
 }
 
 
-def link_gbps(record: OpRecord, state: State) -> float:
+def link_gbps(record: OpRecord, state: Situation) -> float:
     """Line rate between neighbours along an axis, one direction, over the links the op asks for."""
     have = max(1, state.spec.links[int(record.attributes.get("cluster_axis", 1))])
     return min(have, int(record.attributes.get("num_links", have))) * state.spec.link_gbps
 
 
-def collective_us(record: OpRecord, state: State) -> float:
+def collective_us(record: OpRecord, state: Situation) -> float:
     """Time of a gather, a scatter, or both, each with its share of the link bytes."""
     at, kinds = record.attributes, KINDS[record.name]
     chips = int(at["num_devices"])
@@ -44,22 +44,22 @@ def collective_us(record: OpRecord, state: State) -> float:
     return sum(pass_us(kind, chips, ring, volume, rate, state, rows) for kind in kinds)
 
 
-def persistent_us(record: OpRecord, state: State) -> float:
+def persistent_us(record: OpRecord, state: Situation) -> float:
     """Time of a collective of a fused step."""
     return _persistent_us(record, state, PERSISTENT[record.name])
 
 
-def scattered_heads_us(record: OpRecord, state: State) -> float:
+def scattered_heads_us(record: OpRecord, state: Situation) -> float:
     """A scatter whose rows go on to the cores of their users."""
     return persistent_us(record, state) + state.constants.l1_op_us
 
 
-def fused_norm_us(record: OpRecord, state: State) -> float:
+def fused_norm_us(record: OpRecord, state: Situation) -> float:
     """A norm of shards, and the gather of its statistics."""
     return moves.norm_us(record, state) + _persistent_us(record, state, ("gather",))
 
 
-def _persistent_us(record: OpRecord, state: State, kinds: tuple[str, ...]) -> float:
+def _persistent_us(record: OpRecord, state: Situation, kinds: tuple[str, ...]) -> float:
     c, at = state.constants, record.attributes
     chips = int(at["num_devices"])
     ring = at.get("topology") == "Ring" and chips > 2
@@ -68,7 +68,7 @@ def _persistent_us(record: OpRecord, state: State, kinds: tuple[str, ...]) -> fl
     return sum(c.galaxy_link_us + bytes_us(volume, share * rate) for share in shares)
 
 
-def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) -> bool:
+def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: Situation) -> bool:
     """Whether the software gathers heads inside the output projection instead.
 
     It does so on rings of 8 whose chips keep a multiple of 8 tiles of the model width.
@@ -80,7 +80,7 @@ def _gathered_instead(record: OpRecord, chips: int, ring: bool, state: State) ->
 
 
 def pass_us(
-    kind: str, chips: int, ring: bool, volume: float, rate: float, state: State,
+    kind: str, chips: int, ring: bool, volume: float, rate: float, state: Situation,
     rows: int = 1,
 ) -> float:  # fmt: skip
     """A gather or scatter with `volume` bytes on its busiest link, over links of `rate` GB/s."""

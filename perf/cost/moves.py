@@ -6,7 +6,7 @@ import math
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
-from perf.cost.units import FOLDED, State, bytes_us, cost_now, cycles_us, reach, tiles
+from perf.cost.units import FOLDED, Situation, bytes_us, cost_now, cycles_us, reach, tiles
 
 # ops that go through a tensor by rows of tiles: a row stays on one core
 ROW_OPS = frozenset(
@@ -18,48 +18,48 @@ ROW_OPS = frozenset(
 )  # fmt: skip
 
 
-def topk_us(record: OpRecord, state: State) -> float:
+def topk_us(record: OpRecord, state: Situation) -> float:
     """Every row is gone through column by column."""
     return cycles_us(state.constants.topk_cycles * record.inputs[0].shape[-1], state.spec)
 
 
-def seed_us(record: OpRecord, state: State) -> float:
+def seed_us(record: OpRecord, state: Situation) -> float:
     """Every core sets one register: all there is to it is the launch, which is priced apart."""
     return 0.0
 
 
-def sampling_us(record: OpRecord, state: State) -> float:
+def sampling_us(record: OpRecord, state: Situation) -> float:
     """A draw from candidates."""
     return state.constants.sampling_us * (0.3 + 0.7 * record.inputs[0].shape[-1] / 256)
 
 
-def norm_us(record: OpRecord, state: State) -> float:
+def norm_us(record: OpRecord, state: Situation) -> float:
     """Cores that hold parts of a row exchange statistics."""
     c = state.constants
     return _spread_us(record, state, c.norm_cycles, in_l1=c.norm_us)
 
 
-def move_us(record: OpRecord, state: State) -> float:
+def move_us(record: OpRecord, state: Situation) -> float:
     """Tiles go elsewhere, uncomputed."""
     return _spread_us(record, state, state.constants.move_cycles)
 
 
-def eltwise_us(record: OpRecord, state: State) -> float:
+def eltwise_us(record: OpRecord, state: Situation) -> float:
     """Each tile is computed on by itself."""
     return _spread_us(record, state, state.constants.eltwise_cycles)
 
 
-def picked_rows_us(record: OpRecord, state: State) -> float:
+def picked_rows_us(record: OpRecord, state: Situation) -> float:
     """Rows of a table that is not gone through."""
     return _spread_us(record, state, state.constants.move_cycles, operands=record.outputs)
 
 
-def fill_us(record: OpRecord, state: State) -> float:
+def fill_us(record: OpRecord, state: Situation) -> float:
     """Whole prompts go where the cache has room."""
     return _spread_us(record, state, state.constants.move_cycles, operands=record.inputs[1:2])
 
 
-def update_us(record: OpRecord, state: State) -> float:
+def update_us(record: OpRecord, state: Situation) -> float:
     """A core for each user (and cache) reads, changes and writes back the tiles of its heads."""
     c, spec, cost = state.constants, state.spec, cost_now(record, state)
     users, _, _ = reach(record, state)
@@ -71,7 +71,7 @@ def update_us(record: OpRecord, state: State) -> float:
 
 def _spread_us(
     record: OpRecord,
-    state: State,
+    state: Situation,
     cycles: float,
     *,
     in_l1: float | None = None,

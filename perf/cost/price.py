@@ -15,7 +15,7 @@ from types import MappingProxyType
 from backends.device_specs import FLOP_PER_CYCLE_LOFI, PASSES
 from backends.op_record import OpRecord
 from perf.cost import compute, links, moves
-from perf.cost.units import BESIDE, FOLDED, State, bytes_us, cost_now, cycles_us, is_view
+from perf.cost.units import BESIDE, FOLDED, Situation, bytes_us, cost_now, cycles_us, is_view
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OpTime:
     dram_bytes: float = 0.0
 
 
-def op_time(record: OpRecord, state: State) -> OpTime:
+def op_time(record: OpRecord, state: Situation) -> OpTime:
     """Time of one op, launch gap left out; never below the physical limit."""
     limit = physical_limit(record, state)
     us = _time_us(record, state)
@@ -39,7 +39,7 @@ def op_time(record: OpRecord, state: State) -> OpTime:
 
 
 # how the time of each op follows from its work; one that is not here is refused
-PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
+PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
     {
         **dict.fromkeys(("linear", "matmul"), compute.matmul_us),
         **dict.fromkeys(links.KINDS, links.collective_us),
@@ -85,7 +85,7 @@ PRICES: Mapping[str, Callable[[OpRecord, State], float]] = MappingProxyType(
 )  # fmt: skip
 
 
-def _time_us(record: OpRecord, state: State) -> float:
+def _time_us(record: OpRecord, state: Situation) -> float:
     price = PRICES.get(record.name)
     if price is None:
         raise ValueError(
@@ -95,7 +95,7 @@ def _time_us(record: OpRecord, state: State) -> float:
     return 0.0 if is_view(record) else price(record, state)
 
 
-def is_prefetched(record: OpRecord, state: State) -> bool:
+def is_prefetched(record: OpRecord, state: Situation) -> bool:
     """Whether the weight was read while earlier ops ran: then only a step as a whole is bound."""
     config = str(record.attributes.get("program_config", ""))
     return state.folds and "DRAMSharded" in config
@@ -110,7 +110,7 @@ class Limit:
     dram_bytes: float
 
 
-def physical_limit(record: OpRecord, state: State) -> Limit:
+def physical_limit(record: OpRecord, state: Situation) -> Limit:
     """Peak DRAM bandwidth, peak arithmetic at the op's fidelity on all cores, line rate."""
     spec, cost = state.spec, cost_now(record, state)
     if state.folds and record.name in FOLDED:

@@ -38,7 +38,7 @@ COLLECTIVES = frozenset(
 
 
 @dataclass(frozen=True)
-class State:
+class Situation:
     """What a record does not say: where it runs, and how far the users have come."""
 
     spec: DeviceSpec
@@ -103,7 +103,7 @@ def stated(record: OpRecord) -> Cost:
     return record.cost
 
 
-def cost_now(record: OpRecord, state: State) -> Cost:
+def cost_now(record: OpRecord, state: Situation) -> Cost:
     """What the op costs with the users and positions there are, not the most there can be."""
     cost = stated(record)
     if not cost.cached_bytes:
@@ -121,7 +121,7 @@ def cost_now(record: OpRecord, state: State) -> Cost:
     )
 
 
-def reach(record: OpRecord, state: State) -> tuple[int, int, int]:
+def reach(record: OpRecord, state: Situation) -> tuple[int, int, int]:
     """Users with a context, positions each reads, and the slots that there are."""
     slots = int(record.attributes["users"])
     most = int(record.attributes.get("context", state.context))

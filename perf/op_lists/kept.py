@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.op_record import Cost, OpRecord, TensorSpec
-from perf.op_lists.record import CountedOp, Job, OpList, RunOps, record_run
+from perf.op_lists.record import CountedOp, OpList, RunOps, Workload, record_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / "generated" / "op_lists"
@@ -23,14 +23,14 @@ SOURCES = ("backends", "models", "runtime", "perf/op_lists/record.py")
 
 
 @lru_cache(maxsize=512)
-def run_ops(job: Job) -> RunOps:
-    """Op lists of a job, from memory, disk, or a fresh recording."""
-    path = DIRECTORY / f"{_digest(job)}.json"
+def run_ops(workload: Workload) -> RunOps:
+    """Op lists of a workload, from memory, disk, or a fresh recording."""
+    path = DIRECTORY / f"{_digest(workload)}.json"
     try:
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: record it
-    run = record_run(job)
+    run = record_run(workload)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(_to_json(run)), encoding="utf-8")
@@ -38,8 +38,8 @@ def run_ops(job: Job) -> RunOps:
     return run
 
 
-def _digest(job: Job) -> str:
-    facts = asdict(job) | {"model": _model_facts(job.model), "sources": source_digest()}
+def _digest(workload: Workload) -> str:
+    facts = asdict(workload) | {"model": _model_facts(workload.model), "sources": source_digest()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

@@ -24,7 +24,7 @@ GENERATED = 200  # tokens of a published run; its decode context grows by as man
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What is to be predicted; the op list depends on nothing else."""
 
     model: str | Path
@@ -91,19 +91,19 @@ class RunOps:
     mesh_shape: tuple[int, int]
 
 
-def record_run(job: Job) -> RunOps:
-    """Op lists of a job; raises ValueError for what no engine can do."""
+def record_run(workload: Workload) -> RunOps:
+    """Op lists of a workload; raises ValueError for what no engine can do."""
     import backends
 
     if backends.select("emulator") != "emulator":
         raise AssertionError
     from models.registry import load_config
 
-    config = load_config(job.model, vision=job.images > 0)
+    config = load_config(workload.model, vision=workload.images > 0)
     padded = 1 << (config.head_dim - 1).bit_length()
-    if job.pad_heads and padded != config.head_dim:  # frequencies change no op
+    if workload.pad_heads and padded != config.head_dim:  # frequencies change no op
         config = replace(config, head_dim=padded, rope_scaling=None)
-    plan = blueprint(job, config)
+    plan = blueprint(workload, config)
     precision = plan.precision
     kinds = Counter(precision.layer(i) for i in range(config.num_layers))
     lists = []
@@ -111,7 +111,7 @@ def record_run(job: Job) -> RunOps:
         alike = [i for i in range(config.num_layers) if precision.layer(i) == kind]
         looking = [i for i in alike if config.vision and i in config.vision.cross_before]
         index = (looking or alike)[0]  # with a layer that looks at images in front, if one has
-        lists.append((_record_layer(job, plan, index), Alike(index, count, len(looking))))
+        lists.append((_record_layer(workload, plan, index), Alike(index, count, len(looking))))
     first = lists[0][0]
     return replace(
         first,
@@ -120,36 +120,36 @@ def record_run(job: Job) -> RunOps:
     )
 
 
-def blueprint(job: Job, config: ModelConfig) -> Blueprint:
-    """What a program would load for the job, with pages for the positions that it uses."""
+def blueprint(workload: Workload, config: ModelConfig) -> Blueprint:
+    """What a program would load for the workload, with pages for the positions that it uses."""
     from models.kv_cache import CacheConfig
     from models.plans.target import Habits
     from runtime.blueprint import LoadOptions, draw
     from runtime.settings import Settings
 
-    used = max(job.prefill_len + job.generated, job.prefill_tokens)
+    used = max(workload.prefill_len + workload.generated, workload.prefill_tokens)
     max_seq_len = min(_round_up(used, 1024), config.max_position_embeddings)
     pages = _round_up(min(used, max_seq_len), BLOCK) // BLOCK
     options = LoadOptions(
-        model=str(job.model),
-        optimizations=job.optimizations,
-        max_batch_size=job.decode_users,
+        model=str(workload.model),
+        optimizations=workload.optimizations,
+        max_batch_size=workload.decode_users,
         max_seq_len=max_seq_len,
-        cache=CacheConfig(BLOCK, pages * job.batch_size),
-        data_parallel=job.data_parallel,
+        cache=CacheConfig(BLOCK, pages * workload.batch_size),
+        data_parallel=workload.data_parallel,
         enable_trace=False,
-        batched_prefill=job.batched_prefill,
-        fill_grid=job.fill_grid,
-        images=job.images,
-        habits=Habits(job.habits),
+        batched_prefill=workload.batched_prefill,
+        fill_grid=workload.fill_grid,
+        images=workload.images,
+        habits=Habits(workload.habits),
     )
-    settings = Settings(backend="emulator", pad_mlp_cores=job.pad_mlp_cores)
-    plan = draw(options, settings, config, job.spec)
+    settings = Settings(backend="emulator", pad_mlp_cores=workload.pad_mlp_cores)
+    plan = draw(options, settings, config, workload.spec)
     plan.check_fits()
     return plan
 
 
-def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
+def _record_layer(workload: Workload, plan: Blueprint, index: int) -> RunOps:
     """Op lists of a model that has only the layer `index`."""
     from backends.emulator.chip.device import MeshDevice
     from perf.op_lists.shapes import ShapeCheckpoint
@@ -157,7 +157,7 @@ def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
 
     chunk = plan.max_prefill_chunk  # of the whole model
     one_layer = replace(plan.options, layers=range(index, index + 1), max_prefill_chunk=chunk)
-    mesh = MeshDevice(job.spec, plan.mesh_shape, "meta")
+    mesh = MeshDevice(workload.spec, plan.mesh_shape, "meta")
     engine = build_engine(
         replace(plan, options=one_layer, prefill_chunk=chunk),
         mesh,
@@ -165,12 +165,12 @@ def _record_layer(job: Job, plan: Blueprint, index: int) -> RunOps:
         None,
     )
     pages = _round_up(plan.options.max_seq_len, BLOCK) // BLOCK
-    found = _record_passes(engine, job, job.decode_users, pages)
+    found = _record_passes(engine, workload, workload.decode_users, pages)
     engine.close()
     return replace(found, mesh_shape=plan.mesh_shape)
 
 
-def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
+def _record_passes(engine: Any, workload: Workload, users: int, pages: int) -> RunOps:
     """Op lists of one prefill and one decode step of an engine."""
     import torch
 
@@ -181,19 +181,19 @@ def _record_passes(engine: Any, job: Job, users: int, pages: int) -> RunOps:
     max_seq_len = engine.max_seq_len
     table = torch.zeros(users, pages, dtype=torch.int32)
     # users that are not prefilled together run the same ops in turn
-    together = job.batch_size if job.batched_prefill else 1
-    prompt = [0] * job.prefill_tokens
-    if job.images:
-        prompt[: job.images] = [engine.vision.image_token] * job.images
+    together = workload.batch_size if workload.batched_prefill else 1
+    prompt = [0] * workload.prefill_tokens
+    if workload.images:
+        prompt[: workload.images] = [engine.vision.image_token] * workload.images
         for slot in range(users):
-            engine.attach(slot, prompt, [blank_image(engine.vision)] * job.images)
+            engine.attach(slot, prompt, [blank_image(engine.vision)] * workload.images)
     with record_ops() as prefill:
         engine.prefill([prompt] * together, slots=list(range(together)), page_table=table)
-    sampling = device_sampling([GREEDY] * users) if job.device_sampling else None
+    sampling = device_sampling([GREEDY] * users) if workload.device_sampling else None
     with record_ops() as decode:
         out = engine.decode(
             torch.zeros(users, dtype=torch.int32),
-            torch.full((users,), min(job.prefill_len, max_seq_len - 1), dtype=torch.int32),
+            torch.full((users,), min(workload.prefill_len, max_seq_len - 1), dtype=torch.int32),
             page_table=table,
             sampling=sampling,
         )

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from models.command import run
-from perf.predict.figures import Job, Prediction, dump_json, job_for, predict, refuse_images
+from perf.predict.figures import (
+    Prediction,
+    Workload,
+    dump_json,
+    predict,
+    refuse_images,
+    workload_for,
+)
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import KNOWN, Setting, setting
 from runtime.numbers import argument
@@ -84,10 +91,10 @@ def describe(prediction: Prediction) -> str:
     return "\n".join(lines)
 
 
-def prepare(options: argparse.Namespace) -> tuple[Job, Setting]:
+def prepare(options: argparse.Namespace) -> tuple[Workload, Setting]:
     """What the arguments ask for."""
     where = setting(options.device, options.software, options.changes)
-    job = job_for(
+    workload = workload_for(
         options.model,
         where.spec,
         software=where.software,
@@ -100,8 +107,8 @@ def prepare(options: argparse.Namespace) -> tuple[Job, Setting]:
         images=options.images,
     )
     if not (options.text_only or options.images):
-        refuse_images(job)
-    return job, where
+        refuse_images(workload)
+    return workload, where
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(arguments)
     try:
-        job, where = prepare(options)
+        workload, where = prepare(options)
         answer = predict(
-            job,
+            workload,
             software=where.software,
             harness=HARNESSES[options.harness],
             constants=where.constants,
@@ -122,16 +129,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.trace or options.plot:
         from perf.predict.timeline import trace, write_plot, write_trace
 
-        found = trace(job, where.software, where.constants)
+        found = trace(workload, where.software, where.constants)
         if options.trace:
             write_trace(options.trace, found)
         if options.plot:
-            write_plot(options.plot, answer, f"{job.model} on {job.spec.name}", found)
+            write_plot(options.plot, answer, f"{workload.model} on {workload.spec.name}", found)
     if options.json:
         settings = {
-            "model": str(job.model), "device": job.spec.name, "batch_size": job.batch_size,
-            "prefill_len": job.prefill_len, "optimizations": job.optimizations,
-            "data_parallel": job.data_parallel, "images": job.images,
+            "model": str(workload.model), "device": workload.spec.name,
+            "batch_size": workload.batch_size, "prefill_len": workload.prefill_len,
+            "optimizations": workload.optimizations,
+            "data_parallel": workload.data_parallel, "images": workload.images,
             "software": where.software.name, "harness": options.harness,
         }  # fmt: skip
         print(dump_json(settings | answer.as_json()))

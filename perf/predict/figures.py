@@ -20,8 +20,8 @@ from perf.cost.constants import Constants, load_constants
 from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
-from perf.cost.units import BESIDE, COLLECTIVES, FOLDED, PAIRED, State, is_view, stated
-from perf.op_lists.record import CountedOp, Job, OpList, RunOps
+from perf.cost.units import BESIDE, COLLECTIVES, FOLDED, PAIRED, Situation, is_view, stated
+from perf.op_lists.record import CountedOp, OpList, RunOps, Workload
 from perf.predict.harness import DEMO, Harness
 from perf.predict.host import PrefillRun, decode_host_ms
 from perf.predict.interval import trust
@@ -30,7 +30,7 @@ TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a tr
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseTimes:
     """Times of one decode step, or of one user's prefill."""
 
     ms: float
@@ -52,8 +52,8 @@ class Prediction:
     tokens_per_s_per_user: float
     tokens_per_s: float
     interval: dict[str, tuple[float, float]]
-    decode: Phase
-    prefill: Phase
+    decode: PhaseTimes
+    prefill: PhaseTimes
     assumes: str = ""  # what the figures depend on beside model and device
     unknown: tuple[str, ...] = ()  # what was never fitted, so that intervals are wider
     settings: dict[str, object] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class _Sum:
         self.us += us
         self.limit_us += limit_us
 
-    def phase(self) -> Phase:
+    def phase(self) -> PhaseTimes:
         """The sums, biggest first; a sum below the physical limit is refused, not mended."""
         if self.us < self.limit_us:
             raise ValueError(
@@ -119,10 +119,10 @@ class _Sum:
                 "belong to this device"
             )
         ordered = sorted(self.breakdown.items(), key=lambda item: -item[1])
-        return Phase(self.us / 1000, self.limit_us / 1000, dict(ordered), self.bounds)
+        return PhaseTimes(self.us / 1000, self.limit_us / 1000, dict(ordered), self.bounds)
 
 
-def unfolded(ops: OpList, state: State) -> list[CountedOp]:
+def unfolded(ops: OpList, state: Situation) -> list[CountedOp]:
     """The ops that are launched by themselves: views are not, nor what the software fuses."""
     launched = [op for op in ops.ops if not is_view(op.record)]
     if not state.folds:
@@ -140,7 +140,7 @@ def unfolded(ops: OpList, state: State) -> list[CountedOp]:
     return kept
 
 
-def sum_ops(ops: OpList, state: State, *, without: Sequence[str] = ()) -> _Sum:
+def sum_ops(ops: OpList, state: Situation, *, without: Sequence[str] = ()) -> _Sum:
     """All ops of a list with their launch gaps; equal records are timed once."""
     total = _Sum()
     timed: dict[int, OpTime] = {}
@@ -164,7 +164,7 @@ def sum_ops(ops: OpList, state: State, *, without: Sequence[str] = ()) -> _Sum:
     return total
 
 
-def gap_us(ops: OpList, state: State) -> float:
+def gap_us(ops: OpList, state: Situation) -> float:
     """Between two launches: shorter where collectives need no other chip to begin."""
     c = state.constants
     fused = any(op.record.name in PERSISTENT for op in ops.ops)
@@ -181,25 +181,25 @@ def refuse_left_out(run: RunOps, names: Sequence[str]) -> None:
             raise ValueError(f"nothing is called {name!r} here: choose of {', '.join(known)}")
 
 
-def refuse_images(job: Job) -> None:
+def refuse_images(workload: Workload) -> None:
     """Refuse a model that also reads images, unless it is said whether it does."""
     from models.registry import load_config
 
-    config = load_config(job.model)
+    config = load_config(workload.model)
     if config.vision is not None or "vision" in config.name.lower():
         raise ValueError(
-            f"{job.model} reads images: say how many a prompt has (--images 1), or --text_only"
+            f"{workload.model} reads images: say how many a prompt has (--images 1), or --text_only"
         )
 
 
 def decode_phase(
     run: RunOps,
-    state: State,
+    state: Situation,
     *,
     data_parallel: int = 1,
     harness: Harness = DEMO,
     without: Sequence[str] = (),
-) -> Phase:
+) -> PhaseTimes:
     """One decode step of all users."""
     total = sum_ops(run.decode, state, without=without)
     total.add("host", "host", 1000 * decode_host_ms(run, state, data_parallel, harness))
@@ -207,8 +207,8 @@ def decode_phase(
 
 
 def prefill_phase(
-    run: RunOps, state: State, how: PrefillRun, *, without: Sequence[str] = ()
-) -> Phase:
+    run: RunOps, state: Situation, how: PrefillRun, *, without: Sequence[str] = ()
+) -> PhaseTimes:
     """Prefill of one user: the whole of a pass divided by its users."""
     state = replace(state, prefill=True)
     total = sum_ops(run.prefill, state, without=without)
@@ -216,7 +216,7 @@ def prefill_phase(
     for name, us in how.host_us(total.us, dispatch, state.constants).items():
         total.add(name, "host", us)
     phase, share = total.phase(), 1 / run.prefill_users
-    return Phase(
+    return PhaseTimes(
         phase.ms * share,
         phase.limit_ms * share,
         {name: ms * share for name, ms in phase.breakdown.items()},
@@ -233,7 +233,7 @@ class Dispatch:
     chips: int
 
     @classmethod
-    def of(cls, run: RunOps, state: State, without: Sequence[str] = ()) -> Dispatch:
+    def of(cls, run: RunOps, state: Situation, without: Sequence[str] = ()) -> Dispatch:
         """Count the launches of a prefill."""
         state = replace(state, prefill=True)
         kept = [op for op in unfolded(run.prefill, state) if op.record.name not in without]
@@ -261,12 +261,12 @@ def predict_ops(
     harness: Harness = DEMO,
     constants: Constants | None = None,
     without: Sequence[str] = (),
-    job: Job | None = None,
+    workload: Workload | None = None,
 ) -> Prediction:
     """Figures of op lists that ran or were recorded; `users` of one data-parallel group."""
     refuse_left_out(run, without)
     c = constants or load_constants()
-    state = State(spec, c, software, context, users, min(run.mesh_shape) > 1)
+    state = Situation(spec, c, software, context, users, min(run.mesh_shape) > 1)
     options: dict[str, Any] = {"harness": harness, "without": without}
     decode = decode_phase(run, state, data_parallel=data_parallel, **options)
     traced = software.traced_prefill and prefill_len <= TRACED_UP_TO
@@ -276,7 +276,7 @@ def predict_ops(
     slow_first = software.slow_first_request
     ttft = harness.ttft_ms(prefill.ms, users, decode.ms, c, slow_first=slow_first)
     speed = 1000 / decode.ms
-    sure = trust(harness, software, device=spec.name, context=context, job=job)
+    sure = trust(harness, software, device=spec.name, context=context, workload=workload)
     return Prediction(
         ttft_ms=ttft,
         tokens_per_s_per_user=speed,
@@ -300,32 +300,32 @@ def _spread(value: float, ratios: tuple[float, float]) -> tuple[float, float]:
 
 
 def predict(
-    job: Job,
+    workload: Workload,
     *,
     software: Software = PUBLISHED,
     harness: Harness = DEMO,
     constants: Constants | None = None,
     without: Sequence[str] = (),
 ) -> Prediction:
-    """Figures of a job; see op_lists/record.py for what it says."""
+    """Figures of a workload; see op_lists/record.py for what it says."""
     from perf.op_lists.kept import run_ops
 
     return predict_ops(
-        run_ops(job),
-        job.spec,
-        users=job.batch_size,
-        prefill_len=job.prefill_len,
-        context=job.context,
-        data_parallel=job.data_parallel,
+        run_ops(workload),
+        workload.spec,
+        users=workload.batch_size,
+        prefill_len=workload.prefill_len,
+        context=workload.context,
+        data_parallel=workload.data_parallel,
         software=software,
         harness=harness,
         constants=constants,
         without=without,
-        job=job,
+        workload=workload,
     )
 
 
-def job_for(
+def workload_for(
     model: str,
     spec: DeviceSpec,
     *,
@@ -334,15 +334,15 @@ def job_for(
     batch_size: int = 1,
     data_parallel: int = 1,
     **options: object,
-) -> Job:
-    """A job with the sampling and batching habits of a release and a harness."""
+) -> Workload:
+    """A workload with the sampling and batching habits of a release and a harness."""
     from models.registry import canonical_name
 
     if harness.generated is not None:
         options["generated"] = harness.generated
     rows, cols = spec.mesh_shape
     is_grid = data_parallel == 1 and min(rows, cols) > 1
-    return Job(
+    return Workload(
         model,
         spec,
         batch_size=batch_size,
@@ -350,7 +350,7 @@ def job_for(
         device_sampling=software.samples_on_device(max(batch_size, harness.slots), is_grid),
         batched_prefill=software.batched_prefill and batch_size > 1,
         slots=harness.slots,
-        padded_len=software.padded_len(int(str(options.get("prefill_len", Job.prefill_len)))),
+        padded_len=software.padded_len(int(str(options.get("prefill_len", Workload.prefill_len)))),
         fill_grid=software.fills_grid,
         pad_heads=software.pads_heads,
         habits=software.plans,

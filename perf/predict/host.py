@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perf.cost.constants import Constants
-from perf.cost.units import State
+from perf.cost.units import Situation
 from perf.op_lists.record import RunOps
 from perf.predict.harness import DEMO, Harness
 
 
 def decode_host_ms(
-    run: RunOps, state: State, data_parallel: int = 1, harness: Harness = DEMO
+    run: RunOps, state: Situation, data_parallel: int = 1, harness: Harness = DEMO
 ) -> float:
     """Host work of one decode step, the reading of logits included."""
     c, software = state.constants, state.software

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from perf.cost.constants import provenance
 from perf.cost.software import Software
-from perf.op_lists.record import Job
+from perf.op_lists.record import Workload
 from perf.predict.harness import Harness
 
 
@@ -31,7 +31,12 @@ class Trust:
 
 
 def trust(
-    harness: Harness, software: Software, *, device: str, context: int, job: Job | None = None
+    harness: Harness,
+    software: Software,
+    *,
+    device: str,
+    context: int,
+    workload: Workload | None = None,
 ) -> Trust:
     """Compare a prediction with what was fitted."""
     from models.registry import canonical_name
@@ -40,7 +45,7 @@ def trust(
     unknown = []
     if device not in stored["fitted_devices"]:
         unknown.append("device")
-    if job and canonical_name(str(job.model)) not in stored["fitted_models"]:
+    if workload and canonical_name(str(workload.model)) not in stored["fitted_models"]:
         unknown.append("model")
     if software.name.split("+")[0] not in stored["fitted_software"]:
         unknown.append("software")

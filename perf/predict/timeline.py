@@ -14,15 +14,15 @@ from typing import Any
 from perf.cost.constants import Constants
 from perf.cost.price import op_time
 from perf.cost.software import Software
-from perf.cost.units import BESIDE, State
+from perf.cost.units import BESIDE, Situation
 from perf.op_lists.kept import run_ops
-from perf.op_lists.record import CountedOp, Job, OpList
-from perf.predict.figures import Phase, Prediction, gap_us, group_of, unfolded
+from perf.op_lists.record import CountedOp, OpList, Workload
+from perf.predict.figures import PhaseTimes, Prediction, gap_us, group_of, unfolded
 
 MOST_LAYERS = 8  # of each kind that are drawn; more show nothing new
 
 
-def trace_events(ops: OpList, state: State, track: int) -> list[dict[str, Any]]:
+def trace_events(ops: OpList, state: Situation, track: int) -> list[dict[str, Any]]:
     """Complete events of an op list on one track; layers follow each other."""
     gap = gap_us(ops, state)
     events, now = [], 0.0
@@ -74,13 +74,15 @@ def _in_order(ops: list[CountedOp]) -> list[tuple[CountedOp, int | None]]:
     return ordered
 
 
-def trace(job: Job, software: Software, constants: Constants) -> dict[str, Any]:
+def trace(workload: Workload, software: Software, constants: Constants) -> dict[str, Any]:
     """The whole document."""
-    run = run_ops(job)
+    run = run_ops(workload)
     grid = min(run.mesh_shape) > 1
-    state = State(job.spec, constants, software, job.context, job.batch_size, grid)
+    state = Situation(
+        workload.spec, constants, software, workload.context, workload.batch_size, grid
+    )
     names = {1: "decode step", 2: f"prefill of {run.prefill_users} user(s)"}
-    title = f"{job.model} on {job.spec.name} (modelled)"
+    title = f"{workload.model} on {workload.spec.name} (modelled)"
     events: list[dict[str, Any]] = [
         {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": title}}
     ]
@@ -111,7 +113,7 @@ def write_plot(path: Path, prediction: Prediction, title: str, trace: dict[str, 
         [["decode", "prefill"], ["layer", "layer"]],
         figsize=(11, 5.6), height_ratios=(3, 1), layout="constrained",
     )  # fmt: skip
-    parts: tuple[tuple[str, str, Phase], ...] = (
+    parts: tuple[tuple[str, str, PhaseTimes], ...] = (
         ("decode", "decode step", prediction.decode),
         ("prefill", "prefill of a user", prediction.prefill),
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from perf.predict.figures import job_for, predict
+from perf.predict.figures import predict, workload_for
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import Setting
 
@@ -75,13 +75,13 @@ class Sweep:
         spec, harness = where.spec, HARNESSES[self.harness]
         asked = Point(spec.name, opt, groups, batch, context)
         try:
-            job = job_for(
+            workload = workload_for(
                 self.model, spec, software=where.software, harness=harness, batch_size=batch,
                 data_parallel=groups, prefill_len=context, optimizations=opt,
                 generated=self.generated,
             )  # fmt: skip
             found = predict(
-                job, software=where.software, harness=harness, constants=where.constants
+                workload, software=where.software, harness=harness, constants=where.constants
             )
         except ValueError as error:
             return replace(asked, refused=str(error))
@@ -119,13 +119,13 @@ class Sweep:
         from models.registry import load_config
         from perf.op_lists.record import blueprint
 
-        job = job_for(
+        workload = workload_for(
             self.model, where.spec, software=where.software, batch_size=batch,
             data_parallel=groups, prefill_len=context, optimizations=opt, generated=1,
         )  # fmt: skip
         config = load_config(self.model)
         try:
-            blueprint(job, config)
+            blueprint(workload, config)
         except ValueError:
             return False
         return context <= config.max_position_embeddings

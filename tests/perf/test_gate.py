@@ -18,8 +18,8 @@ from perf.calibrate.published_rows import FIGURES
 from perf.cost.constants import as_json, fitted, load_constants
 from perf.cost.software import OWN
 from perf.op_lists.kept import run_ops
-from perf.op_lists.record import CountedOp, Job, RunOps
-from perf.predict.figures import job_for
+from perf.op_lists.record import CountedOp, RunOps, Workload
+from perf.predict.figures import workload_for
 
 MODEL, DEVICE = "Llama-3.1-8B", "N300"
 
@@ -34,15 +34,15 @@ def with_a_gather(run: RunOps) -> RunOps:
 def test_a_planted_all_gather_fails_every_gate_and_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = job_for(MODEL, SPECS[DEVICE], software=OWN)
-    run = run_ops(job)
-    assert gate.check_modelled(run, job).status == "passed"
-    verdict = gate.check_modelled(with_a_gather(run), job)
+    workload = workload_for(MODEL, SPECS[DEVICE], software=OWN)
+    run = run_ops(workload)
+    assert gate.check_modelled(run, workload).status == "passed"
+    verdict = gate.check_modelled(with_a_gather(run), workload)
     assert verdict.failed
     assert f"{MODEL} {DEVICE} batch-1: tokens/s/user" in verdict.message
     assert "attention all_gather grew from" in verdict.message
     # the command that CI runs: predictions and op lists as text both tell
-    monkeypatch.setattr(gate, "run_ops", lambda job: with_a_gather(run_ops(job)))
+    monkeypatch.setattr(gate, "run_ops", lambda workload: with_a_gather(run_ops(workload)))
     monkeypatch.setattr(gate, "GOLDEN_RUNS", ((MODEL, DEVICE),))
     monkeypatch.setattr(gate, "check", partial(gate.check, (DEVICE,), (MODEL,)))
     assert gate.main([]) == 1
@@ -62,8 +62,8 @@ def test_a_published_row_that_ours_falls_behind_fails_the_gate_and_the_report(
     assert "1 of 1 rows reach" in capsys.readouterr().out
     predict = own.predict
 
-    def slower(*job: object, **options: object) -> object:
-        found = predict(*job, **options)  # type: ignore[arg-type]
+    def slower(*workload: object, **options: object) -> object:
+        found = predict(*workload, **options)  # type: ignore[arg-type]
         return replace(found, tokens_per_s_per_user=0.5 * found.tokens_per_s_per_user)
 
     monkeypatch.setattr(own, "predict", slower)
@@ -76,11 +76,11 @@ def test_a_published_row_that_ours_falls_behind_fails_the_gate_and_the_report(
 
 
 def test_other_configurations_are_not_held_against_a_record() -> None:
-    job = job_for(MODEL, SPECS[DEVICE], software=OWN)
-    run = with_a_gather(run_ops(job))
+    workload = workload_for(MODEL, SPECS[DEVICE], software=OWN)
+    run = with_a_gather(run_ops(workload))
     for other in (
-        replace(job, optimizations="accuracy"), replace(job, prefill_len=1024),
-        replace(job, data_parallel=2), replace(job, model="nobody"),
+        replace(workload, optimizations="accuracy"), replace(workload, prefill_len=1024),
+        replace(workload, data_parallel=2), replace(workload, model="nobody"),
     ):  # fmt: skip
         assert gate.check_modelled(run, other).status == "none"
 
@@ -100,8 +100,8 @@ def test_a_cheap_extra_op_that_only_one_model_takes_is_named(
     assert not gate.check((DEVICE,), (model,))
     plain = gate.run_ops
 
-    def with_a_cheap_op(job: Job) -> RunOps:
-        run = plain(job)
+    def with_a_cheap_op(workload: Workload) -> RunOps:
+        run = plain(workload)
         cheap = next(op for op in run.decode.ops if op.record.name == "add")
         extra = replace(cheap, count=1, record=replace(cheap.record, scope="layers.0.mlp"))
         return replace(run, decode=replace(run.decode, ops=(*run.decode.ops, extra)))

@@ -16,10 +16,10 @@ from perf.cost.constants import load_constants
 from perf.cost.links import pass_us
 from perf.cost.price import PRICES, op_time
 from perf.cost.software import SOFTWARE
-from perf.cost.units import State, cost_now
+from perf.cost.units import Situation, cost_now
 from perf.op_lists.kept import run_ops
 from perf.predict.__main__ import main as predict_main
-from perf.predict.figures import Prediction, job_for, predict, predict_ops
+from perf.predict.figures import Prediction, predict, predict_ops, workload_for
 
 CONSTANTS = load_constants()
 N300 = SPECS["N300"]
@@ -33,8 +33,8 @@ chip_counts = st.sampled_from([2, 4, 8])
 devices = st.sampled_from([SPECS[name] for name in ("N150", "T3K", "P150")])
 
 
-def state(spec: object = N300, **values: object) -> State:
-    return State(spec, CONSTANTS, **({"software": SOFTWARE["own"]} | values))  # type: ignore[arg-type]
+def state(spec: object = N300, **values: object) -> Situation:
+    return Situation(spec, CONSTANTS, **({"software": SOFTWARE["own"]} | values))  # type: ignore[arg-type]
 
 
 @settings(deadline=None, max_examples=60)
@@ -129,8 +129,8 @@ def test_a_price_follows_the_cost_that_the_op_states() -> None:
 
 def test_a_cache_update_moves_whole_tiles_and_shrinks_with_its_users() -> None:
     """8B on N150 with 32 users: K and V of 32 layers, 8 heads of 4 tiles, read and written back."""
-    job = job_for("Llama-3.1-8B", SPECS["N150"], software=SOFTWARE["own"], batch_size=32)
-    updates = [op for op in run_ops(job).decode.ops if op.record.name.endswith("update_cache")]
+    workload = workload_for("Llama-3.1-8B", SPECS["N150"], software=SOFTWARE["own"], batch_size=32)
+    updates = [op for op in run_ops(workload).decode.ops if op.record.name.endswith("update_cache")]
     assert sum(op.count * len(op.record.outputs) for op in updates) == 64
     moved = 2 * 2 * 32 * 8 * 4 * 1088  # of both caches, in one op
     for op in updates:
@@ -141,8 +141,8 @@ def test_a_cache_update_moves_whole_tiles_and_shrinks_with_its_users() -> None:
 def figures(device: str = "N300", **options: object) -> Prediction:
     spec = options.pop("spec", SPECS[device])
     software = SOFTWARE["own"]
-    job = job_for(SMALL, spec, software=software, **options)  # type: ignore[arg-type]
-    return predict(job, software=software)
+    workload = workload_for(SMALL, spec, software=software, **options)  # type: ignore[arg-type]
+    return predict(workload, software=software)
 
 
 def test_more_context_and_more_bytes_are_never_faster() -> None:
@@ -175,7 +175,7 @@ def test_a_prediction_stays_above_the_physical_limit_and_adds_up(device: str) ->
 
 def test_layers_that_repeat_count_like_layers_that_ran() -> None:
     """A recorded run of two layers costs what one layer counted twice costs."""
-    run = run_ops(job_for(SMALL, N300, software=SOFTWARE["own"]))
+    run = run_ops(workload_for(SMALL, N300, software=SOFTWARE["own"]))
     twice = [op for op in run.decode.ops for _ in range(op.count)]
     flat = replace(run, decode=replace(run.decode, ops=tuple(replace(op, count=1) for op in twice)))
     options = {"users": 1, "prefill_len": 128, "context": 228}

@@ -15,7 +15,7 @@ from models.registry import canonical_name
 from perf.cost.software import SOFTWARE, software_named, switch_names
 from perf.op_lists.kept import run_ops
 from perf.predict.__main__ import main
-from perf.predict.figures import Prediction, job_for, predict
+from perf.predict.figures import Prediction, predict, workload_for
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import setting
 
@@ -74,8 +74,8 @@ def test_requirements_name_all_that_a_user_command_imports() -> None:
 def figures(text: str, harness: str = "demo", device: str = "N300", **options: int) -> Prediction:
     where = setting(device, text)
     how = HARNESSES[harness]
-    job = job_for(MODEL, where.spec, software=where.software, harness=how, **options)
-    return predict(job, software=where.software, harness=how)
+    workload = workload_for(MODEL, where.spec, software=where.software, harness=how, **options)
+    return predict(workload, software=where.software, harness=how)
 
 
 def test_switches_are_independent_and_an_era_is_a_set_of_them() -> None:
@@ -134,9 +134,11 @@ def test_prompts_are_padded_as_the_software_of_the_release_pads_them() -> None:
 def test_boards_that_are_only_modelled_answer_for_a_model_that_fits_them(device: str) -> None:
     spec = MODELLED[device]
     assert device not in SPECS
-    found = predict(job_for(MODEL, spec, software=SOFTWARE["2026"]), software=SOFTWARE["2026"])
+    found = predict(workload_for(MODEL, spec, software=SOFTWARE["2026"]), software=SOFTWARE["2026"])
     assert 0 < found.decode.limit_ms < found.decode.ms
-    assert run_ops(job_for(MODEL, spec, software=SOFTWARE["2026"])).mesh_shape == spec.mesh_shape
+    assert (
+        run_ops(workload_for(MODEL, spec, software=SOFTWARE["2026"])).mesh_shape == spec.mesh_shape
+    )
 
 
 @pytest.mark.parametrize(

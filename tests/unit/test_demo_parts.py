@@ -31,7 +31,7 @@ from perf.cost.software import OWN
 from perf.gate import Verdict
 from perf.metrics import FIRST_PREFILL, measure
 from perf.op_lists.record import record_run
-from perf.predict.figures import job_for, predict
+from perf.predict.figures import predict, workload_for
 from perf.profiler import Profiler
 from runtime.dry_run import report as dry_run_report
 from runtime.find import device_of
@@ -166,7 +166,7 @@ def test_measured_figures_are_held_against_published_ones_and_modelled_against_r
 @pytest.mark.parametrize("sampling", [True, False])
 def test_a_demo_predicts_what_the_predictor_answers_to_the_same_question(sampling: bool) -> None:
     job = replace(
-        job_for("default", SPECS["N150"], software=OWN, generated=8), device_sampling=sampling
+        workload_for("default", SPECS["N150"], software=OWN, generated=8), device_sampling=sampling
     )
     recorded = record_run(job)
     # the calls of the very run, as a demo notes them

@@ -159,9 +159,9 @@ _DTYPES = {Precision.BFP4: "bfloat4_b", Precision.BFP8: "bfloat8_b", Precision.B
 def _ops(optimizations: str) -> dict[str, list[OpRecord]]:
     """Matmul and attention records of layer 1 of two, by the op group they belong to."""
     from backends.device_specs import SPECS
-    from perf.op_lists.record import Job, record_run
+    from perf.op_lists.record import Workload, record_run
 
-    run = record_run(Job("Llama-3.2-1B", SPECS["N150"], optimizations=optimizations))
+    run = record_run(Workload("Llama-3.2-1B", SPECS["N150"], optimizations=optimizations))
     found: dict[str, list[OpRecord]] = {}
     for phase in ("decode", "prefill"):
         linears: list[OpRecord] = []
@@ -171,7 +171,7 @@ def _ops(optimizations: str) -> dict[str, list[OpRecord]]:
                 continue
             if "dot_product" in record.name:
                 found[f"sdpa_{phase}"] = [record]
-            elif record.name == "linear":
+            elif record.name in ("linear", "matmul"):
                 linears.append(record)
         qkv, wo, gate, up, down = linears
         found |= {f"li_qkv_{phase}": [qkv], f"li_o_{phase}": [wo]}

@@ -26,7 +26,7 @@ class Alike:
         self.is_shared = first != tuple(range(len(first)))
 
     @cached_property
-    def links(self) -> torch.Tensor:
+    def chain(self) -> torch.Tensor:
         """[2, chips]: the first chip of each one's group, and the next one in it or -1."""
         after = [-1] * len(self.first)
         last: dict[int, int] = {}

@@ -88,7 +88,7 @@ void attend(const void *given, Share *share) {
   EACH_BY(pair, chips * per_chip, 1) {
     const int64_t chip = pair / per_chip, row = chip / a.cols, col = chip % a.cols;
     const int64_t user = pair / a.heads % a.users, head = pair % a.heads;
-    if (a.links[chip] != chip) continue; /* done with the first of its kind */
+    if (a.chain[chip] != chip) continue; /* done with the first of its kind */
     const int64_t at = a.positions[row * a.at_r + col * a.at_c + user];
     const int32_t *page = a.table + row * a.table_r + col * a.table_c + user * a.pages;
     const int64_t first = a.window && at >= a.window ? at - a.window + 1 : 0, last = at + 1;
@@ -96,14 +96,14 @@ void attend(const void *given, Share *share) {
     float *room = a.room + share->thread * MOST_QUERIES * length;
     float own[MOST_QUERIES * MOST_WIDTH], found[MOST_QUERIES * MOST_WIDTH];
     int64_t some = 0, query[MOST_QUERIES];
-    for (int64_t other = chip; other >= 0; other = a.links[chips + other])
+    for (int64_t other = chip; other >= 0; other = a.chain[chips + other])
       for (int64_t g = 0; g < group; g++) {
         const int64_t in_chip = ((pair - chip * per_chip) * group + g) * width;
         const uint16_t *q = a.q + other / a.cols * a.q_r + other % a.cols * a.q_c + in_chip;
         query[some] = other * per_chip * group * width + in_chip;
         for (int64_t j = 0; j < width; j++)
           own[some * width + j] = widened(q[j] & q_mask) * (float)a.scale;
-        if (++some < MOST_QUERIES && (g < group - 1 || a.links[chips + other] >= 0)) continue;
+        if (++some < MOST_QUERIES && (g < group - 1 || a.chain[chips + other] >= 0)) continue;
 #define HEAD(some, width)                                                                         \
   attend_head(own, a.keys + begin, a.values + begin, page, a.heads * block, found, room, some,    \
               width, length, a.size, mask, first, last)

@@ -186,7 +186,7 @@ struct multiply {
 /* Decode attention: queries of every user, scaled, over the keys and values that its position lets
    it see (the last `window`, if not 0) in pages. Users below position zero get zeros; an entry below
    zero reads as page 0. The multiplier sees the bits of `q_seen` of queries, and of `seen` of keys
-   and values. `links` says which chips have the same pages: the first of them, and the next one (or
+   and values. `chain` says which chips have the same pages: the first of them, and the next one (or
    -1). Checked by check_pages. */
 struct attend {
   const uint16_t *q;        /* strided */
@@ -194,7 +194,7 @@ struct attend {
   const uint16_t *values;   /* [rows, cols, blocks, heads, size, width] */
   const int32_t *positions; /* strided */
   const int32_t *table;     /* strided */
-  const int64_t *links;     /* [2, rows, cols] */
+  const int64_t *chain;     /* [2, rows, cols] */
   uint16_t *out;            /* [rows, cols, users, heads, group, width] */
   float *room;              /* [threads, MOST_QUERIES, pages, size] to work in */
   int64_t rows, cols, users, heads, group, width, pages, blocks, size, window, q_seen, seen, threads;

@@ -205,7 +205,7 @@ def attend(
     group = q.shape[4] // heads
     call(
         "attend", q=q, keys=caches[0], values=caches[1], positions=positions, table=table,
-        links=chips.links, out=out, room=room, rows=rows, cols=cols, users=users, heads=heads,
+        chain=chips.chain, out=out, room=room, rows=rows, cols=cols, users=users, heads=heads,
         group=group, width=width, pages=count, blocks=blocks, size=size, window=window or 0,
         q_seen=seen_mask(q_bits), seen=seen_mask(kv_bits), threads=threads, q_r=q_r, q_c=q_c,
         at_r=at_r, at_c=at_c, table_r=table_r, table_c=table_c, scale=scale,
