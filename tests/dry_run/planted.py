@@ -96,7 +96,9 @@ def main() -> None:
     found = {
         "none": check(),
         "unsharded input": planted("linear", "layers.1.mlp", unsharded, phase="decode"),
-        "uint32 page table": planted("paged_update_cache", "layers.1", uint32_pages, experimental),
+        "uint32 page table": planted(
+            "paged_fused_update_cache", "layers.1", uint32_pages, experimental
+        ),
         "L1 overflow": planted(
             "scaled_dot_product_attention", "layers.1", wide_chunks, transformer
         ),

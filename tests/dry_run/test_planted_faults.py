@@ -11,7 +11,7 @@ from tests.dry_run.conftest import run_json
 FAULTS = {
     "unsharded input": ("ttnn.linear", "layers.1.mlp", "a shard spec is missing"),
     "uint32 page table": (
-        "ttnn.experimental.paged_update_cache",
+        "ttnn.experimental.paged_fused_update_cache",
         "layers.1.attention",
         "Expect page table to have datatype INT32",
     ),

@@ -119,22 +119,25 @@ def test_32_greedy_tokens_are_hfs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "least", "top1"),
+    ("setting", "least"),
     [
-        ("accuracy", 0.999, 0.9),
+        ("accuracy", 0.999),
         # with its 4-bit feed-forwards random weights leave the text stack alone at 0.95, 65 %
-        ("precision_cfg = {ff1_3: bfp8}", 0.99, 0.85),
+        ("precision_cfg = {ff1_3: bfp8}", 0.99),
     ],
     ids=["accuracy", "performance but for its feed-forwards"],
 )
-def test_presets_stay_close(setting: str, least: float, top1: float) -> None:
+def test_presets_stay_close(setting: str, least: float) -> None:
     prompt, forced = prompt_with(45, 9), random_prompt(CONFIG.vocab_size, 30, seed=3)
     expected = hf_vision_logits(prompt + forced, [image()], 31)
     with engine_of(CHECKPOINT, "N300", optimizations=setting, images=1) as engine:
         engine.attach(0, prompt, [image()])
         got = run_forced(engine, prompt, forced, random_pages(engine))
     assert min(pcc(a, b) for a, b in zip(got, expected, strict=True)) >= least
-    assert (got.argmax(-1) == expected.argmax(-1)).float().mean() >= top1
+    best = expected.topk(2, dim=-1)
+    decided = best.values[:, 0] - best.values[:, 1] >= NEAR_TIE
+    agree = got.argmax(-1) == best.indices[:, 0]
+    assert agree[decided].float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("places", [(3, 30), (3, 4), (3, 4, 80)], ids=str)
