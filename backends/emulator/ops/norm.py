@@ -37,7 +37,7 @@ class Weight:
         return self.row.view(-1) if self.row.numel() == self.width else self.row
 
     def scale(self, out: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """`out` times the weight, in place if it can; the weight is [..., D / 32, 32] or [..., D]."""
+        """`out` times the weight [..., D / 32, 32] or [..., rows, D]; in place if it can be."""
         if not weights:
             return out
         self._read(weights[0])
