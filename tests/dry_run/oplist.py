@@ -23,8 +23,6 @@ def main() -> None:
     answer, backend, text = sys.argv[1:]
     cases = json.loads(text)
     backends.select(backend, cases[0]["device"])
-    if backend == "emulator":
-        backends.ttnn.configure(torch_device="meta")
     found = [dict(op_lists(**case)) for case in cases]
     Path(answer).write_text(json.dumps(found))
 
@@ -59,7 +57,8 @@ def op_lists(
     sampling = DeviceSampling(
         torch.ones(32), torch.full((32,), 4).int(), torch.ones(32), torch.arange(32).int()
     )
-    with load_engines(options, Settings(backend="dry-run", device=device)) as loaded:
+    settings = Settings(backend="dry-run", device=device, emulator_device="meta")
+    with load_engines(options, settings) as loaded:
         engine = loaded.engines[0]
 
         def prefill(lengths: list[int], starts: list[int] | None = None) -> Callable[[], Any]:

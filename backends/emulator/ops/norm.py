@@ -37,13 +37,11 @@ class Weight:
         return self.row.view(-1) if self.row.numel() == self.width else self.row
 
     def scale(self, out: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """`out` times the weight [..., D / 32, 32] or [..., rows, D]; in place if it can be."""
+        """`out` times the weight, in place; the weight is [..., D / 32, 32] or [..., rows, D]."""
         if not weights:
             return out
         self._read(weights[0])
-        # chips that share their rows may have weights of their own
-        is_wider = any(a > b for a, b in zip(self.row.shape[:2], out.shape[:2], strict=True))
-        return out * self.row if is_wider else out.mul_(self.row)
+        return out.mul_(self.row)
 
     def _read(self, data: torch.Tensor) -> None:
         if data is not self.source:
