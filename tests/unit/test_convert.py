@@ -65,7 +65,7 @@ def test_the_command_prints_its_figures_or_one_line_of_error(tmp_path: Path) -> 
     assert report["converted"] == report["weights"]
     assert report["peak_memory_gib"] > 0
     failed = run("--model", str(tmp_path / "absent"))
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("python -m models.checkpoints.convert: ")
 
 

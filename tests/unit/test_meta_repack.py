@@ -11,6 +11,7 @@ import torch
 
 from models.checkpoints import open_checkpoint
 from models.checkpoints.repack import main, repack
+from models.command import run
 from tests.tiny_formats import write_meta
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -77,7 +78,8 @@ def test_an_overlapping_or_incomplete_set_of_repacked_files_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [("0", "chunk_size is 0"), ("-n80", "has 1 layers, not 80")]
+    ("wrong", "message"),
+    [("0", "use a whole number from 1 to 1024"), ("-n80", "has 1 layers, not 80")],
 )
 def test_wrong_arguments_are_one_line(
     tmp_path: Path,
@@ -89,6 +91,6 @@ def test_wrong_arguments_are_one_line(
     original = write_meta(tiny(1), tmp_path, shards=1)
     monkeypatch.setattr(sys, "argv", ["repack", str(original), str(original), wrong])
     with pytest.raises(SystemExit) as stopped:
-        main("Repacks.", "3.2-90B")
-    assert stopped.value.code == 1
+        run(lambda: main("Repacks.", "3.2-90B"), "repack")
+    assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
