@@ -66,7 +66,7 @@ def test_the_command_prints_its_figures_or_one_line_of_error(tmp_path: Path) -> 
     assert report["peak_memory_gib"] > 0
     failed = run("--model", str(tmp_path / "absent"))
     assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("python -m models.checkpoints.convert: ")
+    assert failed.stderr.splitlines()[-1].startswith("models.checkpoints.convert: error: ")
 
 
 def test_a_failed_write_is_an_error_of_the_converter(
