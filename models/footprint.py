@@ -35,10 +35,11 @@ class Footprint:
     cache: int
     tables: int
     prefill_per_token: int
+    traces: int = 0  # the logits that a prefill's trace leaves behind
 
     def prefill_room(self, tokens: int) -> float:
         """Bytes to leave free for prefilling `tokens` at once."""
-        return HOLES * tokens * self.prefill_per_token
+        return HOLES * tokens * self.prefill_per_token + self.traces
 
 
 def footprint(
@@ -80,6 +81,7 @@ def footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
         tables=2 * max_seq_len * sharding.head_dim * 2,
+        traces=2 * TILE * sharding.local_vocab,
         prefill_per_token=math.ceil(
             max(
                 prefill_bytes_per_token(sharding, precision.layer(index), ring)
@@ -146,8 +148,8 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
 
     Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
-    mesh of one row holds two copies of its input on a line and one on a ring; that of a Galaxy
-    two.
+    mesh of one row holds two copies of its input on a line, and on a ring what comes from both
+    sides: half of one and its own slice; that of a Galaxy two.
     """
     wide, inner = 2.0, TILE_BYTES[Precision.BFP8] / TILE**2  # bytes: bfloat16, and what is chosen
     chosen = layer.tensor(TensorGroup.ACTIVATION)
@@ -155,7 +157,8 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
         inner = TILE_BYTES[chosen] / TILE**2
     on_line = not sharding.is_2d and sharding.num_chips > 1
     stream = wide * sharding.local_residual
-    normed = wide * sharding.local_dim
+    # shares are normed before they are gathered, and travel as activations do
+    normed = (inner if on_line else wide) * sharding.local_dim
     norm = normed
     if on_line:  # gathered before the norm, or its shards after it
         norm += stream if sharding.dim > DISTRIBUTED_FROM_DIM else normed
@@ -163,7 +166,8 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     queries = inner * sharding.local_q_width
     gate = inner * sharding.local_hidden
     out = inner * sharding.local_dim
-    copies = 1 if ring and not sharding.is_2d else 2
+    chips = sharding.num_chips
+    copies = (chips // 2 + 1) / chips if ring and not sharding.is_2d else 2
     out_sum = out
     if sharding.num_chips > 1:
         out_sum += copies * out + out / sharding.ways("heads")

@@ -146,6 +146,8 @@ class TraceRules:
                 continue
             memory = tensor.memory_config()
             begin = tensor.buffer_address()
+            if not begin:  # nothing lies there: the allocator's first byte is above
+                continue
             size = _bytes_per_bank(tensor, memory)
             what = f"{tensor.dtype.name.lower()} {list(tensor.shape)} ({op})"
             kind = memory.buffer_type.name

@@ -81,21 +81,22 @@ def test_other_precisions_pages_rings_and_data_groups_pass(
     _passes(checks, check_options)
 
 
+_LOOK = {"layers": 4, "images": 1, "batch_sizes": [4], "max_seq_len": 1024}
 LOOKING = [
-    ("Llama-3.2-90B-Vision", "T3K"),
-    *(
-        pytest.param(("Llama-3.2-11B-Vision", device), marks=pytest.mark.full)
-        for device in ("T3K", "P150")
-    ),
+    pytest.param(_options(model, device, **_LOOK), marks=pytest.mark.full)
+    for model, device in (
+        ("Llama-3.2-90B-Vision", "T3K"),
+        ("Llama-3.2-11B-Vision", "T3K"),
+        ("Llama-3.2-11B-Vision", "P150"),
+    )
 ]
 
 
-@pytest.mark.parametrize("pair", LOOKING, ids=str)
+@pytest.mark.parametrize("check_options", LOOKING, ids=_named)
 def test_a_layer_that_looks_at_images_and_the_whole_tower_pass(
-    checks: Checks, pair: tuple[str, str]
+    checks: Checks, check_options: dict[str, Any]
 ) -> None:
-    options = _options(*pair, layers=4, images=1, batch_sizes=[4], max_seq_len=1024)
-    report = checks.report(options)
+    report = checks.report(check_options)
     assert report["status"] == "pass", report.get("failure") or report.get("reason")
     (run,) = report["runs"]
     names = [phase["name"] for phase in run["phases"]]
@@ -105,22 +106,23 @@ def test_a_layer_that_looks_at_images_and_the_whole_tower_pass(
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("model", "device", "users", "context"),
+    "check_options",
     [
-        ("Llama-3.2-11B-Vision", "N300", 1, 8192),
-        ("Llama-3.2-11B-Vision", "N300", 16, 1024),
-        ("Llama-3.2-11B-Vision", "N300", 32, 1024),
-        ("Llama-3.2-11B-Vision", "T3K", 1, 131072),
-        ("Llama-3.2-11B-Vision", "T3K", 32, 1024),
-        ("Llama-3.2-90B-Vision", "T3K", 4, 2048),
-        ("Llama-3.2-90B-Vision", "T3K", 32, 1024),
+        _options(model, device, images=1, batch_sizes=[users], max_seq_len=context)
+        for model, device, users, context in (
+            ("Llama-3.2-11B-Vision", "N300", 1, 8192),
+            ("Llama-3.2-11B-Vision", "N300", 16, 1024),
+            ("Llama-3.2-11B-Vision", "N300", 32, 1024),
+            ("Llama-3.2-11B-Vision", "T3K", 1, 131072),
+            ("Llama-3.2-11B-Vision", "T3K", 32, 1024),
+            ("Llama-3.2-90B-Vision", "T3K", 4, 2048),
+            ("Llama-3.2-90B-Vision", "T3K", 32, 1024),
+        )
     ],
+    ids=_named,
 )
-def test_vision_models_pass_whole(
-    checks: Checks, model: str, device: str, users: int, context: int
-) -> None:
-    more = {"images": 1, "batch_sizes": [users], "max_seq_len": context}
-    report = checks.report(_options(model, device, **more))
+def test_vision_models_pass_whole(checks: Checks, check_options: dict[str, Any]) -> None:
+    report = checks.report(check_options)
     assert report["status"] == "pass", report.get("failure") or report.get("reason")
 
 
