@@ -81,7 +81,8 @@ def footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
         tables=2 * max_seq_len * sharding.head_dim * 2,
-        traces=2 * TILE * sharding.local_vocab,
+        # gathered along a row of chips
+        traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
         prefill_per_token=math.ceil(
             max(
                 prefill_bytes_per_token(sharding, precision.layer(index), ring)
