@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from runtime.numbers import check_number
+from models.numbers import check_number
 from runtime.sampling import GREEDY, SamplingParams
 
 QUESTIONS = "input_data_questions_prefill_128"

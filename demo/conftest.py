@@ -13,6 +13,8 @@ from loguru import logger
 from tqdm import tqdm
 
 from demo.options import add_options, given_options
+from models.outputs import check_file
+from perf.record import RECORDS
 from runtime.find import device_of
 from runtime.settings import Settings
 
@@ -93,6 +95,7 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     import backends
 
     settings = Settings.from_env(fake_device=request.config.getoption("FAKE_DEVICE"))
+    check_file(RECORDS)
     first: Any = request.session.items[0]
     backends.select(
         settings.backend, device_of(settings, first.callspec.params["case"].default_device)

@@ -16,7 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
 
+from backends.command import run
+from models.numbers import argument
+from models.outputs import PICTURES, check_file, output_file
 from perf.record import (
+    RECORDS,
     BenchmarkRecord,
     append_record,
     current_command,
@@ -34,22 +38,25 @@ PLOT = Path("generated/serving_latency.png")
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num_concurrent", type=int, default=32, help="requests at a time")
-    parser.add_argument("--num_requests", type=int, help="in all; without it one of each prompt")
+    parser.add_argument("--num_concurrent", type=argument("requests"), default=32)
+    parser.add_argument(
+        "--num_requests", type=argument("requests"), help="in all; without it one of each prompt"
+    )
     parser.add_argument("--prompt_json_path", default="vllm_server_prompts.json")
     parser.add_argument("--base_url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--model", help="without it the server's first")
-    parser.add_argument("--max_tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max_tokens", type=argument("max_generated_tokens"), default=128)
+    parser.add_argument("--temperature", type=argument("temperature"), default=0.0)
     parser.add_argument("--ignore_eos", action="store_true", help="always max_tokens")
-    parser.add_argument("--ttft_limit_ms", type=float, help="what a good request keeps")
-    parser.add_argument("--token_limit_ms", type=float, help="the same, between tokens")
-    parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument(
+        "--ttft_limit_ms", type=argument("limit_ms"), help="what a good request keeps"
+    )
+    parser.add_argument(
+        "--token_limit_ms", type=argument("limit_ms"), help="the same, between tokens"
+    )
+    parser.add_argument("--plot", type=output_file(*PICTURES), default=PLOT)
     parser.add_argument("--print_outputs", action="store_true")
-    given = parser.parse_args(arguments)
-    if given.num_concurrent < 1:
-        parser.error(f"--num_concurrent is {given.num_concurrent}: use at least 1")
-    return given
+    return parser.parse_args(arguments)
 
 
 async def ask(client: Any, given: argparse.Namespace, prompt: str, start: float) -> Answer:
@@ -149,22 +156,20 @@ def plot(answers: list[Answer], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Ask, measure, show, record."""
     given = parse(arguments)
-    try:
-        settings = Settings.from_env()
-        path = find_prompts(given.prompt_json_path)
-        prompts = [prompt.text for prompt in load_prompts(path, instruct=True)]
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    settings = Settings.from_env()
+    path = find_prompts(given.prompt_json_path)
+    prompts = [prompt.text for prompt in load_prompts(path, instruct=True)]
+    check_file(RECORDS)
     try:
         from openai import OpenAIError
     except ModuleNotFoundError:
-        sys.exit("error: the openai package is not installed: run make setup-vllm")
+        raise ValueError("the openai package is not installed: run make setup-vllm") from None
     count = given.num_requests or len(prompts)
     prompts = [prompts[i % len(prompts)] for i in range(count)]
     try:
         answers = asyncio.run(ask_all(given, prompts))
     except OpenAIError as error:
-        sys.exit(f"error: {given.base_url}: {error}; is the server up (make serve)?")
+        raise ConnectionError(f"{given.base_url}: {error}; is it up (make serve)?") from None
     if given.print_outputs:
         print(json.dumps([answer.text for answer in answers], indent=1, ensure_ascii=False))
     limits = {"ttft_limit_ms": given.ttft_limit_ms, "token_limit_ms": given.token_limit_ms}
@@ -176,4 +181,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "example_requests_client")

@@ -15,6 +15,7 @@ from demo import report
 from demo.cases import Case
 from demo.progress import DecodeShow, TextStream
 from demo.session import Session, cache_of, fit_context
+from models.numbers import counted
 from perf.profiler import Profiler
 from runtime.find import (
     Model,
@@ -25,7 +26,6 @@ from runtime.find import (
     make_requests,
 )
 from runtime.images import with_images
-from runtime.numbers import counted
 from runtime.prompts import Prompt, build_prompt, for_users, load_entries
 from runtime.requests import Request, Step, StepKind
 from runtime.settings import Settings

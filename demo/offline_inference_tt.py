@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a
 
 from loguru import logger
 
+from backends import command
+from models.numbers import argument
 from runtime.find import find_prompts
 from runtime.prompts import load_prompts
 from runtime.settings import Settings
@@ -33,8 +35,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompts_json", default="input_data_questions_prefill_128", help="file or sample set"
     )
-    parser.add_argument("--num_repeat_prompts", type=int, default=1, help="times to ask them all")
-    parser.add_argument("--max_tokens", type=int, default=128, help="tokens of an answer")
+    parser.add_argument(
+        "--num_repeat_prompts",
+        type=argument("repeat_batches"),
+        default=1,
+        help="times to ask them all",
+    )
+    parser.add_argument(
+        "--max_tokens",
+        type=argument("max_generated_tokens"),
+        default=128,
+        help="tokens of an answer",
+    )
     parser.add_argument(
         "--greedy_sampling", action="store_true", help="else temperature 1, top-k 10, top-p 0.9"
     )
@@ -42,7 +54,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--measure_perf", action="store_true", help="random prompts, all tokens, figures"
     )
-    parser.add_argument("--perf_prompt_len", type=int, default=128, help="tokens")
+    parser.add_argument(
+        "--perf_prompt_len", type=argument("prefill_len"), default=128, help="tokens"
+    )
     return parser.parse_args(arguments)
 
 
@@ -123,13 +137,10 @@ async def run_async(given: argparse.Namespace, engine: dict[str, Any]) -> list[A
 def main(arguments: list[str] | None = None) -> None:
     """Answer, then print answers and figures."""
     given = parse(arguments)
-    try:
-        settings = Settings.from_env()
-        engine = launch.engine_arguments(given, settings.checkpoint)
-        find_prompts(given.prompts_json)
-        launch.check_vllm()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    settings = Settings.from_env()
+    engine = launch.engine_arguments(given, settings.checkpoint)
+    find_prompts(given.prompts_json)
+    launch.check_vllm()
     try:
         begin = time.perf_counter()
         answers = (
@@ -138,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         gc.collect()  # vLLM's engine wants to end before the interpreter does
         logger.info(f"{len(answers)} answers, {time.perf_counter() - begin:.1f} s with start-up")
     except RuntimeError as error:
-        sys.exit(f"error: vLLM's engine ended ({error}); the reason stands above")
+        raise OSError(f"vLLM's engine ended ({error}); the reason stands above") from None
     if not given.measure_perf:
         for number, answer in enumerate(answers):
             print(f"--- {number}: {answer.text}")
@@ -146,4 +157,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, "offline_inference_tt")

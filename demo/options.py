@@ -9,15 +9,15 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from demo.cases import Case, PageParams
-from models.fields import is_there
-from runtime.numbers import read_number, shortened
+from models.fields import is_there, shown
+from models.numbers import argument as number
 from runtime.sampling import SamplingParams
 from runtime.settings import parse_bool
 
@@ -31,11 +31,6 @@ def read_bool(text: str) -> bool:
     return parse_bool(text, "the value")
 
 
-def number(name: str) -> Callable[[str], Any]:
-    """A reader of one of the numbers of runtime/numbers.py."""
-    return partial(read_number, name)
-
-
 def read_dict(text: str) -> dict[str, Any]:
     """A dict as JSON, as Python or bare: {temperature: 0.7, top_p: 0.9}."""
     try:
@@ -45,7 +40,7 @@ def read_dict(text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise ValueError(
-            f'the value is {shortened(text)}: use a dict like \'{{"key": 1, "other": 2}}\''
+            f'the value is {shown(text)}: use a dict like \'{{"key": 1, "other": 2}}\''
         )
     return {str(key): entry for key, entry in value.items()}
 
@@ -168,6 +163,7 @@ def apply_options(case: AnyCase, given: dict[str, Any]) -> AnyCase:
 def _argparse(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """Errors of a reader as argparse shows them: one line with the option's name."""
 
+    @wraps(read)
     def convert(text: str) -> Any:
         try:
             return read(text)

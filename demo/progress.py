@@ -100,12 +100,10 @@ class DecodeShow:
         self.bar = tqdm(total=total, desc="decode", leave=False, disable=None)
         self.stream, self.printed = stream, printed
         self.log: TextIO | None = None
-        try:
-            if log:
+        if log:
+            with self._logging():
                 ITERATIONS.parent.mkdir(exist_ok=True)
-                self.log = ITERATIONS.open("w", encoding="utf-8")
-        except OSError as error:
-            logger.warning(f"iterations are not logged in {ITERATIONS}: {error.strerror}")
+                self.log = ITERATIONS.open("w", buffering=1, encoding="utf-8")
 
     def __enter__(self) -> DecodeShow:
         return self
@@ -115,7 +113,17 @@ class DecodeShow:
         if self.stream is not None:
             logger.info(self.stream.rest().rstrip() + "\n")
         if self.log is not None:
-            self.log.close()
+            with self._logging():
+                self.log.close()
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        """What the disk does not take is no reason to end a run."""
+        try:
+            yield
+        except OSError as error:
+            self.log = None
+            logger.warning(f"iterations are not logged in {ITERATIONS}: {error.strerror}")
 
     def tokens(self, step: Step) -> None:
         """Show the single user's next token."""
@@ -131,7 +139,8 @@ class DecodeShow:
         """A decode step has been made."""
         line = report.iteration_line(number, step)
         if self.log is not None:
-            self.log.write(line + "\n")
+            with self._logging():
+                self.log.write(line + "\n")
         if self.printed:
             logger.info(line)
         tail = f" {self.stream.line[-40:]}" if self.stream else ""

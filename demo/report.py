@@ -9,6 +9,7 @@ from loguru import logger
 
 from backends.device_specs import SPECS
 from demo.cases import Case
+from models.numbers import counted
 from perf.metrics import (
     FIRST_PREFILL,
     SPEED_DEFINITION,
@@ -17,7 +18,6 @@ from perf.metrics import (
     Metrics,
 )
 from runtime.images import ImageRequest
-from runtime.numbers import counted
 
 if TYPE_CHECKING:
     from perf.predict.figures import Prediction

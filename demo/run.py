@@ -17,11 +17,11 @@ from demo.flow import Questions, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
 from demo.session import Session, open_session
+from models.numbers import counted
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
 from runtime.find import device_of, find_prompts
-from runtime.numbers import counted
 from runtime.prompts import load_entries
 from runtime.settings import Settings
 

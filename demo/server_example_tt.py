@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
 
+from backends.command import run
+from models.numbers import argument
 from runtime.settings import Settings
 from serving import launch
 
@@ -43,17 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     launch.add_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    try:
-        given, rest = parser.parse_known_args(arguments)
-        settings = Settings.from_env()
-        words = command_line(given, settings, rest)
-        launch.check_run(given, settings)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    parser.add_argument("--port", type=argument("port"), default=8000)
+    given, rest = parser.parse_known_args(arguments)
+    settings = Settings.from_env()
+    words = command_line(given, settings, rest)
+    launch.check_run(given, settings)
     print(f"once it says 'Application startup complete':\n\n  {curl_line(given)}\n", flush=True)
     os.execv(words[0], words)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "server_example_tt")

@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from backends.command import run
 from lt.commands import COMMANDS, plan
-from models.command import real, run, whole
+from models.numbers import argument
+from models.outputs import check_file, check_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,11 +24,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--devices", default="N150", help="N150, N300, ... or all")
     p.add_argument("--out", type=Path, help="file of a table, folder of pareto (generated/lt)")
     p.add_argument(
-        "--timeout", type=real(1, 1e7), default=3600, metavar="S", help="seconds for each job"
+        "--timeout",
+        type=argument("timeout"),
+        default=3600,
+        metavar="S",
+        help="seconds for each job",
     )
     p.add_argument("--search", action="store_true", help="pareto: look for per-layer settings")
     p.add_argument(
-        "--tokens", type=whole(1, 2**20), default=96, help="search: forced tokens of a probe"
+        "--tokens", type=argument("tokens"), default=96, help="search: forced tokens of a probe"
     )
     p.add_argument("--dry", action="store_true", help="print the command lines, run nothing")
     return p
@@ -54,21 +60,24 @@ def _headless(given: argparse.Namespace) -> int:
     from lt import headless
     from lt.jobs import FOLDER
 
+    pareto = given.command.startswith("pareto")
+    out = given.out or (FOLDER if pareto else FOLDER / "table.md")
+    if not given.dry:
+        (check_folder if pareto else check_file)(out)
     if given.search:
         if given.command != "pareto":
             raise ValueError("--search belongs to the command pareto")
         from lt.search import run_search
 
-        out = given.out or FOLDER
         return run_search(given.models, given.devices, out, tokens=given.tokens)
     plans = plan(given.command, given.models, given.devices)
     if given.dry:
         for one in plans:
             print(one.recorded_command, *(f"{k}={v}" for k, v in one.variables))
         return 0
-    if given.command.startswith("pareto"):
-        return headless.run_pareto(plans, given.out or FOLDER, timeout_s=given.timeout)
-    return headless.run_table(plans, given.out or FOLDER / "table.md", timeout_s=given.timeout)
+    if pareto:
+        return headless.run_pareto(plans, out, timeout_s=given.timeout)
+    return headless.run_table(plans, out, timeout_s=given.timeout)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def probe(bench: Bench, base: ModelPrecision, folder: Path, tokens: int) -> list
     _, base_harm = bench.forced(BASE, tokens)
     moves = [Move(group, layers) for group in COARSER for layers in layer_groups(len(base.layers))]
     measured = []
-    for move in tqdm(moves, desc="probes"):
+    for move in tqdm(moves, desc="probes", disable=None):
         path = save_decoder_file(folder, apply(base, [move]), bench.config, bench.device)
         saved_us = base_us - 1000 * bench.speed(str(path)).decode.ms
         if saved_us > 0:

@@ -19,6 +19,8 @@ _REQUIRED: Any = object()
 
 def shown(value: object, limit: int = 60) -> str:
     """A value as an error line can carry it."""
+    if isinstance(value, int) and value.bit_length() > 100:  # Python writes no 5,000 digits
+        return f"about {'-' if value < 0 else ''}2**{value.bit_length()}"
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 

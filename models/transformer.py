@@ -174,4 +174,4 @@ class Transformer:
 
 def _progress(items: Sequence[Any], what: str) -> Iterable[Any]:
     """A progress bar where there is enough to wait for."""
-    return tqdm(items, desc=what, leave=False, disable=len(items) < 8)
+    return tqdm(items, desc=what, leave=False, disable=True if len(items) < 8 else None)

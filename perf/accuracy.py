@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from models.command import run, whole
+from backends.command import run
+from models.numbers import argument
 from perf import targets
 
 EXACT = (
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--model", default="default", help="name, directory or GGUF file")
     p.add_argument("--device", default="N150", help="product to emulate")
     p.add_argument("--optimizations", action="append", help="preset or precision text, repeatable")
-    p.add_argument("--tokens", type=whole(1, 2**20), help="force fewer than the reference has")
+    p.add_argument("--tokens", type=argument("tokens"), help="force fewer than the reference has")
     p.add_argument("--record", action="store_true", help="write perf/targets.json")
     given = p.parse_args(arguments)
     if given.record and given.tokens:

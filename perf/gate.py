@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.command import run
 from backends.device_specs import SPECS
-from models.command import run
 from models.registry import model_names
 from perf import targets, vision
 from perf.cost.constants import load_constants, round_to

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 import backends
+from backends.command import run
 from backends.device_specs import SPECS
-from models.command import run, whole
+from models.numbers import argument
 from runtime.settings import Settings
 
 PROMPT_TOKENS = 128
@@ -264,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.host_speed", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--steps", type=whole(1, 10_000), default=12, help="steps timed (default 12)"
+        "--steps", type=argument("steps"), default=12, help="steps timed (default 12)"
     )
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
     parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")

@@ -8,6 +8,7 @@ The host_* fields are always wall clock.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import platform
@@ -58,14 +59,26 @@ class BenchmarkRecord:
 
 
 def append_record(record: BenchmarkRecord, path: Path = RECORDS) -> None:
-    """Add a line; runs at the same time never mix theirs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add a line, whole or not at all; runs at the same time never mix theirs."""
     line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            try:
+                _write(file, line.encode())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise ValueError(f"the run's record cannot be added to {path}: {error.strerror}") from None
+
+
+def _write(file: io.FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+    os.fsync(file.fileno())
 
 
 def read_records(path: Path = RECORDS) -> list[dict[str, object]]:

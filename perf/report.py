@@ -18,8 +18,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from backends.command import run
 from backends.device_specs import SPECS
-from models.command import run
+from models.outputs import output_file
 from perf.calibrate.published_rows import Row, load_rows
 from perf.op_lists.kept import ROOT
 from perf.own import Comparison, comparisons, own_lines
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--own", action="store_true", help="print published rows beside ours; 1 if one is too slow"
     )
-    parser.add_argument("--html", type=Path, help="write one file for a browser instead")
+    parser.add_argument("--html", type=output_file(), help="write one file for a browser instead")
     options = parser.parse_args(arguments)
     if options.own:
         found = list(comparisons())

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.command import run
 from models.registry import canonical_name
 from perf.calibrate.published_rows import FIGURES
 
@@ -168,4 +168,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "perf.targets")

@@ -9,15 +9,18 @@ tokens after each, what HF reaches in bfloat16, and HF's own greedy text after t
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from backends.command import run
 from models.checkpoints.open import locate, open_checkpoint
 from models.checkpoints.reference import build_reference
+from models.fields import read_text
+from models.numbers import argument
+from models.outputs import output_file
 from runtime.teacher_forcing import (
     FREE_TOKENS,
     Reference,
@@ -92,21 +95,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Record a token accuracy reference.")
     parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
     parser.add_argument("--text", type=Path, default=TEXT, help="a plain text file")
-    parser.add_argument("--tokens", type=int, default=1024, help="half prompt, half forced")
-    parser.add_argument("--out", type=Path, help="default: references/<model>.json")
+    parser.add_argument(
+        "--tokens", type=argument("tokens"), default=1024, help="half prompt, half forced"
+    )
+    parser.add_argument("--out", type=output_file(), help="default: references/<model>.json")
     given = parser.parse_args(arguments)
-    try:
-        checkpoint = open_checkpoint(given.model)
-        tokenizer = load_tokenizer(locate(given.model).path)
-        tokens = tokenizer.encode(given.text.read_text(encoding="utf-8"))
-        if len(tokens) < given.tokens:
-            raise ValueError(
-                f"{given.text} has {len(tokens)} tokens, {given.tokens} are asked for: "
-                "give a longer text or fewer --tokens"
-            )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    checkpoint = open_checkpoint(given.model)
+    tokenizer = load_tokenizer(locate(given.model).path)
+    tokens = tokenizer.encode(read_text(given.text))
+    if len(tokens) < given.tokens:
+        raise ValueError(
+            f"{given.text} has {len(tokens)} tokens, {given.tokens} are asked for: "
+            "give a longer text or fewer --tokens"
+        )
     reference = make_reference(checkpoint, tokens[: given.tokens], given.text.name)
     path = given.out or reference_path(reference.model)
     save_reference(reference, path)
@@ -115,4 +116,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "references.generate_reference_hf")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.fields import is_there, shown
-from runtime.numbers import counted
+from models.numbers import counted
 from runtime.requests import Request
 from runtime.sampling import SamplingParams
 from runtime.settings import Settings

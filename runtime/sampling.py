@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from runtime.numbers import check_number
+from models.numbers import check_number
 
 DEVICE_BATCH = 32  # TT-NN's sampling op works on 32 users
 DEVICE_MAX_TOP_K = 32

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from backends import BACKENDS, default_backend
 from backends.device_specs import SPECS
-from models.command import whole
+from models.numbers import read_number
 
 ALL_GATHERS = ("QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM")  # that USE_LINE_AG can name
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
-MOST_THREADS = 256
 FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
 
 
@@ -75,6 +74,7 @@ class Settings:
                 "unset one, they name two different checkpoints"
             )
         backend, device = _backend_and_device(env)
+        thousands = _number(env, "MAX_PREFILL_CHUNK_SIZE", "max_prefill_chunk")
 
         def flag(name: str) -> bool:
             return parse_bool(env.get(name, "0"), name)
@@ -85,8 +85,8 @@ class Settings:
             hf_model=env.get("HF_MODEL"),
             llama_dir=_directory(env, "LLAMA_DIR"),
             cache_path=_cache_path(env),
-            max_prefill_chunk=_max_prefill_chunk(env),
-            pad_mlp_cores=_pad_mlp_cores(env),
+            max_prefill_chunk=1024 * thousands if thousands else None,
+            pad_mlp_cores=_number(env, "PAD_MLP_CORES", "pad_mlp_cores"),
             wh_arch_yaml=env.get("WH_ARCH_YAML"),
             line_reduce_scatter=flag("LINE_RS"),
             line_all_gather=flag("LINE_AG"),
@@ -111,12 +111,7 @@ def _threads(env: Mapping[str, str]) -> int | None:
     if "TT_EMULATOR_THREADS" not in env:
         common = env.get("OMP_NUM_THREADS", "").split(",")[0]
         return int(common) if common.isdecimal() and int(common) else None
-    text = env["TT_EMULATOR_THREADS"]
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
-        raise ValueError(
-            f"TT_EMULATOR_THREADS is {text!r}: use a whole number from 1 to {MOST_THREADS}"
-        )
-    return int(text)
+    return _number(env, "TT_EMULATOR_THREADS", "threads")
 
 
 def _backend_and_device(env: Mapping[str, str]) -> tuple[str, str | None]:
@@ -137,13 +132,8 @@ def _backend_and_device(env: Mapping[str, str]) -> tuple[str, str | None]:
     return backend, mesh or fake
 
 
-def _integer(env: Mapping[str, str], name: str) -> int | None:
-    if name not in env:
-        return None
-    try:
-        return whole(-(10**9), 10**9)(env[name])
-    except ValueError:
-        raise ValueError(f"{name} is {env[name][:60]!r}: use a whole number") from None
+def _number(env: Mapping[str, str], name: str, number: str) -> int | None:
+    return read_number(number, env[name], name) if name in env else None
 
 
 def _directory(env: Mapping[str, str], name: str) -> Path | None:
@@ -182,24 +172,6 @@ def _is_directory(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # a name that is too long
         return False
-
-
-def _max_prefill_chunk(env: Mapping[str, str]) -> int | None:
-    thousands = _integer(env, "MAX_PREFILL_CHUNK_SIZE")
-    if thousands is None:
-        return None
-    if not 1 <= thousands <= 1024:
-        raise ValueError(
-            f"MAX_PREFILL_CHUNK_SIZE is {thousands}: use thousands of tokens, e.g. 4, 32 or 128"
-        )
-    return thousands * 1024
-
-
-def _pad_mlp_cores(env: Mapping[str, str]) -> int | None:
-    cores = _integer(env, "PAD_MLP_CORES")
-    if cores is not None and (cores % 8 or not 8 <= cores <= 64):
-        raise ValueError(f"PAD_MLP_CORES is {cores}: use a multiple of 8 between 8 and 64")
-    return cores
 
 
 def _names(env: Mapping[str, str], name: str, known: tuple[str, ...]) -> frozenset[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from backends.command import run  # noqa: E402
 from models.checkpoints.repack import main  # noqa: E402  (the path above comes first)
-from models.command import run  # noqa: E402
 
 if __name__ == "__main__":
     run(

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.numbers import argument
 from runtime.settings import Settings
 from serving.model_files import served_directory
 from serving.options import ServeOptions, load_options
@@ -75,10 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help=f"keys: {', '.join(ServeOptions.__dataclass_fields__)}",
     )
-    parser.add_argument("--max_seqs_in_batch", type=int, default=32, help="users at a time")
-    parser.add_argument("--max_model_len", type=int, default=MAX_MODEL_LEN, help="tokens")
     parser.add_argument(
-        "--num_scheduler_steps", type=int, help="of old engines; accepted, without effect"
+        "--max_seqs_in_batch", type=argument("users"), default=32, help="users at a time"
+    )
+    parser.add_argument(
+        "--max_model_len", type=argument("max_seq_len"), default=MAX_MODEL_LEN, help="tokens"
+    )
+    parser.add_argument(
+        "--num_scheduler_steps",
+        type=argument("steps"),
+        help="of old engines; accepted, without effect",
     )
 
 

@@ -6,11 +6,12 @@ before it is imported; and nothing of TT-NN, since vLLM reads this before a back
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from backends.device_specs import SPECS, DeviceSpec
+from models.fields import parse_json, shown
+from models.numbers import check_number
 from models.sharding import TILE
 from runtime.find import device_of
 from runtime.settings import Settings, one_of
@@ -51,14 +52,13 @@ class ServeOptions:
     def from_json(cls, text: str) -> ServeOptions:
         """From the command line."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text, "--override_tt_config")
+        except ValueError as error:
             raise ValueError(
-                f"--override_tt_config is not JSON ({error}): write it like "
-                '\'{"sample_on_device_mode": "all"}\''
+                f'{error}; write it like \'{{"sample_on_device_mode": "all"}}\''
             ) from None
         if not isinstance(values, dict):
-            raise ValueError(f"--override_tt_config is {text}: use an object, " + _known())
+            raise ValueError(f"--override_tt_config is {shown(text)}: use an object, {_known()}")
         return cls.from_dict(values)
 
     @classmethod
@@ -66,7 +66,7 @@ class ServeOptions:
         """Check names, types and choices; one line says what is wrong."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown key {', '.join(unknown)} in the TT config: " + _known())
+            raise ValueError(f"unknown key {shown(unknown[0])} in the TT config: " + _known())
         for name, value in values.items():
             _check(name, value)
         return cls(**values)
@@ -99,12 +99,14 @@ def _check(name: str, value: Any) -> None:
         one_of(str(value), name, CHOICES[name])
     elif name == "is_galaxy":
         if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}: use true or false")
+            raise ValueError(f"{name} is {shown(value)}: use true or false")
     elif name == "optimizations":
         if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}: use performance, accuracy or single settings")
-    elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}: use a whole number above 0")
+            raise ValueError(
+                f"{name} is {shown(value)}: use performance, accuracy or single settings"
+            )
+    else:
+        check_number(name, value)
 
 
 def serving_device(options: ServeOptions, settings: Settings) -> DeviceSpec:

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 import backends
+from backends.command import run
 from models.checkpoints.base import Checkpoint, get_rows
 from models.checkpoints.open import Location, locate, open_checkpoint, resolve
-from models.command import run, whole
+from models.numbers import argument
+from models.outputs import output_folder
 
 WORKERS = 3
 
@@ -197,15 +199,15 @@ def main() -> None:
     parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
     parser.add_argument("--device", default="N150")
     parser.add_argument("--optimizations", default="performance", help="preset or grammar string")
-    parser.add_argument("--cache", type=Path, help="where, as TT_CACHE_PATH")
-    parser.add_argument("--pad_mlp_cores", type=whole(8, 64), help="as PAD_MLP_CORES")
-    parser.add_argument("--layers", type=whole(1, 1024), help="how many layers, from the first")
+    parser.add_argument("--cache", type=output_folder, help="where, as TT_CACHE_PATH")
+    parser.add_argument("--pad_mlp_cores", type=argument("pad_mlp_cores"), help="as PAD_MLP_CORES")
+    parser.add_argument(
+        "--layers", type=argument("num_layers"), help="how many layers, from the first"
+    )
     parser.add_argument("--report", action="store_true", help="print figures as JSON")
     arguments = parser.parse_args()
     if not arguments.model:
         raise ValueError("--model is empty: give a directory, .gguf, hub name or default")
-    if (arguments.pad_mlp_cores or 8) % 8:
-        raise ValueError(f"--pad_mlp_cores is {arguments.pad_mlp_cores}: use a multiple of 8")
     torch.set_num_threads(1)  # the workers are the parallelism
     report = convert(
         resolve(arguments.model),

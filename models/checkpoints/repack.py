@@ -24,9 +24,10 @@ from tqdm import tqdm
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT
 from models.checkpoints.meta import MetaFiles, load_pth, stored_shapes
 from models.checkpoints.names import META, normalised
-from models.command import whole
 from models.config import ModelConfig
 from models.config_readers import config_from_meta
+from models.numbers import argument
+from models.outputs import output_folder
 
 
 def repack(
@@ -94,7 +95,7 @@ def _write(path: Path, names: list[str], meta: MetaFiles) -> None:
     mapped: Mapping[str, torch.Tensor] = {}
     room = 0
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        for name in tqdm(names, desc=path.name, unit="tensor"):
+        for name in tqdm(names, desc=path.name, unit="tensor", disable=None):
             if room <= 0:  # mapped pages count as resident: let them go now and then
                 mapped, room = {}, MAPPED_BYTES_LIMIT
                 meta.close()
@@ -120,12 +121,12 @@ def main(description: str, name_part: str) -> None:
     """Command line of both scripts; `name_part` is what the folder of this model is called."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("in_dir", type=Path, help="folder with consolidated.NN.pth")
-    parser.add_argument("out_dir", type=Path, help="may be the same folder")
+    parser.add_argument("out_dir", type=output_folder, help="may be the same folder")
     parser.add_argument(
-        "chunk_size", type=whole(1, 1024), nargs="?", default=10, help="layers a file (10)"
+        "chunk_size", type=argument("num_layers"), nargs="?", default=10, help="layers a file (10)"
     )
     parser.add_argument(
-        "-n", "--num_layers", type=whole(1, 1024), help="checked against params.json"
+        "-n", "--num_layers", type=argument("num_layers"), help="checked against params.json"
     )
     arguments = parser.parse_args()
     if name_part not in arguments.out_dir.resolve().name:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from models.command import run, whole
+from backends.command import run
+from models.numbers import argument
+from models.outputs import output_file
 from perf.calibrate.judge import Data, Judged, half, judge, stretch
 from perf.calibrate.published_rows import FIGURES
 from perf.calibrate.report import report
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--report", action="store_true", help="print errors on rows not fitted")
-    parser.add_argument("--splits", type=whole(6, 1000), default=SPLITS, help="halves to try")
-    parser.add_argument("--output", type=Path, default=PATH, help="where constants go")
+    parser.add_argument("--splits", type=argument("splits"), default=SPLITS, help="halves to try")
+    parser.add_argument("--output", type=output_file(), default=PATH, help="where constants go")
     options = parser.parse_args(arguments)
     data = Data.load()
     splits = [judge(data, f"split {n}", half(data.rows, n)) for n in range(options.splits)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from models.command import run
+from backends.command import run
+from models.numbers import argument
+from models.outputs import PICTURES, output_file
 from perf.predict.figures import (
     Prediction,
     Workload,
@@ -19,7 +20,6 @@ from perf.predict.figures import (
 )
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import KNOWN, Setting, setting
-from runtime.numbers import argument
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +59,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--text_only", action="store_true", help="of a model that also reads images")
     p.add_argument("--json", action="store_true", help="print JSON")
-    p.add_argument("--trace", type=Path, help="write the op list as a Chrome/Perfetto trace")
-    p.add_argument("--plot", type=Path, help="draw time by op group (PNG or SVG)")
+    p.add_argument(
+        "--trace", type=output_file(), help="write the op list as a Chrome/Perfetto trace"
+    )
+    p.add_argument("--plot", type=output_file(*PICTURES), help="draw time by op group (PNG or SVG)")
     return p
 
 
@@ -112,20 +114,16 @@ def prepare(options: argparse.Namespace) -> tuple[Workload, Setting]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a prediction; bad input is one line and exit status 2."""
-    p = parser()
-    options = p.parse_args(arguments)
-    try:
-        workload, where = prepare(options)
-        answer = predict(
-            workload,
-            software=where.software,
-            harness=HARNESSES[options.harness],
-            constants=where.constants,
-            without=options.without,
-        )
-    except ValueError as error:
-        p.exit(2, f"{p.prog}: {error}\n")
+    """Print a prediction; bad input is a ValueError of one line."""
+    options = parser().parse_args(arguments)
+    workload, where = prepare(options)
+    answer = predict(
+        workload,
+        software=where.software,
+        harness=HARNESSES[options.harness],
+        constants=where.constants,
+        without=options.without,
+    )
     if options.trace or options.plot:
         from perf.predict.timeline import trace, write_plot, write_trace
 

@@ -9,11 +9,12 @@ Every figure is modelled (perf/predict). Two devices are compared row by row; --
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from backends.command import run
+from models.numbers import argument, arguments
+from models.outputs import PICTURES, output_file
 from perf.predict.figures import dump_json
 from perf.predict.harness import HARNESSES
 from perf.predict.what_if import setting
@@ -29,25 +30,26 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
-    def numbers(value: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in value.split(","))
-
     def names(value: str) -> tuple[str, ...]:
         return tuple(value.split(","))
 
     p.add_argument("--model", required=True)
     p.add_argument("--devices", type=names, default=("N150", "N300", "T3K", "P150"))
-    p.add_argument("--batch", type=numbers, default=(1, 8, 32), help="users of one group")
-    p.add_argument("--context", type=numbers, default=(128, 4096), help="tokens of a prompt")
+    p.add_argument(
+        "--batch", type=arguments("batch_size"), default=(1, 8, 32), help="users of one group"
+    )
+    p.add_argument(
+        "--context", type=arguments("prefill_len"), default=(128, 4096), help="tokens of a prompt"
+    )
     p.add_argument("--optimizations", type=names, default=("performance",), help="presets")
-    p.add_argument("--data_parallel", type=numbers, default=(1,))
-    p.add_argument("--generated", type=int, default=200)
+    p.add_argument("--data_parallel", type=arguments("data_parallel"), default=(1,))
+    p.add_argument("--generated", type=argument("generated"), default=200)
     p.add_argument("--software", help="as for perf.predict")
     p.add_argument("--harness", choices=list(HARNESSES), default="demo")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
     p.add_argument("--json", action="store_true", help="print JSON")
-    p.add_argument("--csv", type=Path, help="write the points")
-    p.add_argument("--plot", type=Path, help="draw them (SVG or PNG)")
+    p.add_argument("--csv", type=output_file(), help="write the points")
+    p.add_argument("--plot", type=output_file(*PICTURES), help="draw them (SVG or PNG)")
     return p
 
 
@@ -61,16 +63,12 @@ def sweep_of(options: argparse.Namespace) -> Sweep:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a sweep; bad input is one line and exit status 2."""
-    p = parser()
-    options = p.parse_args(arguments)
-    try:
-        sweep = sweep_of(options)
-        points, room = sweep.points(), sweep.room()
-    except ValueError as error:
-        p.exit(2, f"{p.prog}: {error}\n")
+    """Print a sweep; bad input is a ValueError of one line."""
+    options = parser().parse_args(arguments)
+    sweep = sweep_of(options)
+    points, room = sweep.points(), sweep.room()
     if all(point.refused for point in points):
-        p.exit(2, f"{p.prog}: {points[0].refused}\n")
+        raise ValueError(points[0].refused)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         options.csv.write_text(as_csv(points), encoding="utf-8")
@@ -87,4 +85,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "perf.sweep")

@@ -9,13 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from backends.command import run
 from backends.device_specs import SPECS
 from backends.dry_run import environment
+from models.numbers import argument
+from models.outputs import output_folder
 from runtime.dry_run import report
 from runtime.dry_run.worker import TIMEOUT_S, run_checks
-from runtime.numbers import argument
 
 EXIT_CODES = {"pass": 0, "fail": 1, "crash": 1, "timeout": 1, "refused": 2}
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--num_blocks",
-        type=argument("num_blocks"),
+        type=argument("max_num_blocks"),
         metavar="N",
         help="pages of the cache; default: as many as fit",
     )
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     help = "collectives over rings, or not; default: rings where the product closes them"
     add("--ring", action=argparse.BooleanOptionalAction, help=help)
     add("--json", action="store_true", help="print the report as JSON")
-    add("--cache_dir", type=Path, help=f"default: {environment.default_cache()}")
+    add("--cache_dir", type=output_folder, help=f"default: {environment.default_cache()}")
     add("--timeout", type=argument("timeout"), default=TIMEOUT_S, metavar="SECONDS")
     return parser
 
@@ -83,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "runtime.dry_run")

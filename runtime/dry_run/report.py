@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.numbers import counted
+from models.numbers import counted
 
 GIB, KIB = 2**30, 2**10
 _COLUMNS = ("pass", "ops", "per layer", "programs", "L1 KiB/core", "DRAM GiB", "seconds")

@@ -48,11 +48,11 @@ def test_the_published_config_acts_or_says_that_it_does_not() -> None:
 @pytest.mark.parametrize(
     ("text", "found", "instead"),
     [
-        ("{oops", "not JSON", "write it like"),
+        ("{oops", "not valid JSON", "write it like"),
         ("[1]", "[1]", "known keys are"),
         ('{"sample_on_devise": "all"}', "sample_on_devise", "sample_on_device_mode"),
         ('{"fabric_config": "RING"}', "'RING'", "FABRIC_1D_RING"),
-        ('{"data_parallel": 0}', "data_parallel is 0", "above 0"),
+        ('{"data_parallel": 0}', "data_parallel is 0", "from 1 to 1024"),
         ('{"is_galaxy": "yes"}', "'yes'", "true or false"),
         ('{"worker_l1_size": "big"}', "'big'", "whole number"),
     ],

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from backends.command import run
 from models.checkpoints import open_checkpoint
 from models.checkpoints.repack import main, repack
-from models.command import run
 from tests.tiny_formats import write_meta
 from tests.tiny_models import TinyCheckpoint, tiny_config
 

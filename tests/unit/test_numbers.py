@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +15,19 @@ from hypothesis import strategies as st
 
 from demo.cases import PageParams
 from demo.options import OPTIONS, add_options, read_dict
+from lt.__main__ import parser as lt_parser
+from models.numbers import NUMBERS, check_number
 from perf.predict.__main__ import parser as predict_parser
+from perf.sweep.__main__ import parser as sweep_parser
 from runtime.dry_run.__main__ import _parser as dry_run_parser
-from runtime.numbers import NUMBERS, check_number
 from runtime.sampling import SamplingParams
+from serving.launch import add_arguments
 
 JUNK = (
     "", " ", "x", "nan", "inf", "-inf", "-1e30", "1e30", "1e400", "9" * 40, "9" * 5000, "0x10",
-    "1.5.2", "-", "²", "None", "[1]", "1,5",
+    "1.5.2", "-", "²", "None", "[1]", "1,,5",
 )  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Refused(Exception):
@@ -36,19 +43,30 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def serving_parser() -> argparse.ArgumentParser:
+    """What the programs around vLLM have in common."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser
+
+
+PROGRAMS: tuple[tuple[str, Callable[[], argparse.ArgumentParser], list[str]], ...] = (
+    ("demo", demo_parser, []),
+    ("predict", predict_parser, ["--model", "m", "--device", "N150"]),
+    ("dry_run", dry_run_parser, ["--model", "m", "--device", "N150"]),
+    ("sweep", sweep_parser, ["--model", "m"]),
+    ("lt", lt_parser, []),
+    ("serving", serving_parser, []),
+)
+
+
 def numeric_arguments() -> Iterator[Any]:
-    """Every argument of a program that reads one of NUMBERS."""
-    required = ["--model", "m", "--device", "N150"]
-    programs: tuple[tuple[str, Callable[[], argparse.ArgumentParser], list[str]], ...] = (
-        ("demo", demo_parser, []),
-        ("predict", predict_parser, required),
-        ("dry_run", dry_run_parser, required),
-    )
-    for program, make, before in programs:
+    """Every argument of a program that reads a number of the table, or several."""
+    for program, make, before in PROGRAMS:
         for action in make()._actions:
-            name = "num_layers" if action.dest == "layers" else action.dest
-            if action.option_strings and name in NUMBERS:
-                yield pytest.param(make, before, action.option_strings[0], id=f"{program} {name}")
+            if getattr(action.type, "__module__", "") == "models.numbers":
+                flag = action.option_strings[0]
+                yield pytest.param(make, before, flag, id=f"{program} {flag}")
 
 
 def refuse(self: argparse.ArgumentParser, message: str) -> None:
@@ -67,14 +85,23 @@ def test_junk_in_place_of_a_number_is_one_line(
         with pytest.raises(Refused) as refusal:
             make().parse_args([*before, f"{flag}={junk}"])
         line = str(refusal.value)
-        assert "number from" in line
+        assert "number from" in line or "multiple of" in line
         assert "\n" not in line
         assert len(line) < 200
 
 
 def test_the_programs_have_numbers() -> None:
-    assert len(list(numeric_arguments())) >= 17
+    assert len(list(numeric_arguments())) >= 27
     assert {option.field for option in OPTIONS} >= {"batch_size", "repeat_batches", "num_layers"}
+
+
+def test_no_program_reads_a_number_in_a_way_of_its_own() -> None:
+    files = subprocess.run(
+        ["git", "ls-files", "*.py", ":!tests"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    own = re.compile(r"add_?(?:argument|option)\([^)]*type=(?:int|float|lambda)\b")
+    assert not [name for name in files if own.search((ROOT / name).read_text(encoding="utf-8"))]
+    assert own.search('p.add_argument("--tokens",\n  type=int)')
 
 
 VALUES = st.one_of(
