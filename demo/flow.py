@@ -13,6 +13,7 @@ from loguru import logger
 
 from demo import report
 from demo.cases import Case
+from demo.prefixes import fill_prefixes
 from demo.progress import DecodeShow, TextStream
 from demo.session import Session, cache_of, fit_context
 from models.numbers import counted
@@ -166,6 +167,9 @@ def run_batch(
     """
     case, generator = session.case, session.generator
     generator.reset()
+    if not quiet:
+        short = session.loaded.engines[0].short_context
+        report.print_long_factors(session.model.config.name, short, requests)
     if case.prefix_cached_ratio:
         fill_prefixes(session, requests)
     answers = Answers.of_users(len(requests))
@@ -190,14 +194,6 @@ def run_batch(
             if case.print_outputs:
                 report.print_tokens(step, tokenizer)
     return answers
-
-
-def fill_prefixes(session: Session, requests: Sequence[Request]) -> None:
-    """Put the leading part of every prompt into the cache, where the prompt will find it."""
-    ratio = session.case.prefix_cached_ratio
-    parts = [request.prompt[: int(ratio * len(request.prompt))] for request in requests]
-    for _ in session.generator.generate([Request(part, 1) for part in parts if part]):
-        pass
 
 
 def run_batches(

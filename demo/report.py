@@ -21,6 +21,7 @@ from runtime.images import ImageRequest
 
 if TYPE_CHECKING:
     from perf.predict.figures import Prediction
+    from perf.profiler import Profiler
     from runtime.prompts import Prompt
     from runtime.requests import Request, Step
     from runtime.tokenizer import Tokenizer
@@ -51,6 +52,17 @@ def print_opening(case: Case, model: str, device: str, backend: str) -> None:
         f"{model} answers {counted(case.users, 'user')}, at most "
         f"{counted(case.max_generated_tokens, 'token')} each, on {where}."
     )
+
+
+def print_long_factors(model: str, short: int, requests: Sequence[Request]) -> None:
+    """Say where an answer that ends early would have had other factors in Hugging Face."""
+    crossing = [r for r in requests if len(r.prompt) <= short < r.cache_length]
+    if crossing:
+        logger.info(
+            f"{counted(len(crossing), 'prompt')} may grow past the {short} tokens that "
+            f"{model} was first trained on: the rotary factors of long "
+            "contexts are used from the start, where transformers changes to them on the way"
+        )
 
 
 def print_tokens(step: Step, tokenizer: Tokenizer) -> None:
@@ -191,3 +203,28 @@ def print_average_speed(metrics: Metrics, measured_on: str) -> None:
         f"Average speed: {metrics.decode_ms:.2f} ms @ {metrics.tokens_per_s_per_user:.2f} "
         f"tok/s/user ({metrics.tokens_per_s:.2f} tok/s throughput) [{measured_on}]"
     )
+
+
+def title_of(case: Case, model: str, device: str, backend: str) -> str:
+    """What ran, in a few words."""
+    mesh = "x".join(map(str, SPECS[device].mesh_shape))
+    return f"{model} on {device} {mesh} ({backend}): {case.id}, {counted(case.users, 'user')}"
+
+
+def prompt_rows(case: Case, requests: Sequence[Request], prefill_len: int) -> list[tuple[str, str]]:
+    """What the users asked."""
+    longest = max(len(request.prompt) for request in requests)
+    return [
+        ("Prompts", case.input_prompts),
+        ("Longest prompt", f"{longest} tokens, prefilled as {prefill_len}"),
+        *image_rows(requests),
+    ]
+
+
+def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
+    """Times of the parts that are no figure of the model."""
+    return [
+        ("Reading prompts", f"{loading.total('loading_inputs'):.2f} s"),
+        ("Model loading", f"{loading.total('loading_model'):.2f} s"),
+        ("All batches", f"{profiler.total('run'):.2f} s"),
+    ]

@@ -17,7 +17,6 @@ from demo.flow import Questions, prepare, run_batches
 from demo.modelled import modelled
 from demo.records import provenance_of, save_record
 from demo.session import Session, open_session
-from models.numbers import counted
 from perf.metrics import measure
 from perf.profiler import Profiler
 from runtime.chunking import bucket_length
@@ -90,51 +89,21 @@ def answer(
     if session.settings.backend == "dry-run":
         logger.info(f"TT-NN accepted every call for {session.device}; a dry run has no figures")
         return
-    length = prefill_length(questions)
-    prompt_tokens = sum(len(request.prompt) for request in questions.requests[0])
+    first = questions.requests[0]
+    length = bucket_length(max(len(request.prompt) for request in first))
+    prompt_tokens = sum(len(request.prompt) for request in first)
     metrics = measure(profiler, users=questions.case.users, prefill_tokens=prompt_tokens)
     found = modelled(session, ops, prefill_len=length)
     check_answers(questions, session, answers)
+    name, prompt_rows = session.model.config.name, report.prompt_rows(questions.case, first, length)
     report.print_summary(
-        title_of(questions, session),
+        report.title_of(questions.case, name, session.device, session.settings.backend),
         metrics,
         found.prediction if found else None,
-        [*prompt_rows(questions), *timing_rows(loading, profiler)],
+        [*prompt_rows, *report.timing_rows(loading, profiler)],
         measured_on=provenance_of(session),
         device=session.device,
         whole_ttft=not ttft_per_user,
     )
     tokens = answers[0].tokens
     save_record(session, questions.case, metrics, found, tokens, prefill_len=length)
-
-
-def prefill_length(questions: Questions) -> int:
-    """Padded length of the longest prompt of the measured batch."""
-    return bucket_length(max(len(request.prompt) for request in questions.requests[0]))
-
-
-def title_of(questions: Questions, session: Session) -> str:
-    """What ran, in a few words."""
-    case = questions.case
-    mesh = "x".join(map(str, SPECS[session.device].mesh_shape))
-    where = f"{session.device} {mesh} ({session.settings.backend})"
-    return f"{session.model.config.name} on {where}: {case.id}, {counted(case.users, 'user')}"
-
-
-def prompt_rows(questions: Questions) -> list[tuple[str, str]]:
-    """What the users asked."""
-    longest = max(len(request.prompt) for request in questions.requests[0])
-    return [
-        ("Prompts", questions.case.input_prompts),
-        ("Longest prompt", f"{longest} tokens, prefilled as {prefill_length(questions)}"),
-        *report.image_rows(questions.requests[0]),
-    ]
-
-
-def timing_rows(loading: Profiler, profiler: Profiler) -> list[tuple[str, str]]:
-    """Times of the parts that are no figure of the model."""
-    return [
-        ("Reading prompts", f"{loading.total('loading_inputs'):.2f} s"),
-        ("Model loading", f"{loading.total('loading_model'):.2f} s"),
-        ("All batches", f"{profiler.total('run'):.2f} s"),
-    ]

@@ -14,8 +14,8 @@ from models.config import ModelConfig, RopeScaling
 def rope_frequencies(config: ModelConfig, max_seq_len: int) -> tuple[list[float], float]:
     """(radians per position for each of head_dim/2 pairs, factor on every cos and sin).
 
-    `max_seq_len` matters to longrope only: one table serves the whole context, so the long factors
-    are used as soon as the context may pass the length the model was trained at.
+    `max_seq_len` matters to longrope only, which has other factors for contexts that pass the
+    length the model was trained at.
     """
     plain = [config.rope_theta ** (-2 * i / config.head_dim) for i in range(config.head_dim // 2)]
     scaling = config.rope_scaling
@@ -29,6 +29,15 @@ def rope_frequencies(config: ModelConfig, max_seq_len: int) -> tuple[list[float]
     if scaling.kind == "yarn":
         return _yarn(plain, config, scaling)
     return _longrope(plain, config, scaling, max_seq_len)
+
+
+def short_context(config: ModelConfig, max_seq_len: int) -> int:
+    """Contexts up to this length turn by other angles than longer ones; 0: all turn alike."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "longrope":
+        return 0
+    trained = _trained_length(config, scaling)
+    return trained if trained < max_seq_len else 0
 
 
 def _trained_length(config: ModelConfig, scaling: RopeScaling) -> int:

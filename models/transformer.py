@@ -116,8 +116,8 @@ class Transformer:
     def decode(self, tokens_111B: Any, rope_positions_1B: Any, at: CacheAddress) -> Any:
         """Logits [1, 1, B, V] of the next token of every slot.
 
-        tokens uint32 [1, 1, 1, B]; rope positions uint32 [1, B] (idle slots 0), on a 2D mesh each
-        column its own users'; `at.positions` int32 [B] with -1 for idle slots.
+        tokens uint32 [1, 1, 1, B]; rope positions, rows of its tables, uint32 [1, B] (idle slots
+        any), on a 2D mesh each column its own users'; `at.positions` int32 [B], -1 for idle slots.
         """
         residual = residual_memory(self.targets[0], Phase.DECODE)
         with scope("embedding"):

@@ -77,6 +77,8 @@ class Engine:
         self.rope_positions = self.place.buffer(
             model.rope.plan.looked_up(zeros), ttnn.uint32, user_dim=1
         )
+        self.short_context = model.rope.short_context
+        self.first_rows = zeros + self.short_context  # of the rotary tables, by slot
         self.pages = self.place.buffer(
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
@@ -89,6 +91,10 @@ class Engine:
         self.short_prefills = ShortPrefills(
             model, self.place, bucket_length(self.max_seq_len), self._release_traces
         )
+
+    def expect(self, slot: int, *, is_long: bool) -> None:
+        """Whether the slot's next user goes beyond `short_context`, as who says nothing may."""
+        self.first_rows[slot] = self.short_context if is_long else 0
 
     # --- prefill
 
@@ -129,17 +135,18 @@ class Engine:
     def _groups(self, prompts: list[_Prompt]) -> list[list[_Prompt]]:
         """Prompts of one bucket together while they stay small; chunked ones alone."""
         groups: list[list[_Prompt]] = []
-        open_group: dict[int, list[_Prompt]] = {}
+        open_group: dict[tuple[int, int], list[_Prompt]] = {}
         for prompt in prompts:
             bucket = bucket_length(len(prompt.tokens))
             whole = not prompt.start and bucket <= self.max_prefill_chunk
             together = self.batched_prefill and whole
-            group = open_group.get(bucket) if together else None
+            kind = bucket, int(self.first_rows[prompt.slot])
+            group = open_group.get(kind) if together else None
             if group is None or (len(group) + 1) * bucket > BATCHED_PREFILL_TOKENS:
                 group = []
                 groups.append(group)
                 if together:
-                    open_group[bucket] = group
+                    open_group[kind] = group
             group.append(prompt)
         return groups
 
@@ -155,14 +162,15 @@ class Engine:
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
         if self._replays(group[0]):
             pages = page_table[[prompt.slot for prompt in group]]
-            return self.place.read_vocab(self.short_prefills.run(rows, last, pages))
+            turns = self._turns(group[0], 0, length)
+            return self.place.read_vocab(self.short_prefills.run(rows, turns, last, pages))
         at = CacheAddress(
             pages=self._pages(page_table, [prompt.slot for prompt in group]),
             users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
         )
         logits = self.model.prefill(
             self._ids(rows),
-            self._ids(torch.arange(length).clamp(max=self.max_seq_len - 1), rank=2),
+            self._ids(self._turns(group[0], 0, length), rank=2),
             at,
             users=len(group),
             last_rows=self._ids(last, rank=2),
@@ -184,14 +192,19 @@ class Engine:
             )
             whole = chunk.start == 0 and len(chunks) == 1
             last = chunk.last_index
-            positions = torch.arange(chunk.start, chunk.start + chunk.padded_length)
+            turns = self._turns(prompt, chunk.start, chunk.padded_length)
             logits = self.model.prefill(
                 self._ids(ids),
-                self._ids(positions.clamp(max=self.max_seq_len - 1), rank=2),
+                self._ids(turns, rank=2),
                 self._address(prompt.slot, page_table, None if whole else chunk),
                 last_rows=None if last is None else self._ids(torch.tensor([last]), rank=2),
             )
         return self.place.read_vocab(logits)
+
+    def _turns(self, prompt: _Prompt, start: int, length: int) -> torch.Tensor:
+        """Rows of the rotary tables for a stretch of a prompt, padding included."""
+        positions = torch.arange(start, start + length).clamp(max=self.max_seq_len - 1)
+        return positions + self.first_rows[prompt.slot]
 
     def _replays(self, prompt: _Prompt) -> bool:
         """Whether a prompt is prefilled from a trace."""
@@ -288,8 +301,8 @@ class Engine:
         self.tokens.write(torch.where(idle, known, all_tokens).reshape(1, 1, 1, -1))
         self.positions.write(all_positions)
         turned = self.model.rope.plan.users_of(self.rope_positions.values)
-        keep = torch.where(turned < self.max_seq_len, turned, 0)
-        turned = torch.where(idle, keep, all_positions)
+        keep = torch.where(turned < self.model.rope.rows, turned, 0)
+        turned = torch.where(idle, keep, all_positions + self.first_rows)
         self.rope_positions.write(self.model.rope.plan.looked_up(turned))
         if page_table is not None:
             pages = torch.full_like(self.pages.values, -1)
@@ -336,6 +349,7 @@ class Engine:
 
     def reset(self) -> None:
         """Forget all users: attention never reads past a position, so no cache is cleared."""
+        self.first_rows.fill_(self.short_context)
         self.positions.write(torch.full_like(self.positions.values, -1))
         self.pages.write(torch.full_like(self.pages.values, -1))
 

@@ -98,6 +98,7 @@ def encode_prompts(
     ids = [
         model.tokenizer.encode_clipped(prompt.text, limit, instruct=instruct) for prompt in prompts
     ]
+    check_tokens(model, ids)
     longest = max(map(len, ids))
     if not wraps and longest + max_new_tokens > max_seq_len:
         raise ValueError(
@@ -106,6 +107,19 @@ def encode_prompts(
             "prompt (max_length)"
         )
     return ids
+
+
+def check_tokens(model: Model, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse a prompt with a token for which the model has no row."""
+    rows, vision = model.config.vocab_size, model.config.vision
+    known = {vision.image_token} if vision else set()
+    for token in set().union(*prompts) - known:
+        if token >= rows:
+            text = model.tokenizer.decode([token], skip_special=False)
+            raise ValueError(
+                f"{model.name}: a prompt has token {token} ({shown(text)}), but the model has "
+                f"tokens 0 to {rows - 1} only: leave that text out, or use its own tokenizer"
+            )
 
 
 def make_requests(

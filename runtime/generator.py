@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -145,8 +145,13 @@ class Generator:
     def _queue(self, request: Request, inbox: deque[Step]) -> int:
         handle = next(self._handles)
         self._inboxes[handle] = inbox
-        self.waiting.append((handle, request))
+        self.waiting.append((handle, self.marked(request)))
         return handle
+
+    def marked(self, request: Request) -> Request:
+        """The request, told that it is long where short contexts turn by other angles."""
+        is_long = 0 < self.engines[0].short_context < request.cache_length
+        return replace(request, is_long=True) if is_long else request
 
     def _advance(self) -> None:
         """Prefill those who now find room, else decode all; everyone's inbox gets their part."""
@@ -213,6 +218,8 @@ class Generator:
         return slots
 
     def _seat(self, slot: int, user: _User) -> None:
+        index, own = divmod(slot, self.slots_per_engine)
+        self.engines[index].expect(own, is_long=user.request.is_long)
         self._write_table(slot)
         self.users[slot] = user
         self.sampler.assign(slot, user.request.sampling, user.request.prompt)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from backends import configure_emulator
 from backends.mesh import open_mesh, split_mesh
 from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint
@@ -47,7 +45,6 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
     configure_emulator(torch_device=settings.emulator_device, num_threads=settings.emulator_threads)
     checkpoint = _open(options)
     plan = draw(options, settings, checkpoint.config)
-    _tell_of_long_factors(plan)
     plan.check_fits()
     with open_mesh(
         options.device,
@@ -87,19 +84,6 @@ def build_engine(plan: Blueprint, mesh: Any, checkpoint: Any, cache: Any) -> Eng
         enable_trace=plan.options.enable_trace,
         batched_prefill=plan.options.batched_prefill,
     )
-
-
-def _tell_of_long_factors(plan: Blueprint) -> None:
-    """One rotary table serves all prompts; transformers chooses by the length of each."""
-    scaling, longest = plan.config.rope_scaling, plan.options.max_seq_len
-    trained = scaling.original_max_position_embeddings if scaling else None
-    if scaling and scaling.kind == "longrope" and trained and longest > trained:
-        logger.warning(
-            f"max_seq_len {longest} is above the {trained} tokens that {plan.config.name} was "
-            "first trained on: its factors for long contexts serve short prompts, too, where "
-            f"transformers takes others. For prompts up to {trained} tokens use --max_seq_len "
-            f"{trained}"
-        )
 
 
 def _open(options: LoadOptions) -> Any:

@@ -38,11 +38,12 @@ class Request:
     max_positions: int | None = None
     start: int = 0
     forced: Sequence[int] = ()
+    is_long: bool = False  # its keys turn by other angles than those of short contexts
 
     @property
     def contents(self) -> Sequence[int]:
         """What the prompt's cache holds: where this is equal, prompts may share it."""
-        return self.prompt
+        return [~self.prompt[0], *self.prompt[1:]] if self.is_long else self.prompt
 
     @property
     def prompt_end(self) -> int:
@@ -107,7 +108,12 @@ class Engine(Protocol):
     num_blocks: int
     max_prefill_chunk: int
     vocab_size: int
+    short_context: int  # 0: contexts of all lengths turn alike
     supports_device_sampling: bool
+
+    def expect(self, slot: int, *, is_long: bool) -> None:
+        """Whether the next user of a slot goes beyond `short_context`."""
+        ...
 
     def prefill(
         self,

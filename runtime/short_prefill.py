@@ -38,7 +38,9 @@ class ShortPrefills:
     def traces(self) -> list[Trace]:
         return [prefill.trace for prefill in self.shapes.values()]
 
-    def run(self, ids: torch.Tensor, last: torch.Tensor, pages: torch.Tensor) -> Any:
+    def run(
+        self, ids: torch.Tensor, turns: torch.Tensor, last: torch.Tensor, pages: torch.Tensor
+    ) -> Any:
         """Logits of prompts ids [users, padded length], as ShortPrefill.run gives them."""
         users, length = ids.shape
         if (users, length) not in self.shapes:
@@ -50,10 +52,10 @@ class ShortPrefills:
                 self.model,
                 self.place,
                 users=users,
-                turns=torch.arange(length).clamp(max=options.max_seq_len - 1),
+                turns=turns,
                 blocks=-(-self.length // options.cache.block_size),
             )
-        return self.shapes[users, length].run(ids, last, pages)
+        return self.shapes[users, length].run(ids, turns, last, pages)
 
 
 class ShortPrefill:
@@ -62,7 +64,7 @@ class ShortPrefill:
     def __init__(
         self, model: Any, place: InputPlacer, *, users: int, turns: torch.Tensor, blocks: int
     ) -> None:
-        """`turns`: rotary positions, one for each padded token; `blocks`: pages of a user."""
+        """`turns`: rows of the rotary tables at first; `blocks`: pages of a user."""
         self.model, self.users = model, users
         zeros = torch.zeros(1, 1, 1, users * len(turns), dtype=torch.int32)
         self.ids = place.buffer(zeros, ttnn.uint32)
@@ -72,9 +74,15 @@ class ShortPrefill:
         self.rows = place.buffer(torch.arange(users, dtype=torch.int32), ttnn.int32)
         self.trace = Trace(model.mesh)
 
-    def run(self, ids: torch.Tensor, last: torch.Tensor, pages: torch.Tensor) -> Any:
-        """Logits of the rows `last` of ids [users, length]; `pages` as page tables have them."""
+    def run(
+        self, ids: torch.Tensor, turns: torch.Tensor, last: torch.Tensor, pages: torch.Tensor
+    ) -> Any:
+        """Logits of the rows `last` of ids [users, length]; `pages` as page tables have them.
+
+        `turns`: rows of the rotary tables, one for each padded token.
+        """
         self.ids.write(ids.reshape(self.ids.values.shape))
+        self.turns.write(turns.to(torch.int32)[None])
         self.last.write(last.to(torch.int32)[None])
         own = torch.full_like(self.pages.values, -1)
         own[:, : pages.shape[1]] = pages[:, : own.shape[1]]

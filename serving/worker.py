@@ -66,7 +66,12 @@ class TTWorker(WorkerBase):
             load_engines(replace(wanted, cache=pages), self.settings)
         )
         self.loaded = loaded
-        mesh = loaded.plan.mesh_shape
+        mesh, short = loaded.plan.mesh_shape, loaded.engines[0].short_context
+        if short:  # vLLM's own models choose by --max-model-len, too: its prefix cache is one
+            logger.warning(
+                f"{loaded.config.name} has other rotary factors for contexts of up to {short} "
+                f"tokens: requests get those only if --max_model_len is at most {short}"
+            )
         logger.info(
             f"{loaded.config.name}: {len(loaded.engines)} group(s) of {mesh[0]}x{mesh[1]} chips, "
             f"{loaded.engines[0].max_batch_size} users and {pages.num_blocks} pages of "

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from backends import ttnn
 from models.config import ModelConfig
 from models.plans.attention import RopePlan
-from models.rope_tables import rope_frequencies
+from models.rope_tables import rope_frequencies, short_context
 from models.sharding import TILE, round_up
 
 
@@ -44,11 +44,17 @@ class Rotation:
 
 
 class RotaryEmbedding:
-    """Tables of `length` positions in DRAM, replicated on every chip."""
+    """Tables of `length` positions in DRAM, replicated on every chip.
+
+    Where short contexts turn by angles of their own, these stand first: the rows of a long one
+    begin at `short_context`.
+    """
 
     def __init__(self, mesh: Any, config: ModelConfig, length: int, plan: RopePlan) -> None:
         self.plan = plan
+        self.short_context = short_context(config, length)
         cos, sin = rope_tables(config, length)
+        self.rows = cos.shape[-2]
         self.cos, self.sin = (_replicated(mesh, t, ttnn.ROW_MAJOR_LAYOUT) for t in (cos, sin))
         turn = torch.zeros(TILE, TILE)
         even = torch.arange(0, TILE, 2)
@@ -59,12 +65,12 @@ class RotaryEmbedding:
         self.turn_decode = _replicated(mesh, turns, ttnn.TILE_LAYOUT, plan.turn)
 
     def prefill(self, positions_1S: Any) -> Rotation:
-        """Rotation of one prompt (or of prompts of equal length) at `positions_1S` (uint32)."""
+        """Rotation of one prompt (or of prompts of equal length) by these rows (uint32)."""
         cos_11SW, sin_11SW = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
         return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False)
 
     def decode(self, positions_1B: Any) -> Rotation:
-        """Rotation of one token per user, one user per core; positions as `looked_up` gives."""
+        """Rotation of one token per user, one user per core; rows as `looked_up` gives them."""
         together = self.plan.together
 
         def spread(table: Any) -> Any:
@@ -90,7 +96,16 @@ class RotaryEmbedding:
 
 
 def rope_tables(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [1, 1, length, padded head_dim], pair-interleaved, float32."""
+    """Cosines and sines [1, 1, rows, padded head_dim], pair-interleaved, float32.
+
+    The rows are the positions, after those of short contexts that turn by angles of their own.
+    """
+    lengths = [n for n in (short_context(config, length), length) if n]
+    cos, sin = zip(*(_tables(config, n) for n in lengths), strict=True)
+    return torch.cat(cos, dim=-2), torch.cat(sin, dim=-2)
+
+
+def _tables(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     inverse_frequencies, attention_factor = rope_frequencies(config, length)
     angles = torch.outer(
         torch.arange(length, dtype=torch.float32),

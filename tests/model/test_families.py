@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 
 from models.checkpoints.reference import build_reference
 from runtime.blueprint import LoadOptions
+from runtime.generator import Generator
 from runtime.loading import load_engines
+from runtime.requests import Request
 from runtime.settings import Settings
 from tests.model.helpers import (
     BF16,
@@ -43,6 +46,42 @@ def test_prefill_and_decode_agree_with_hf(family: str, device: str, chunk: int) 
         got = run_forced(engine, tokens[:PROMPT], tokens[PROMPT:], random_pages(engine))
     worst = min(pcc(a, b) for a, b in zip(got, expected, strict=True))
     assert worst >= 0.999
+
+
+@pytest.mark.parametrize("device", ["N150", "T3K"])
+def test_contexts_on_both_sides_of_the_trained_length_turn_as_in_hf_side_by_side(
+    device: str,
+) -> None:
+    """Prompts that begin alike, so a cache shared between the two kinds would show, too."""
+    checkpoint = TinyCheckpoint(tiny_config("phi3", num_layers=2))
+    reference = build_reference(checkpoint)
+    requests, expected = [], []
+    for number, length in enumerate((70, 290, 100, 252)):  # the trained length is 256
+        own = random_prompt(checkpoint.config.vocab_size, length + 8, seed=number)
+        tokens = random_prompt(checkpoint.config.vocab_size, 64) + own[64:]
+        requests.append(Request(tokens[:length], 9, forced=tokens[length:]))
+        expected.append(hf_logits(reference, tokens, 9))
+    got: dict[int, list[torch.Tensor]] = defaultdict(list)
+
+    def note(handles: list[int], logits: torch.Tensor) -> None:
+        for handle, row in zip(handles, logits, strict=True):
+            got[handle].append(row.clone())
+
+    with engine_of(checkpoint, device, batch=2) as engine:
+        generator = Generator([engine], on_logits=note, share_prefixes=True)
+        chosen = answers(generator, requests)
+        assert answers(Generator([engine], sample_on_device=True), requests) == chosen
+    for number, wanted in enumerate(expected):
+        worst = min(pcc(a, b) for a, b in zip(got[number], wanted, strict=True))
+        assert worst >= 0.999, requests[number]
+
+
+def answers(generator: Generator, requests: list[Request]) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in requests]
+    for step in generator.generate(requests):
+        for number, token in step.tokens.items():
+            found[number].append(token)
+    return found
 
 
 def test_mlp_padding_and_prefill_chunks_follow_the_settings_and_change_no_answer(

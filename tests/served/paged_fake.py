@@ -44,11 +44,15 @@ class PagedFake:
 
     max_batch_size, max_seq_len, block_size, num_blocks = USERS, CONTEXT, BLOCK, PAGES
     max_prefill_chunk, vocab_size, supports_device_sampling = 128, VOCAB, True
+    short_context = 0
     height = 100.0  # of the one token's logit over all others: no temperature draws another
 
     def __init__(self) -> None:
         self.pages = torch.full((PAGES, BLOCK), -1, dtype=torch.int64)
         self.decodes_on_device = self.chunks = 0
+
+    def expect(self, slot: int, *, is_long: bool) -> None:
+        pass
 
     def _write(self, row: torch.Tensor, start: int, tokens: Sequence[int]) -> None:
         for position, token in enumerate(tokens, start):

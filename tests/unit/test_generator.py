@@ -26,6 +26,7 @@ class FakeEngine:
 
     vocab_size = VOCAB
     supports_device_sampling = True
+    short_context = 0
 
     def __init__(
         self,
@@ -39,6 +40,9 @@ class FakeEngine:
         self.block_size, self.num_blocks = block_size, num_blocks
         self.prefilled_tokens = 0
         self.reset()
+
+    def expect(self, slot: int, *, is_long: bool) -> None:
+        pass
 
     def reset(self) -> None:
         self.cache: dict[tuple[int, int], int] = {}
