@@ -127,7 +127,10 @@ class LtApp(App[None]):
 
     def refresh_jobs(self) -> None:
         """Bring the table and the log up to date, keeping the cursor on its job."""
-        table, jobs = self.query_one(DataTable), list(self.queue.jobs)
+        tables = self.query(DataTable)
+        if not tables:  # the timer may tick once more while the screen is taken down
+            return
+        table, jobs = tables.first(), list(self.queue.jobs)
         numbers = [job.number for job in jobs]
         if numbers != self.shown:
             selected = self.selected()
