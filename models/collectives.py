@@ -1,8 +1,9 @@
 """Sums and gathers between chips, by meaning: the layers never name a mesh axis.
 
 One class per mesh shape. On one chip every method is a move of memory. `LineMesh` (1 x N) keeps
-the residual stream fractured and gathers it for norms; `GridMesh` (R x C) sums partial products
-over its columns, splits users over them, and sums row-parallel products over its rows.
+the residual stream fractured and gathers it for norms, but in a decode step of ours whole on every
+chip; `GridMesh` (R x C) sums partial products over its columns, splits users over them, and sums
+row-parallel products over its rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from models.sharding import Sharding
+from models.plans.norm import residual_memory
+from models.plans.target import Phase, Target
+from models.sharding import TILE
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,60 @@ class Links:
         return ttnn.Topology.Linear if line else ttnn.Topology.Ring
 
 
+class PartsInPlace:
+    """L1 in which the parts of all chips of a line arrive to be summed, for good.
+
+    Two buffers with a semaphore each take turns: who begins a sum has every chip's part of the one
+    before, so nobody still adds up the one before that.
+    """
+
+    def __init__(self, target: Target, mesh: Any) -> None:
+        sizes = target.sharding
+        self.mesh, self.turn = mesh, 0
+        stream = residual_memory(target, Phase.DECODE).shard_spec
+        memory = ttnn.create_sharded_memory_config(
+            (TILE, sizes.num_chips * stream.shape[1]),
+            stream.grid,
+            ttnn.ShardStrategy.WIDTH,
+            ttnn.ShardOrientation.ROW_MAJOR,
+            use_height_and_width_as_shard_shape=True,
+        )
+        shape, dtype = [1, 1, TILE, sizes.num_chips * sizes.local_dim], target.summed_dtype
+        columns, rows = target.spec.compute_grid
+        last = ttnn.CoreCoord(columns - 1, rows - 1)
+        every = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
+        self.pairs = [
+            (
+                ttnn.empty(shape, dtype, ttnn.TILE_LAYOUT, mesh, memory),
+                ttnn.create_global_semaphore(mesh, every, 0),
+            )
+            for _ in range(2)
+        ]
+
+    def sum(self, x: Any, memory: Any, links: Links) -> Any:
+        """The sum over the line, whole on every chip, in bfloat16."""
+        self.turn ^= 1
+        buffer, semaphore = self.pairs[self.turn]
+        return ttnn.experimental.all_reduce_async(
+            x,
+            buffer,
+            1,
+            self.mesh,
+            semaphore,
+            dtype=ttnn.bfloat16,
+            memory_config=memory,
+            topology=links.reduce_topology,
+            num_links=links.num_links[1],
+        )
+
+
 class LineMesh:
     """Collectives of a 1 x N mesh; N = 1 needs none."""
 
-    def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
-        self.chips = sharding.num_chips
+    def __init__(self, target: Target, links: Links, mesh: Any) -> None:
+        self.chips = target.sharding.num_chips
         self.links = links
+        self.parts = PartsInPlace(target, mesh) if target.is_whole else None
         self.decode: Any = self
         self.weights_ahead: dict[str, Any] = {}  # products find theirs in DRAM
 
@@ -64,9 +115,16 @@ class LineMesh:
         """The residual stream with what a block adds."""
         return ttnn.add(x, more, memory_config=memory)
 
+    def begin(self, x: Any, memory: Any) -> Any:
+        """Shares of the model width as the residual stream of a decode step lies."""
+        if self.parts is None:
+            return ttnn.to_memory_config(x, memory)
+        return self._gather(x, 3, memory, "LAYERNORM")
+
     def gather_residual(self, x: Any, memory: Any) -> Any:
         """The whole model width on every chip."""
-        if self.chips == 1:
+        whole = self.parts is not None and memory.is_sharded()
+        if self.chips == 1 or whole:
             return ttnn.to_memory_config(x, memory)
         return self._gather(x, 3, memory, "LAYERNORM")
 
@@ -86,9 +144,11 @@ class LineMesh:
     regather_columns = sum_columns
 
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
-        """Sum of row-parallel partial products, fractured like the residual stream."""
+        """Sum of row-parallel partial products, as the residual stream lies."""
         if self.chips == 1:
             return ttnn.to_memory_config(x, memory)
+        if self.parts is not None and memory.is_sharded():
+            return self.parts.sum(x, memory, self.links)
         if x.is_sharded():
             x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
         return ttnn.reduce_scatter(
@@ -122,14 +182,14 @@ class LineMesh:
 class GridMesh:
     """Collectives of an R x C mesh: rows are axis 0, columns axis 1."""
 
-    def __init__(self, sharding: Sharding, links: Links, mesh: Any, slots: int) -> None:
-        self.cols = sharding.cols
+    def __init__(self, target: Target, links: Links, mesh: Any) -> None:
+        self.cols = target.sharding.cols
         self.links = links
         self.decode: Any = self  # or those of a fused step, see collectives_fused.py
         self.weights_ahead: dict[str, Any] = {}
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
         self.pick_own = ttnn.from_torch(
-            torch.eye(slots)[None, None],
+            torch.eye(target.batch)[None, None],
             dtype=ttnn.bfloat16,
             layout=ttnn.TILE_LAYOUT,
             device=mesh,
@@ -162,6 +222,10 @@ class GridMesh:
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""
         return ttnn.add(x, more, memory_config=memory)
+
+    def begin(self, x: Any, memory: Any) -> Any:
+        """Columns hold their own width."""
+        return ttnn.to_memory_config(x, memory)
 
     def gather_residual(self, x: Any, memory: Any) -> Any:
         """Weights split the width over the columns too, so nothing is gathered."""
@@ -228,6 +292,6 @@ class GridMesh:
         return self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
 
 
-def collectives(sharding: Sharding, links: Links, mesh: Any, slots: int) -> LineMesh | GridMesh:
-    """The collectives of a mesh shape, for a number of decode slots."""
-    return (GridMesh if sharding.is_2d else LineMesh)(sharding, links, mesh, slots)
+def collectives(target: Target, links: Links, mesh: Any) -> LineMesh | GridMesh:
+    """The collectives of a mesh shape, for layers like `target`."""
+    return (GridMesh if target.sharding.is_2d else LineMesh)(target, links, mesh)

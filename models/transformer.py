@@ -70,7 +70,6 @@ class Transformer:
         self.mesh, self.config, self.options = mesh, config, options
         self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores, options.ring_cores)
         self.batch = options.slots or self.sharding.slots(options.max_batch_size)
-        self.ccl = collectives(self.sharding, options.links, mesh, self.batch)
         self.weights = weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)
         targets = [
@@ -79,6 +78,9 @@ class Transformer:
             for i in indices
         ]  # fmt: skip
         self.indices, self.targets = indices, targets
+        # sums of all layers share buffers: as wide as the widest parts that travel
+        widest = [t for t in targets if t.summed_dtype == ttnn.bfloat16]
+        self.ccl = collectives((widest or targets)[0], options.links, mesh)
         if self.sharding.ring_cores:
             self.ccl.decode = fused_mesh(targets[0], options.links, mesh)
         self.caches = [
@@ -121,7 +123,7 @@ class Transformer:
         """
         residual = residual_memory(self.targets[0], Phase.DECODE)
         with scope("embedding"):
-            x_11BD = self.embedding(tokens_111B, residual)
+            x_11BD = self.ccl.begin(self.embedding(tokens_111B, residual), residual)
             rotate = self.rope.decode(rope_positions_1B)
         self.ccl.decode.begin_step()
         for layer in self.layers_of(at):
@@ -156,9 +158,8 @@ class Transformer:
             # the rows are looked up like embeddings, so their place is an input, not a program
             table = ttnn.to_layout(x_11SD, ttnn.ROW_MAJOR_LAYOUT)
             picked = ttnn.embedding(last_rows, table, layout=ttnn.TILE_LAYOUT)
-            x_11ND = ttnn.to_memory_config(
-                ttnn.unsqueeze_to_4D(picked), residual_memory(self.targets[-1], Phase.DECODE)
-            )
+            residual = residual_memory(self.targets[-1], Phase.DECODE)
+            x_11ND = self.ccl.begin(ttnn.unsqueeze_to_4D(picked), residual)
         with scope("lm_head"):
             return self.lm_head(self.norm(x_11ND, Phase.DECODE))
 

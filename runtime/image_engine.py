@@ -66,7 +66,7 @@ class ImageEngine(Engine):
         )
         self.image_positions = self.place.buffer(zeros, ttnn.int32)
         self.image_rows = self.place.buffer(
-            torch.zeros(1, 1, batch, model.sharding.local_residual), ttnn.bfloat16,
+            torch.zeros(1, 1, batch, model.targets[0].residual_width), ttnn.bfloat16,
             layout=ttnn.TILE_LAYOUT,
         )  # fmt: skip
         self.traces_by_sight: tuple[dict[Result, Trace], dict[Result, Trace]] = ({}, {})

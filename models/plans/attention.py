@@ -186,7 +186,6 @@ def attention_decode(target: Target) -> AttentionDecode:
     sizes, spec = target.sharding, target.spec
     if sizes.ring_cores:
         return _on_ring(target)
-    wide = target.activation_dtype(ttnn.bfloat16)
     head_rows = -(-sizes.local_heads // TILE)
     apart, stream, o_input = heads_apart(target), target.stream, _o_input(target)
     projected = _projected_heads(target)
@@ -216,7 +215,7 @@ def attention_decode(target: Target) -> AttentionDecode:
             sizes.local_q_width,
             sizes.local_dim,
             kernel=target.kernel(OpGroup.LI_O_DECODE),
-            dtype=wide,
+            dtype=target.summed_dtype,
             spec=spec,
             weight=target.precision.tensor(TensorGroup.WO),
             cores=o_input.cores,

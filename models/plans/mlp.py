@@ -80,7 +80,7 @@ def mlp_decode(target: Target) -> MLPDecode:
             sizes.local_hidden,
             sizes.local_dim,
             kernel=target.kernel(OpGroup.LI_FF2),
-            dtype=target.activation_dtype(ttnn.bfloat16),
+            dtype=target.summed_dtype,
             spec=spec,
             weight=target.precision.tensor(TensorGroup.FF2),
             cores=product.cores,

@@ -35,7 +35,7 @@ def residual_memory(target: Target, phase: Phase) -> Any:
     sizes = target.sharding
     if sizes.ring_cores:
         return fused_grid(target).residual
-    if sizes.local_residual == sizes.local_dim:
+    if target.residual_width == sizes.local_dim:
         return target.stream.memory  # norms read it as it lies
     return rectangle(sizes.local_residual).memory
 

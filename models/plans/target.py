@@ -59,6 +59,27 @@ class Target:
         """Whether plans are ours, and not those of older software."""
         return self.habits is Habits.OWN
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a decode step keeps the whole residual stream on every chip of a line.
+
+        Sums of all chips' parts in one op start once and wait for nobody; scattering them and
+        gathering them for the next norm does so twice.
+        """
+        sizes = self.sharding
+        return self.is_own and not sizes.is_2d and sizes.num_chips % 2 == 0
+
+    @property
+    def residual_width(self) -> int:
+        """Columns of a decode step's residual stream that one chip holds."""
+        sizes = self.sharding
+        return sizes.local_dim if self.is_whole else sizes.local_residual
+
+    @property
+    def summed_dtype(self) -> Any:
+        """Format of row-parallel products of a decode step, which may travel in blocks."""
+        return self.activation_dtype(ttnn.bfloat8_b if self.is_whole else ttnn.bfloat16)
+
     def spread(self, width: int, *, most: int = 32, for_norm: bool = False) -> Spread:
         """Where a row of activations lies that a decode matmul reads."""
         if self.is_own:

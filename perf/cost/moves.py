@@ -85,7 +85,7 @@ def _spread_us(
     sharded = _sharded(operands)
     if sharded is not None:
         start = c.l1_op_us if in_l1 is None else in_l1
-        per_core = _shard_tiles(sharded)
+        per_core = shard_tiles(sharded)
     else:
         start = c.dram_op_us if any(t.buffer == "DRAM" for t in operands) else c.l1_op_us
         per_core = _tiles_per_core(record, max(operands, key=_own_tiles), spec)
@@ -97,7 +97,7 @@ def _own_tiles(tensor: TensorSpec) -> int:
     return tiles(tensor.padded_shape)
 
 
-def _shard_tiles(tensor: TensorSpec) -> int:
+def shard_tiles(tensor: TensorSpec) -> int:
     """Tiles of one shard; rows are counted by what they hold."""
     shape = tensor.shard or (32, 32)
     return -(-math.prod(shape) // 1024) if tensor.layout == "ROW_MAJOR" else tiles(shape)
@@ -106,7 +106,7 @@ def _shard_tiles(tensor: TensorSpec) -> int:
 def _sharded(operands: tuple[TensorSpec, ...]) -> TensorSpec | None:
     """The operand with the largest shard in L1: its cores do the work."""
     found = [t for t in operands if t.shard and t.buffer == "L1"]
-    return max(found, key=_shard_tiles, default=None)
+    return max(found, key=shard_tiles, default=None)
 
 
 def _tiles_per_core(record: OpRecord, tensor: TensorSpec, spec: DeviceSpec) -> int:

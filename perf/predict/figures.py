@@ -165,9 +165,12 @@ def sum_ops(ops: OpList, state: Situation, *, without: Sequence[str] = ()) -> _S
 
 
 def gap_us(ops: OpList, state: Situation) -> float:
-    """Between two launches: shorter where collectives need no other chip to begin."""
+    """Between two launches: shorter where collectives need no other chip to begin.
+
+    That was timed on a Galaxy, whose commands do not come through ethernet: only 2D meshes claim it.
+    """
     c = state.constants
-    fused = any(op.record.name in PERSISTENT for op in ops.ops)
+    fused = state.is_grid and any(op.record.name in PERSISTENT for op in ops.ops)
     return c.galaxy_gap_us if fused or state.software.fused else c.gap_us
 
 

@@ -29,6 +29,7 @@ from backends.emulator.rules.collectives import (
     busiest_bytes,
     check_links,
     check_scattered,
+    check_summed,
     line_of,
 )
 
@@ -47,15 +48,14 @@ def all_reduce_async(
     num_links: int | None = None,
     subdevice_id: SubDeviceId | None = None,
 ) -> Tensor:
-    """Sum over a line, whole on every chip, as `dtype`; the buffer has room for all parts."""
+    """Sum over a line, whole on every chip, as `dtype`; the buffer has room for all parts.
+
+    Every chip sends all it has to all others, and adds up what they sent.
+    """
     x, name = input_tensor, "experimental.all_reduce_async"
     line, chips = line_of(name, x, cluster_axis)
     check_links(x, line, num_links)
-    require(x.is_sharded() and buffer_tensor.is_sharded(), "input and buffer must be sharded")
-    require(
-        buffer_tensor.dims[-1] >= x.dims[-1] * chips,
-        f"the buffer's width {buffer_tensor.dims[-1]} holds not {chips} parts of {x.dims[-1]}",
-    )
+    check_summed(x, buffer_tensor, memory_config or x.memory_config(), chips)
     dtype = dtype or x.dtype
     return launch(
         name,
@@ -63,7 +63,7 @@ def all_reduce_async(
         [Out(x.dims, dtype, x.layout, memory_config or x.memory_config())],
         lambda data, _: mesh_sum(data, line, dtype),
         exact=True,
-        link_bytes=2 * busiest_bytes(x.buffer_bytes(), chips, topology),  # a scatter and a gather
+        link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),
         attributes=attributes(line, chips, num_links, topology, None),
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from backends.emulator.api.types import TILE, Topology
+from backends.emulator.api.parts import cores_of
+from backends.emulator.api.types import TILE, MemoryConfig, TensorMemoryLayout, Topology
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, require
 from backends.emulator.numerics.sums import Line
@@ -61,3 +62,33 @@ def check_scattered(x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chi
         spec = tensor.memory_config().shard_spec
         require(spec is not None, f"{name} must have a shard spec")
         require(spec.shape[0] == TILE, f"{name} shard height must be 32 but got {spec.shape[0]}")
+
+
+def check_summed(x: Tensor, buffer: Tensor, memory: MemoryConfig, chips: int) -> None:
+    """The sum of whole parts takes columns in shards, with room beside each for all parts."""
+    require(chips % 2 == 0, f"AllReduceAsync currently only supports even ring sizes, got {chips}")
+    found = {"input tensor": x.memory_config(), "buffer tensor": buffer.memory_config()}
+    for what, one in (*found.items(), ("output tensor", memory)):
+        require(
+            one.memory_layout is TensorMemoryLayout.WIDTH_SHARDED,
+            f"Unsupported memory layout for {what} {one.memory_layout.name}.",
+        )
+    room, result = buffer.memory_config().shard_spec, memory.shard_spec
+    require(room is not None and result is not None, "input and buffer must be sharded")
+    assert room is not None and result is not None
+    held = {(core.x, core.y) for core in cores_of(room.grid)}
+    require(
+        all((core.x, core.y) in held for core in cores_of(result.grid)),
+        "The output tensor must reside on a subset of the cores of the buffer tensor",
+    )
+    # TT-NN counts numbers alone, and writes beyond a buffer of a smaller format
+    require(
+        buffer.dtype.tile_bytes >= x.dtype.tile_bytes,
+        f"parts in {x.dtype.name} do not fit a buffer in {buffer.dtype.name}",
+    )
+    needed, has = chips * math.prod(result.shape), math.prod(room.shape)
+    require(
+        needed <= has,
+        "The shard size for the buffer must be large enough to hold the intermediate tensor. "
+        f"Require at least {needed} but has {has}",
+    )
