@@ -167,7 +167,7 @@ def sum_ops(ops: OpList, state: Situation, *, without: Sequence[str] = ()) -> _S
 def gap_us(ops: OpList, state: Situation) -> float:
     """Between two launches: shorter where collectives need no other chip to begin.
 
-    That was timed on a Galaxy, whose commands do not come through ethernet: only 2D meshes claim it.
+    That was timed on a Galaxy, whose commands do not come through ethernet: 2D meshes claim it.
     """
     c = state.constants
     fused = state.is_grid and any(op.record.name in PERSISTENT for op in ops.ops)

@@ -1001,6 +1001,41 @@ def _collectives_along(where: str, axis: dict[str, Any]) -> Cases:
     yield f"part to L1 {where}", part(memory_config="L1_MEMORY_CONFIG")
 
 
+def sums_in_place(axis: int, chips: int) -> Cases:
+    """Sums of 8 shards along a mesh axis, into buffers that are there already."""
+
+    def reduce(of: int = 32, room: int | None = None, cores: int = 8, to: int = 8, kind_of: str = "bfloat16", sharded: bool = True, kind: str = "WIDTH", **options: Any) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            width = of * cores
+            wide = room or chips * of
+            every = t.CoreRangeSet({t.CoreRange(t.CoreCoord(0, 0), t.CoreCoord(6, 6))})
+            return t.experimental.all_reduce_async(
+                make(
+                    *((1, 1, 32, width) if kind == "WIDTH" else (1, 1, 32 * cores, of)),
+                    dtype=kind_of,
+                    memory=make.shards(32, of, cores, 1, kind) if sharded else None,
+                ),
+                make(1, 1, 32, 8 * wide, dtype=kind_of, memory=make.shards(32, wide, 8, 1)),
+                axis,
+                make.device,
+                t.create_global_semaphore(make.device, every, 0),
+                memory_config=make.shards(32, width // to, to, 1),
+                **{n: getattr(t, v) if isinstance(v, str) else v for n, v in options.items()},
+            )
+
+        return call
+
+    yield "sum in place", reduce()
+    yield "sum in place over one link", reduce(num_links=1)
+    yield "sum bfloat8_b in place", reduce(kind_of="bfloat8_b")
+    yield "sum bfloat8_b in place to bfloat16", reduce(kind_of="bfloat8_b", dtype="bfloat16")
+    yield "sum in place from 4 cores", reduce(of=64, room=32 * chips, cores=4)
+    yield "sum in place to 4 cores", reduce(room=64 * chips, to=4)
+    yield "sum in place into too small a buffer", reduce(room=32)
+    yield "sum in place of interleaved data", reduce(sharded=False)
+    yield "sum in place of heights", reduce(kind="HEIGHT")
+
+
 def from_l1() -> Cases:
     """Where results go when their operands are in L1 and nothing is said."""
 
@@ -1051,9 +1086,9 @@ STRICTER = {
 def cases(system: str) -> dict[str, Case]:
     """The calls made on one product, by name."""
     if system == "T3K":
-        return dict(collectives((1, 8)))
+        return dict([*collectives((1, 8)), *sums_in_place(1, 8)])
     if system == "TG":
-        return dict(collectives((8, 4)))
+        return dict([*collectives((8, 4)), *sums_in_place(0, 8)])
     if system == "P150":  # its grid is 11 wide, so what lies on a core per user differs
         return dict([*heads(), *joined_heads(), *rotations()])
     parts = (norms, distributed_norms, heads, joined_heads, rotations, caches, attention, decode_attention, lookups, from_l1)  # fmt: skip  # noqa: E501

@@ -103,3 +103,64 @@ def test_results_keep_the_format_and_bytes_on_links_are_counted() -> None:
         ttnn.all_gather(x, 3, topology=ttnn.Topology.Ring)
     part = 2 * 1088  # two bfloat8_b tiles
     assert [r.cost.link_bytes for r in records if r.cost] == [7 * part, 7 * part / 2]
+
+
+def _in_shards(width: int, cores: int = 8) -> Any:
+    return ttnn.create_sharded_memory_config(
+        (32, width // cores),
+        ttnn.CoreGrid(x=cores, y=1),
+        ttnn.ShardStrategy.WIDTH,
+        ttnn.ShardOrientation.ROW_MAJOR,
+        use_height_and_width_as_shard_shape=True,
+    )
+
+
+def _summed_in_place(line: Any, x: Any, *, room: Any = None, **options: Any) -> Any:
+    chips, width = line.shape[1], x.shape[-1]
+    buffer = ttnn.empty(
+        [1, 1, 32, chips * width],
+        room or x.dtype,
+        ttnn.TILE_LAYOUT,
+        line,
+        _in_shards(chips * width),
+    )
+    every = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(7, 7))])
+    semaphore = ttnn.create_global_semaphore(line, every, 0)
+    return ttnn.experimental.all_reduce_async(
+        ttnn.to_memory_config(x, _in_shards(width)),
+        buffer,
+        1,
+        line,
+        semaphore,
+        memory_config=_in_shards(width),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat8_b"])
+@pytest.mark.parametrize("device", ["N300", "T3K"])
+def test_a_sum_into_a_buffer_is_a_scatter_and_a_gather(device: str, dtype: str) -> None:
+    """Bit for bit: both are rounded once, from the same parts."""
+    with open_mesh(device) as line:
+        chips = line.shape[1]
+        values = operand(1, 1, 32 * chips, 512, seed=5)
+        x = put(line, values, getattr(ttnn, dtype), dims=(None, 2))
+        parts = ttnn.typecast(x, dtype=ttnn.bfloat16)  # exact: blocks hold fewer bits
+        wanted = ttnn.all_gather(ttnn.reduce_scatter(parts, 3, cluster_axis=1), 3, cluster_axis=1)
+        found = _summed_in_place(line, x, dtype=ttnn.bfloat16)
+        assert found.dtype is ttnn.bfloat16
+        for chip in range(chips):
+            assert torch.equal(get(found, (0, chip)), get(wanted, (0, chip)))
+
+
+def test_a_sum_into_a_buffer_sends_every_part_to_every_chip() -> None:
+    with open_mesh("T3K") as line, record_ops() as records:
+        x = put(line, operand(1, 1, 32, 512, seed=6), ttnn.bfloat8_b)
+        _summed_in_place(line, x)
+        _summed_in_place(line, x, topology=ttnn.Topology.Ring)
+        part = 16 * 1088
+        sent = [r.cost.link_bytes for r in records if r.cost and "all_reduce_async" in r.name]
+        assert sent == [7 * part, 7 * part / 2]
+        with pytest.raises(RuntimeError, match="parts in BFLOAT16 do not fit a buffer"):
+            wide = put(line, operand(1, 1, 32, 512, seed=6))
+            _summed_in_place(line, wide, room=ttnn.bfloat8_b)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 import backends
 from backends.device_specs import SPECS
-from perf.calibrate.op_rows import bank_product, collective, decode_scores, prefill_scores, product
+from perf.calibrate.op_rows import (
+    bank_product,
+    collective,
+    decode_scores,
+    load_op_rows,
+    prefill_scores,
+    product,
+    tensor,
+)
 from perf.cost.constants import load_constants
 from perf.cost.links import pass_us
 from perf.cost.price import PRICES, op_time
@@ -125,6 +133,25 @@ def test_a_price_follows_the_cost_that_the_op_states() -> None:
         once, double = op_time(record, state()), op_time(replace(record, cost=twice), state())
         assert double.limit_us == pytest.approx(2 * once.limit_us)
         assert double.us > once.us
+
+
+@pytest.mark.parametrize(
+    ("published", "chips", "axis", "width", "cores"),
+    [("decode/AllReduce FF2", 8, 0, 2048, 16), ("tail/AllReduce logits", 4, 1, 16384, 32)],
+)
+def test_sums_of_whole_parts_take_what_a_galaxy_was_timed_at(
+    published: str, chips: int, axis: int, width: int, cores: int
+) -> None:
+    """The second was not used to find what adding costs, and ran over more links than we ask."""
+    (timed,) = (row.us for row in load_op_rows()[0] if row.name == published)
+    whole, spec = (1, 1, 32, width), SPECS["TG"]
+    known = collective("all_gather", whole, "bfp8", chips=chips, axis=axis, ring=True,
+                       links=spec.links[axis])  # fmt: skip
+    out = tensor(whole, buffer="L1", cores=cores)
+    cost = replace(known.cost, link_bytes=chips * known.cost.link_bytes)
+    record = replace(known, name="experimental.all_reduce_async", outputs=(out,), cost=cost)
+    us = op_time(record, state(spec, is_grid=True)).us
+    assert 0.99 * timed <= us <= 1.2 * timed
 
 
 def test_a_cache_update_moves_whole_tiles_and_shrinks_with_its_users() -> None:
