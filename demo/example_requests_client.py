@@ -27,10 +27,9 @@ from perf.record import (
     current_commit,
     software_versions,
 )
-from runtime.find import device_of, find_prompts
+from runtime.find import find_prompts
 from runtime.prompts import load_prompts
-from runtime.settings import Settings
-from serving.figures import Answer, Figures, provenance, show
+from serving.figures import Answer, Figures, Place, provenance, show
 
 PLOT = Path("generated/serving_latency.png")
 
@@ -102,25 +101,24 @@ async def ask_all(given: argparse.Namespace, prompts: list[str]) -> list[Answer]
         return list(await asyncio.gather(*map(in_turn, prompts)))
 
 
-def record(given: argparse.Namespace, figures: Figures, settings: Settings) -> None:
+def record(given: argparse.Namespace, figures: Figures, place: Place) -> None:
     """One line beside those of the demos."""
+    is_measured = place.backend == "silicon"
     append_record(
         BenchmarkRecord(
             model=given.model,
-            backend=settings.backend,
-            device=device_of(settings),
-            mesh_shape=(0, 0),
-            data_parallel=1,
+            backend=place.backend,
+            device=place.device,
+            mesh_shape=place.mesh_shape,
+            data_parallel=place.data_parallel,
             batch_size=given.num_concurrent,
             prefill_len=0,
             generated_tokens=figures.tokens,
-            optimizations="",
-            provenance=provenance(settings.backend),
-            ttft_ms=figures.ttft_ms[50] if settings.backend == "silicon" else None,
-            tokens_per_s_per_user=(
-                figures.tokens_per_s_per_user[50] if settings.backend == "silicon" else None
-            ),
-            tokens_per_s=figures.tokens_per_s if settings.backend == "silicon" else None,
+            optimizations=place.optimizations,
+            provenance=provenance(place.backend),
+            ttft_ms=figures.ttft_ms[50] if is_measured else None,
+            tokens_per_s_per_user=figures.tokens_per_s_per_user[50] if is_measured else None,
+            tokens_per_s=figures.tokens_per_s if is_measured else None,
             host_ttft_ms=figures.ttft_ms[50],
             host_tokens_per_s_per_user=figures.tokens_per_s_per_user[50],
             case="example_requests_client",
@@ -156,7 +154,6 @@ def plot(answers: list[Answer], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Ask, measure, show, record."""
     given = parse(arguments)
-    settings = Settings.from_env()
     path = find_prompts(given.prompt_json_path)
     prompts = [prompt.text for prompt in load_prompts(path, instruct=True)]
     check_file(RECORDS)
@@ -174,8 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps([answer.text for answer in answers], indent=1, ensure_ascii=False))
     limits = {"ttft_limit_ms": given.ttft_limit_ms, "token_limit_ms": given.token_limit_ms}
     figures = Figures.of(answers, **limits)
-    show(figures, settings.backend)
-    record(given, figures, settings)
+    place = Place.of_server(given.base_url)
+    show(figures, place.backend, place.device)
+    record(given, figures, place)
     plot(answers, given.plot)
     print(f"plot: {given.plot}")
 

@@ -26,6 +26,7 @@ from runtime.prompts import load_prompts
 from runtime.settings import Settings
 from serving import launch
 from serving.figures import Answer, Figures, show
+from serving.options import serving_device
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -60,16 +61,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def prompts_of(given: argparse.Namespace, vocab_size: int) -> list[Any]:
-    """Conversations, or random token ids to measure with."""
+def prompts_of(given: argparse.Namespace, tokenizer: Any, vocab_size: int) -> list[Any]:
+    """Token ids of prompts, in the chat template that the model brings; random ones to measure."""
     if given.measure_perf:
         draw = random.Random(0)
-        return [
-            {"prompt_token_ids": [draw.randrange(vocab_size) for _ in range(given.perf_prompt_len)]}
-            for _ in range(given.max_seqs_in_batch * given.num_repeat_prompts)
-        ]
-    texts = [p.text for p in load_prompts(find_prompts(given.prompts_json), instruct=True)]
-    return [[{"role": "user", "content": text}] for text in texts] * given.num_repeat_prompts
+        count, length = given.max_seqs_in_batch * given.num_repeat_prompts, given.perf_prompt_len
+        ids = [[draw.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
+    else:
+        prompts = load_prompts(find_prompts(given.prompts_json), instruct=True)
+        ids = [_ids(prompt.text, tokenizer) for prompt in prompts] * given.num_repeat_prompts
+    return [{"prompt_token_ids": row} for row in ids]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    if not tokenizer.chat_template:
+        return list(tokenizer.encode(text))
+    said = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False))
 
 
 def sampling_of(given: argparse.Namespace) -> Any:
@@ -87,9 +95,8 @@ def run(given: argparse.Namespace, engine: dict[str, Any]) -> list[Answer]:
     from vllm import LLM
 
     llm = LLM(**engine, disable_log_stats=False)
-    prompts = prompts_of(given, llm.model_config.get_vocab_size())
-    ask = llm.generate if given.measure_perf else llm.chat
-    outputs = ask(prompts, sampling_of(given))
+    prompts = prompts_of(given, llm.get_tokenizer(), llm.model_config.get_vocab_size())
+    outputs = llm.generate(prompts, sampling_of(given))
     answers = []
     for output in outputs:
         times = output.metrics
@@ -113,11 +120,6 @@ async def run_async(given: argparse.Namespace, engine: dict[str, Any]) -> list[A
     sampling = sampling_of(given)
 
     async def ask(number: int, prompt: Any) -> Answer:
-        if isinstance(prompt, list):
-            tokenizer = llm.get_tokenizer()
-            prompt = tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=False
-            )
         begin = time.perf_counter()
         first = last = begin
         text, tokens = "", 0
@@ -128,7 +130,7 @@ async def run_async(given: argparse.Namespace, engine: dict[str, Any]) -> list[A
         return Answer(text, tokens, first - begin, last - first)
 
     try:
-        prompts = prompts_of(given, llm.model_config.get_vocab_size())
+        prompts = prompts_of(given, llm.get_tokenizer(), llm.model_config.get_vocab_size())
         return list(await asyncio.gather(*(ask(i, p) for i, p in enumerate(prompts))))
     finally:
         llm.shutdown()
@@ -141,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     engine = launch.engine_arguments(given, settings.checkpoint)
     find_prompts(given.prompts_json)
     launch.check_vllm()
+    launch.start_check(given, settings)()
     try:
         begin = time.perf_counter()
         answers = (
@@ -153,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.measure_perf:
         for number, answer in enumerate(answers):
             print(f"--- {number}: {answer.text}")
-    show(Figures.of(answers), settings.backend)
+    device = serving_device(given.override_tt_config, settings).name
+    show(Figures.of(answers), settings.backend, device)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,52 @@ the time from first to last token, of each request.
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 PERCENTILES = (50, 90, 99)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True)
+class Place:
+    """What answered, as our server says among its metrics; of another server nothing is known."""
+
+    backend: str = "unknown"
+    device: str = "unknown"
+    mesh_shape: tuple[int, int] = (0, 0)
+    data_parallel: int = 1
+    optimizations: str = ""
+
+    @classmethod
+    def of_metrics(cls, text: str) -> Place:
+        """From the line of serving/platform.py's."""
+        line = next((x for x in text.splitlines() if x.startswith("tt_device_info{")), None)
+        if line is None:
+            return cls()
+        labels = dict(_LABEL.findall(line))
+        rows, columns = map(int, labels["mesh"].split("x"))
+        return cls(
+            labels["backend"],
+            labels["device"],
+            (rows, columns),
+            int(labels["data_parallel"]),
+            labels["optimizations"].encode().decode("unicode_escape"),
+        )
+
+    @classmethod
+    def of_server(cls, base_url: str) -> Place:
+        """Ask the server of an OpenAI address (.../v1)."""
+        address = base_url.rstrip("/").removesuffix("/v1") + "/metrics"
+        try:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                return cls.of_metrics(answer.read().decode())
+        except (OSError, ValueError):
+            return cls()
 
 
 @dataclass(frozen=True)
@@ -94,9 +134,10 @@ def provenance(backend: str) -> str:
     return "measured" if backend == "silicon" else "host"
 
 
-def show(figures: Figures, backend: str) -> None:
+def show(figures: Figures, backend: str, device: str) -> None:
     """Print them, with whose they are."""
-    whose = "measured on silicon" if backend == "silicon" else f"this computer's clock, {backend}"
+    clock = "measured on" if provenance(backend) == "measured" else "this computer's clock,"
+    whose = f"{clock} {backend}, {device}"
     print(f"\n{figures.requests} requests, {figures.tokens} tokens in {figures.seconds:.1f} s")
     print(f"({whose})")
     heads = "".join(f"{'p' + str(p):>10}" for p in PERCENTILES)

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
+import os
+import signal
 import socket
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.threads import usable_cores
 from models.numbers import argument
 from runtime.settings import Settings
 from serving.model_files import served_directory
@@ -76,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help=f"keys: {', '.join(ServeOptions.__dataclass_fields__)}",
     )
+    pages = ("--num_gpu_blocks_override", "--num-gpu-blocks-override")
+    parser.add_argument(
+        *pages,
+        type=argument("max_num_blocks"),
+        help="pages of 32 tokens; without it what all users need, or what fits",
+    )
     parser.add_argument(
         "--max_seqs_in_batch", type=argument("users"), default=32, help="users at a time"
     )
@@ -94,6 +105,7 @@ def engine_arguments(given: argparse.Namespace, default_model: str | None) -> di
     if given.num_scheduler_steps is not None:
         print("--num_scheduler_steps has no effect: vLLM schedules every step by itself")
     name = given.model or default_model or "default"
+    pages = given.num_gpu_blocks_override
     return {
         "model": str(served_directory(name)),
         "served_model_name": "SmolLM2-135M-Instruct" if name == "default" else name,
@@ -101,11 +113,12 @@ def engine_arguments(given: argparse.Namespace, default_model: str | None) -> di
         "max_num_seqs": given.max_seqs_in_batch,
         "max_num_batched_tokens": max(BATCHED_TOKENS, given.max_seqs_in_batch * 128),
         "additional_config": {"tt": given.override_tt_config.to_dict()},
+        **({} if pages is None else {"num_gpu_blocks_override": pages}),
     }
 
 
 def check_run(given: argparse.Namespace, settings: Settings) -> None:
-    """Refuse what the device cannot hold. Chooses the emulator: for a process that ends here."""
+    """Refuse what the device cannot hold. Chooses the emulator: for a process of its own."""
     import backends
 
     backends.select("emulator")
@@ -123,21 +136,69 @@ def check_run(given: argparse.Namespace, settings: Settings) -> None:
         block_size=32,
     )
     plan = draw(wanted, settings, load_config(directory))
-    page_count(plan, None)
+    page_count(plan, given.num_gpu_blocks_override)
+
+
+def start_check(given: argparse.Namespace, settings: Settings) -> Callable[[], None]:
+    """check_run in a process of its own, while this one goes on; the answer waits, and raises."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def check() -> None:
+        try:
+            check_run(given, settings)
+        except ValueError as error:
+            theirs.send(str(error))
+        else:
+            theirs.send(None)
+
+    process = context.Process(target=check)
+    process.start()
+    theirs.close()
+
+    def answer() -> None:
+        try:
+            refused = ours.recv()
+        except EOFError:
+            refused = "what the device can hold could not be found out; the reason stands above"
+        process.join()
+        if refused:
+            raise ValueError(refused)
+
+    return answer
+
+
+def fork_engine() -> None:
+    """Let vLLM's engine process have what this one has imported, unless the user says otherwise.
+
+    A fork has the descriptor by which an event loop hears of signals, and must not write to it.
+    With a number of threads said, vLLM starts none itself: threads do not survive a fork.
+    """
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def page_count(plan: Blueprint, asked: int | None) -> int:
-    """Pages to make: what was asked for, else what all users need at full length, or what fits."""
+    """Pages of each group: its part of what was asked for, else what its users need, or what fits.
+
+    One page of each is nobody's: padding points to it.
+    """
     options = plan.options
-    block, length = options.cache.block_size, options.max_seq_len
+    block, length, groups = options.cache.block_size, options.max_seq_len, options.data_parallel
     assert block is not None, "served caches are paged"
     each, fit = -(-length // block), plan.blocks_that_fit(length)
-    # page 0 is vLLM's own: padding points to it
-    count = asked or min(fit, options.max_batch_size * options.data_parallel * each + 1)
+    count = asked // groups if asked else min(fit, options.max_batch_size * each + 1)
+    if asked and asked % groups:
+        raise ValueError(
+            f"--num-gpu-blocks-override is {asked}: {groups} data-parallel groups share the pages, "
+            f"use a multiple of {groups}"
+        )
     if count > fit or count < each + 1:
         raise ValueError(
             f"{count} pages of {block} tokens do not serve a context of {length} on "
-            f"{options.device}: one request needs {each}, one is vLLM's own, and {max(fit, 0)} "
-            "fit; use --max_model_len (vLLM: --max-model-len) or --num-gpu-blocks-override"
+            f"{options.device}: one request needs {each}, one is nobody's, and {max(fit, 0)} "
+            f"fit{' in each group' if groups > 1 else ''}; use --max_model_len (vLLM: "
+            "--max-model-len) or --num-gpu-blocks-override"
         )
     return count

@@ -6,10 +6,12 @@ imports what imports TT-NN: the worker chooses the backend first.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from loguru import logger
+from prometheus_client import Info
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms.interface import Platform, PlatformEnum
 
@@ -76,6 +78,8 @@ class TTPlatform(Platform):
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "serving.worker.TTWorker"
         scheduler.async_scheduling = False
+        if options.data_parallel > 1 and scheduler.scheduler_cls is None:
+            scheduler.scheduler_cls = "serving.scheduler.GroupScheduler"
         most = MOST_USERS * options.data_parallel
         if scheduler.max_num_seqs > most:
             logger.info(f"{scheduler.max_num_seqs} sequences at a time are lowered to {most}")
@@ -85,11 +89,22 @@ class TTPlatform(Platform):
         cache = vllm_config.cache_config
         if not cache.user_specified_block_size:
             cache.block_size = TILE
-        is_grid = min(serving_device(options, Settings.from_env()).mesh_shape) > 1
+        settings = Settings.from_env()
+        spec = serving_device(options, settings)
+        is_grid = min(spec.mesh_shape) > 1
         if cache.enable_prefix_caching and (is_grid or options.data_parallel > 1):
             # a page written in decode is only whole in the column, or group, that owns the user
             logger.info("prefix caching is off: users' pages lie in different parts of the mesh")
             cache.enable_prefix_caching = False
+        _device_info().info(
+            {
+                "backend": settings.backend,
+                "device": spec.name,
+                "mesh": "x".join(map(str, spec.mesh_shape)),
+                "data_parallel": str(options.data_parallel),
+                "optimizations": options.optimizations,
+            }
+        )
 
     @classmethod
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:
@@ -100,6 +115,12 @@ class TTPlatform(Platform):
                 "leave it out (logprobs of generated tokens are supported)",
                 parameter="prompt_logprobs",
             )
+
+
+@cache
+def _device_info() -> Info:
+    """Among vLLM's metrics: what serves, for clients that write it down (serving/figures.py)."""
+    return Info("tt_device", "Backend and device that serve, and how they are divided")
 
 
 def _refuse(config: VllmConfig) -> None:

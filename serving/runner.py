@@ -1,7 +1,8 @@
 """One step of vLLM's scheduler on our engines: prompts are prefilled, everyone else decodes.
 
-vLLM owns the pages: its block tables are the engines' page tables. A request keeps its slot from
-its first step until it ends or is preempted. Sampling is sampling.py's.
+vLLM owns the pages: its block tables are the engines' page tables. With several engines their pages
+are numbered one engine after the other, so a request's pages say whose it is (scheduler.py). It
+keeps its slot from its first step until it ends or is preempted. Sampling is sampling.py's.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class Runner:
         for name in step.num_scheduled_tokens:
             request = self.requests[name]
             if request.slot is None:
-                request.slot = self._take_slot()
+                request.slot = self._take_slot(request)
                 self._write_table(request)
             if name not in self.host.batch.req_id_to_index:
                 self.host.add(request.state)
@@ -195,9 +196,9 @@ class Runner:
             output_token_ids=list(new.prefill_token_ids or prompt)[len(prompt) :],
         )
 
-    def _take_slot(self) -> int:
-        """A free slot of the emptiest engine."""
-        engine = max(range(len(self.engines)), key=lambda i: len(self.free[i]))
+    def _take_slot(self, request: _Request) -> int:
+        """A free slot of the engine that has the request's pages."""
+        engine = request.blocks[0] // self.engines[0].num_blocks
         assert self.free[engine], "vLLM runs no more than max_num_seqs requests"
         return engine * self.slots_per_engine + self.free[engine].pop()
 
@@ -212,8 +213,8 @@ class Runner:
     def _write_table(self, request: _Request) -> None:
         assert request.slot is not None
         engine, slot = divmod(request.slot, self.slots_per_engine)
-        row = self.tables[engine][slot]
-        row[: len(request.blocks)] = torch.tensor(request.blocks, dtype=torch.int32)
+        row, first = self.tables[engine][slot], engine * self.engines[engine].num_blocks
+        row[: len(request.blocks)] = torch.tensor(request.blocks, dtype=torch.int32) - first
         row[len(request.blocks) :] = NO_BLOCK
 
     # --- what is run

@@ -74,8 +74,8 @@ class TTWorker(WorkerBase):
             )
         logger.info(
             f"{loaded.config.name}: {len(loaded.engines)} group(s) of {mesh[0]}x{mesh[1]} chips, "
-            f"{loaded.engines[0].max_batch_size} users and {pages.num_blocks} pages of "
-            f"{pages.block_size} tokens each"
+            f"each with {loaded.engines[0].max_batch_size} users and {pages.num_blocks} pages of "
+            f"{pages.block_size} tokens"
         )
 
     def _num_blocks(self, wanted: Any) -> int:
@@ -109,11 +109,14 @@ class TTWorker(WorkerBase):
 
     def determine_available_memory(self) -> int:
         """As many bytes as make vLLM count the pages that the engines have."""
-        return self.get_kv_cache_spec()[LAYER].page_size_bytes * self.loaded.engines[0].num_blocks
+        return self.get_kv_cache_spec()[LAYER].page_size_bytes * self._all_pages()
+
+    def _all_pages(self) -> int:
+        return sum(engine.num_blocks for engine in self.loaded.engines)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        count, have = kv_cache_config.num_blocks, self.loaded.engines[0].num_blocks
-        assert count <= have, f"vLLM counts {count} pages, the engines have {have}"
+        count, have = kv_cache_config.num_blocks, self._all_pages()
+        assert count == have, f"vLLM counts {count} pages, the engines have {have}"
         mode = self.options.sample_on_device_mode
         self.runner = Runner(
             list(self.loaded.engines), self.vllm_config, sample_on_device=mode is not None

@@ -57,6 +57,7 @@ ENVIRONMENT_READERS = {
     "runtime/settings.py": "the one reader",
     "backends/dry_run/environment.py": "writes what the wheel reads when it is imported",
     "backends/threads.py": "writes what OpenMP reads when torch is imported",
+    "serving/launch.py": "writes what vLLM reads when it starts its engine",
 }
 COMMANDS_SHOWN = {
     "perf/report.py": "PERF.md says which command gives a figure",

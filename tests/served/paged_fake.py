@@ -16,6 +16,7 @@ from vllm import EngineArgs
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from runtime.sampling import DeviceSampling
+from serving.options import group_batch
 from serving.platform import options_of
 from serving.worker import TTWorker
 
@@ -42,13 +43,14 @@ def expected(prompt: Sequence[int], count: int) -> list[int]:
 class PagedFake:
     """What runtime/requests.py asks of an engine, on pages of plain token ids."""
 
-    max_batch_size, max_seq_len, block_size, num_blocks = USERS, CONTEXT, BLOCK, PAGES
+    max_seq_len, block_size = CONTEXT, BLOCK
     max_prefill_chunk, vocab_size, supports_device_sampling = 128, VOCAB, True
     short_context = 0
     height = 100.0  # of the one token's logit over all others: no temperature draws another
 
-    def __init__(self) -> None:
-        self.pages = torch.full((PAGES, BLOCK), -1, dtype=torch.int64)
+    def __init__(self, users: int = USERS, pages: int = PAGES) -> None:
+        self.max_batch_size, self.num_blocks = users, pages
+        self.pages = torch.full((pages, BLOCK), -1, dtype=torch.int64)
         self.decodes_on_device = self.chunks = 0
 
     def expect(self, slot: int, *, is_long: bool) -> None:
@@ -94,8 +96,8 @@ class PagedFake:
         sampling: DeviceSampling | None = None,
     ) -> torch.Tensor:
         assert page_table is not None
-        logits = torch.zeros(USERS, VOCAB)
-        for slot in range(USERS):
+        logits = torch.zeros(self.max_batch_size, VOCAB)
+        for slot in range(self.max_batch_size):
             position = int(positions[slot])
             if position >= 0:
                 self._write(page_table[slot], position, [int(tokens[slot])])
@@ -113,8 +115,10 @@ class PagedFake:
 class _Loaded:
     """Stands for runtime/loading.py's."""
 
-    def __init__(self) -> None:
-        self.engines = [PagedFake()]
+    def __init__(self, groups: int) -> None:
+        self.engines = [
+            PagedFake(group_batch(USERS, groups), PAGES // groups) for _ in range(groups)
+        ]
 
 
 class FakeWorker(TTWorker):
@@ -127,7 +131,7 @@ class FakeWorker(TTWorker):
         self.stack = ExitStack()
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
-        self.loaded = _Loaded()  # type: ignore[assignment]
+        self.loaded = _Loaded(self.options.data_parallel)  # type: ignore[assignment]
 
 
 def write_model(folder: Path) -> Path:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,90 +18,26 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make setup-vllm")
 
 import openai
 
-from runtime.find import Model, find_model
+from perf.record import read_records
+from runtime.find import Model, find_model, find_prompts
+from runtime.prompts import load_prompts
 from runtime.settings import Settings
+from tests.served.server import ROOT, Server, start
+from tests.served.soak import soak
 
-ROOT = Path(__file__).resolve().parents[2]
-USERS, CONTEXT = 8, 512
-START_SECONDS = 300  # far more than it takes, for machines that do much else
+USERS, CONTEXT = 32, 512
 QUESTIONS = [
     "What is the capital of France?",
     "Name three colours.",
-    "Why is the sky blue?",
     "Write one sentence about a cat.",
-    "How many days has a week?",
-    "What do bees make?",
-    "Say hello in Spanish.",
     "What is two plus two?",
 ]
-
-
-@dataclass
-class Server:
-    """A running server, and what it said."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none",
-                             max_retries=0, timeout=120)  # fmt: skip
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-            return str(answer.read().decode())
-
-    def metric(self, name: str) -> float:
-        """One of Prometheus's figures."""
-        found = re.search(rf"^{name}\{{[^}}]*\}} (\S+)$", self.get("/metrics"), re.MULTILINE)
-        assert found, name
-        return float(found[1])
-
-    def ask(self, question: str, **options: Any) -> Any:
-        """One chat completion; greedy unless told otherwise."""
-        defaults: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24}
-        messages = [{"role": "user", "content": question}]
-        return self.client.chat.completions.create(
-            **{"model": "SmolLM2-135M-Instruct", "messages": messages, **defaults, **options}
-        )
-
-    def wait_until(self, name: str, value: float) -> None:
-        deadline = time.monotonic() + 60
-        while self.metric(name) != value:
-            assert time.monotonic() < deadline, f"{name} is {self.metric(name)}, not {value}"
-            time.sleep(0.1)
-
-
-def start(log: Path) -> Server:
-    """Start a server and wait until it is healthy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    outer = ("TT_BACKEND", "MESH_DEVICE", "FAKE_DEVICE", "HF_MODEL", "LLAMA_DIR")
-    env = {k: v for k, v in os.environ.items() if k not in outer and not k.startswith("VLLM_")}
-    command = [sys.executable, "demo/server_example_tt.py", "--port", str(port)]
-    command += ["--max_seqs_in_batch", str(USERS), "--max_model_len", str(CONTEXT)]
-    command += ["--shutdown-timeout", "30"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
-    server = Server(process, port, log)
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            server.get("/health")
-            return server
-        except OSError:
-            ended = process.poll() is not None or time.monotonic() > deadline
-            assert not ended, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for this file; its last test stops it."""
-    running = start(tmp_path_factory.mktemp("server") / "log.txt")
+    running = start(tmp_path_factory.mktemp("server") / "log.txt", users=USERS, context=CONTEXT)
     yield running
     running.process.kill()
     running.process.wait()
@@ -134,14 +66,18 @@ def answers_of_the_demo(model: Model, questions: list[str], count: int) -> list[
     return [model.tokenizer.decode(row) for row in tokens]
 
 
-def test_concurrent_streams_say_what_the_demo_says(server: Server) -> None:
+def test_32_concurrent_streams_say_what_the_demo_says(server: Server) -> None:
+    prompts = load_prompts(find_prompts("vllm_server_prompts.json"), instruct=True)
+    questions = [prompt.text for prompt in prompts]
+    assert len(set(questions)) == USERS
+
     def stream(question: str) -> str:
         events = server.ask(question, stream=True)
         return "".join(event.choices[0].delta.content or "" for event in events)
 
     with ThreadPoolExecutor(USERS) as pool:
-        found = list(pool.map(stream, QUESTIONS))
-    assert found == answers_of_the_demo(find_model(None), QUESTIONS, 24)
+        found = list(pool.map(stream, questions))
+    assert found == answers_of_the_demo(find_model(None), questions, 24)
     assert "serving on emulator (backends.emulator) as N150" in server.log.read_text()
 
 
@@ -155,7 +91,7 @@ def test_sampling_parameters_act(server: Server) -> None:
         assert len(place.top_logprobs) == 3
         assert place.logprob == max(other.logprob for other in place.top_logprobs) <= 0
 
-    drawn = [server.ask(QUESTIONS[3], temperature=1.5, seed=s) for s in (1, 1, 2)]
+    drawn = [server.ask(QUESTIONS[2], temperature=1.5, seed=s) for s in (1, 1, 2)]
     texts = [answer.choices[0].message.content for answer in drawn]
     assert texts[0] == texts[1] != texts[2]
 
@@ -176,7 +112,7 @@ def test_structured_output_keeps_to_its_grammar(server: Server) -> None:
     assert answer.choices[0].message.content in ("Rome", "Oslo")
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    answer = server.ask(QUESTIONS[7], response_format=wanted, max_tokens=40)
+    answer = server.ask(QUESTIONS[3], response_format=wanted, max_tokens=40)
     assert re.match(r'\{\s*"n"\s*:\s*[12]?', answer.choices[0].message.content)
 
 
@@ -208,6 +144,34 @@ def test_a_client_that_disappears_leaves_no_pages_behind(server: Server) -> None
     server.wait_until("vllm:kv_cache_usage_perc", 0)
 
 
+def test_the_client_measures_and_records_what_answered(server: Server, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "demo" / "example_requests_client.py")]
+    command += ["--base_url", server.url, "--num_concurrent", "8", "--max_tokens", "4"]
+    command += ["--num_requests", "12", "--ttft_limit_ms", "1e8", "--plot", "latency.png"]
+    env = {**os.environ, "MESH_DEVICE": "T3K"}  # of the client, which says nothing of the server
+    result = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "this computer's clock, emulator, N150" in result.stdout
+    for word in ("TTFT [ms]", "tokens/s/user", "goodput", "(12 good)"):
+        assert word in result.stdout
+    (record,) = read_records(tmp_path / "generated" / "benchmark_records.jsonl")
+    found = {name: record[name] for name in ("backend", "device", "mesh_shape", "provenance")}
+    wanted = {"backend": "emulator", "device": "N150", "mesh_shape": [1, 1], "provenance": "host"}
+    assert found == wanted and record["optimizations"] == "performance"
+    assert (tmp_path / "latency.png").stat().st_size > 1000
+
+
+def test_a_minute_of_soak_leaves_nothing_behind(server: Server) -> None:
+    found = soak(server, 60)
+    assert not found.errors
+    assert all(found.requests.get(kind, 0) > 5 for kind in ("compared", "drawn", "left", "refused"))
+    assert found.pages_in_use == found.running == 0
+    sizes = [sum(mib.values()) for _, mib in found.memory_mib]
+    assert sizes[-1] < sizes[len(sizes) // 2] + 50
+
+
 def test_sigterm_lets_requests_in_flight_end(server: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.ask, "Tell a story.", max_tokens=40)
@@ -218,14 +182,13 @@ def test_sigterm_lets_requests_in_flight_end(server: Server) -> None:
     assert "the device is closed" in server.log.read_text()
 
 
-@pytest.mark.full
 def test_a_killed_engine_is_reported_and_ends_the_server(tmp_path: Path) -> None:
-    server = start(tmp_path / "log.txt")
-    listing = subprocess.run(
-        ["ps", "--ppid", str(server.process.pid), "-o", "pid=,args="],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    (engine,) = (line.split()[0] for line in listing.splitlines() if "EngineCore" in line)
-    os.kill(int(engine), signal.SIGKILL)
-    assert server.process.wait(timeout=60) is not None
-    assert "EngineDeadError" in server.log.read_text()
+    server = start(tmp_path / "log.txt", users=2, context=CONTEXT)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.ask, "Tell a story.", max_tokens=400)
+        server.wait_until("vllm:num_requests_running", 1)
+        os.kill(server.engine, signal.SIGKILL)
+        with pytest.raises(openai.APIError):
+            answer.result(timeout=60)
+    assert server.process.wait(timeout=60) > 0
+    assert "error: vLLM's engine ended with code -9" in server.log.read_text()

@@ -15,15 +15,27 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM makes an en
 
 from vllm import SamplingParams
 
-from tests.served.paged_fake import USERS, VOCAB, expected, make_engine, runner_of, scheduler_of
+from tests.served.paged_fake import (
+    CONTEXT,
+    PAGES,
+    USERS,
+    VOCAB,
+    expected,
+    make_engine,
+    runner_of,
+    scheduler_of,
+)
 
 CANCELLED_SHARE = 0.2
 
 
-@pytest.fixture(params=[{}, {"tt": {"sample_on_device_mode": "all"}}], ids=["host", "device"])
+ON_DEVICE, GROUPS = {"sample_on_device_mode": "all"}, {"data_parallel": 2}
+
+
+@pytest.fixture(params=[{}, ON_DEVICE, GROUPS], ids=["host", "device", "groups"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """vLLM's engine over a fake one; prompts are cut into chunks, pages are few."""
-    made = make_engine(tmp_path, additional_config=request.param)
+    made = make_engine(tmp_path, additional_config={"tt": request.param})
     yield made
     made.engine_core.shutdown()
 
@@ -79,19 +91,20 @@ def check_nothing_is_left(engine: Any) -> None:
     runner, pool = runner_of(engine), scheduler_of(engine).kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # page 0 is vLLM's own
     assert not runner.requests and not runner.host.batch.num_reqs
-    assert sorted(runner.free[0]) == list(range(USERS))
-    assert bool((runner.tables[0] == -1).all())
+    assert pool.get_usage() == 0
+    for free, table in zip(runner.free, runner.tables, strict=True):
+        assert sorted(free) == list(range(USERS // len(runner.engines)))
+        assert bool((table == -1).all())
 
 
 def test_random_requests_get_their_own_answers_and_leave_no_page_behind(engine: Any) -> None:
     crowd = Crowd(engine, seed=0)
     crowd.run(300)
     check_nothing_is_left(engine)
-    fake = runner_of(engine).engines[0]
     assert crowd.cancelled and crowd.answered + crowd.cancelled == 300
-    assert fake.chunks, "no prompt was cut or found in the cache: the test tests nothing"
-    on_device = runner_of(engine).sample_on_device
-    assert bool(fake.decodes_on_device) == on_device
+    for fake in runner_of(engine).engines:
+        assert fake.chunks, "no prompt was cut or found in the cache: the test tests nothing"
+        assert bool(fake.decodes_on_device) == runner_of(engine).sample_on_device
 
 
 @pytest.mark.full
@@ -101,8 +114,10 @@ def test_ten_thousand_requests(engine: Any) -> None:
     check_nothing_is_left(engine)
 
 
-def test_preempted_requests_go_on_where_they_were(tmp_path: Path) -> None:
-    engine = make_engine(tmp_path, enable_prefix_caching=False)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_preempted_requests_go_on_where_they_were(tmp_path: Path, groups: int) -> None:
+    extra = {"tt": {"data_parallel": groups}}
+    engine = make_engine(tmp_path, enable_prefix_caching=False, additional_config=extra)
     preempted = []
     scheduler = scheduler_of(engine)
     preempt = scheduler._preempt_request
@@ -131,6 +146,27 @@ def test_a_cancelled_request_frees_its_pages_at_once(engine: Any) -> None:
     assert pool.get_num_free_blocks() < pool.num_gpu_blocks - 1
     engine.abort_request(["gone"])
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+
+
+def test_each_group_has_pages_for_all_its_users(tmp_path: Path) -> None:
+    """What fits one group's pages is not kept waiting by the other's."""
+    engine = make_engine(
+        tmp_path, additional_config={"tt": GROUPS}, max_num_batched_tokens=4 * CONTEXT
+    )
+    scheduler, runner = scheduler_of(engine), runner_of(engine)
+    sampling = SamplingParams(temperature=0.0, max_tokens=8)
+    for number in range(USERS):  # five pages each, of 23 in a group
+        engine.add_request(str(number), {"prompt_token_ids": [number + 1] * 140}, sampling)
+    engine.step()
+    names = [request.request_id for request in scheduler.running]
+    assert len(names) == USERS
+    held = [scheduler.kv_cache_manager.get_block_ids(name)[0] for name in names]
+    size = PAGES // 2
+    assert sorted(ids[0] // size for ids in held) == [0] * 4 + [1] * 4
+    assert all(page // size == ids[0] // size and page % size for ids in held for page in ids)
+    assert [len(free) for free in runner.free] == [0, 0]
+    while engine.has_unfinished_requests():
+        engine.step()
 
 
 def test_a_chunked_seeded_request_draws_as_a_whole_one(tmp_path: Path) -> None:
