@@ -109,6 +109,11 @@ def norm(mesh: Any) -> Any:
     return ttnn.rms_norm(put(mesh, x), epsilon=1e-5, weight=put(mesh, weight, rows=True))
 
 
+def norm_without_weight(mesh: Any) -> Any:
+    x = torch.randn(1, 1, 40, 96, generator=torch.Generator().manual_seed(1))
+    return ttnn.rms_norm(put(mesh, x), epsilon=1e-5)
+
+
 def norm_by_sums(mesh: Any) -> Any:
     x = put(mesh, torch.randn(1, 1, 40, 96, generator=torch.Generator().manual_seed(1)))
     weight = torch.rand(1, 1, 3, 32, generator=torch.Generator().manual_seed(2))
@@ -137,7 +142,7 @@ def rotation(mesh: Any) -> Any:
 
 
 @every_build
-@pytest.mark.parametrize("run", [norm, norm_by_sums, gated_product, rotation])
+@pytest.mark.parametrize("run", [norm, norm_without_weight, norm_by_sums, gated_product, rotation])
 def test_ops_are_the_same_up_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]
 ) -> None:
@@ -362,7 +367,7 @@ def test_no_loop_goes_beyond_its_operands_or_what_c_defines() -> None:
         "import sys, pytest; from backends.emulator.loops import native; "
         "native._FLAGS += ('-O1', '-g', '-fsanitize=address,undefined', '-fno-sanitize-recover'); "
         "assert native.library() is not None; "
-        "sys.exit(pytest.main(['-qx', '-p', 'no:cacheprovider', 'tests/ops/test_native.py', "
+        "sys.exit(pytest.main(['-qxs', '-p', 'no:cacheprovider', 'tests/ops/test_native.py', "
         "'-k', 'not compile and not beyond_its_operands and not AVX2 and not plain']))"
     )
     environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
