@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from backends.device_specs import DeviceSpec
-from models.kv_cache import CacheConfig, image_pages
+from models.kv_cache import CacheConfig, image_pages, kept_images
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
 from models.plans.vision import VisionSizes
@@ -24,6 +24,7 @@ from models.sharding import BUCKET, TILE, Sharding, round_up
 HOLES = 1.3  # DRAM that activations need over their sum, since each wants one free stretch of it
 LONGEST_CHUNK = 128 * 1024
 SHORTEST_CHUNK = 2048
+WIDE = 2.0  # bytes of a number in bfloat16
 RESERVE = 0.04  # share of DRAM left to program binaries, traces and fragmentation
 
 
@@ -36,10 +37,18 @@ class Footprint:
     tables: int
     prefill_per_token: int
     traces: int = 0  # the logits that a prefill's trace leaves behind
+    looking: int = (
+        0  # peak of activations while a prompt's images are looked at, before its prefill
+    )
+    image_states: int = 0  # what images take while their prompt is prefilled
+
+    def prefill_peak(self, tokens: int) -> int:
+        """Bytes of activations when `tokens` are prefilled at once, or an image is looked at."""
+        return max(self.looking, tokens * self.prefill_per_token + self.image_states) + self.traces
 
     def prefill_room(self, tokens: int) -> float:
-        """Bytes to leave free for prefilling `tokens` at once."""
-        return HOLES * tokens * self.prefill_per_token + self.traces
+        """Bytes to leave free for that."""
+        return HOLES * (self.prefill_peak(tokens) - self.traces) + self.traces
 
 
 def footprint(
@@ -74,21 +83,25 @@ def footprint(
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
             head = Precision.BF16
     weights += dim * sharding.local_vocab * TILE_BYTES[head] / TILE**2
+    built = layers or range(config.num_layers)
     if images:
-        built = layers or range(config.num_layers)
         weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
+    per_token = max(
+        prefill_bytes_per_token(sharding, precision.layer(index), ring)
+        for index in layers or range(config.num_layers)
+    )
+    if images > 1:  # which token sees which image
+        assert config.vision is not None
+        per_token += WIDE * images * config.vision.max_tiles * config.vision.tile_rows
     return Footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
         tables=2 * max_seq_len * sharding.head_dim * 2,
         # gathered along a row of chips
         traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
-        prefill_per_token=math.ceil(
-            max(
-                prefill_bytes_per_token(sharding, precision.layer(index), ring)
-                for index in layers or range(config.num_layers)
-            )
-        ),
+        prefill_per_token=math.ceil(per_token),
+        looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), images)),
+        image_states=math.ceil(states_peak(sharding, images)),
     )
 
 
@@ -97,16 +110,32 @@ def stored(elements: int, layer: LayerPrecision, group: TensorGroup) -> float:
     return elements * TILE_BYTES[layer.tensor(group)] / TILE**2
 
 
+def banked(rows: int, columns: int, spec: DeviceSpec) -> int:
+    """Elements of a matrix that has equal whole tiles of columns in every DRAM bank."""
+    return rows * round_up(columns, TILE * spec.dram_banks)
+
+
 def layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
-    """Bytes of the matrices of one layer, whatever it attends to."""
+    """Bytes of the matrices of one layer."""
+    dim = sharding.local_dim
+    qkv = stored(banked(dim, sharding.local_qkv_width, spec), layer, TensorGroup.WQKV)
+    return qkv + _other_matrices(sharding, layer, spec)
+
+
+def looking_layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
+    """The same of a layer that looks at images: queries lie apart from keys and values."""
+    dim = sharding.local_dim
+    both = banked(dim, sharding.local_q_width, spec)
+    both += banked(dim, 2 * sharding.local_kv_heads * sharding.head_dim, spec)
+    return stored(both, layer, TensorGroup.WQKV) + _other_matrices(sharding, layer, spec)
+
+
+def _other_matrices(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
     dim, hidden = sharding.local_dim, sharding.local_hidden
-    # a matrix has equal whole tiles of columns in every DRAM bank
-    bank = TILE * spec.dram_banks
     return (
-        stored(dim * round_up(sharding.local_qkv_width, bank), layer, TensorGroup.WQKV)
-        + stored(sharding.local_q_width * round_up(dim, bank), layer, TensorGroup.WO)
-        + stored(2 * dim * round_up(hidden, bank), layer, TensorGroup.FF1_FF3)
-        + stored(hidden * round_up(dim, bank), layer, TensorGroup.FF2)
+        stored(banked(sharding.local_q_width, dim, spec), layer, TensorGroup.WO)
+        + stored(2 * banked(dim, hidden, spec), layer, TensorGroup.FF1_FF3)
+        + stored(banked(hidden, dim, spec), layer, TensorGroup.FF2)
     )
 
 
@@ -119,30 +148,75 @@ def vision_bytes(
     images: int,
     users: int,
 ) -> float:
-    """Bytes of tower, tables, layers that look, their keys, and the states of one prompt."""
-    config, v = sharding.config, sharding.config.vision
+    """Bytes of all that images need from loading on.
+
+    Tower, tables, masks, layers that look, image keys, and states of the images that are kept.
+    """
+    v = sharding.config.vision
     assert v is not None
     sizes, first = VisionSizes(v, sharding.num_chips), precision.layer(layers[0])
-    width, hidden, rows = (
-        sizes.local_heads * sizes.head_width,
-        sizes.hidden // sizes.ways,
-        sizes.rows,
-    )
+    rows, hidden = sizes.rows, sizes.hidden // sizes.ways
+    width = sizes.local_heads * sizes.head_width
     blocks = v.num_layers + v.num_global_layers
     matrices = blocks * v.dim * (4 * width + 2 * hidden) + sizes.patch_width * v.dim
     matrices += v.output_dim * sharding.local_residual
     total = stored(matrices, first, TensorGroup.WQKV)
-    total += 2.0 * len(v.ratios) * (rows + v.max_tiles * TILE) * v.dim + 2 * rows * TILE
+    # a row of numbers has a row of tiles: biases, and one row of every tile's table
+    in_tiles = blocks * (hidden + v.dim) + sharding.local_residual
+    in_tiles += len(v.ratios) * v.max_tiles * v.dim
+    total += WIDE * (TILE * in_tiles + len(v.ratios) * rows * v.dim + rows * TILE)
     total += v.max_tiles * rows**2 * TILE_BYTES[Precision.BFP4] / TILE**2
-    total += 2.0 * images * rows * config.dim
+    total += WIDE * kept_images(images, users) * rows * sharding.dim
     pages = image_pages(v, images, users)
     keys = 2 * pages.num_blocks * TILE * sharding.local_kv_heads * sharding.head_dim
     for before in v.cross_before:
         if before in layers:
             layer = precision.layer(before)
-            total += layer_bytes(sharding, layer, spec)
+            total += looking_layer_bytes(sharding, layer, spec)
             total += stored(keys, layer, TensorGroup.KV_CACHE)
     return total
+
+
+def activation_bytes(layer: LayerPrecision) -> float:
+    """Bytes of one number where products leave the choice to the precision."""
+    chosen = layer.tensor(TensorGroup.ACTIVATION)
+    precision = Precision.BFP8 if chosen is Precision.MIXED else chosen
+    return TILE_BYTES[precision] / TILE**2
+
+
+def looking_peak(sharding: Sharding, layer: LayerPrecision, images: int) -> float:
+    """Peak bytes per chip of the tower's passes, one for each image, and of picking their states.
+
+    Follows the calls of layers/vision and vision_transformer.py.
+    """
+    v = sharding.config.vision
+    if v is None or not images:
+        return 0
+    sizes, inner = VisionSizes(v, sharding.num_chips), activation_bytes(layer)
+    stream = WIDE * v.dim
+    heads = WIDE * sizes.local_heads * sizes.head_width
+    hidden = inner * sizes.hidden / sizes.ways
+    summed = inner * v.dim
+    if sizes.ways > 1:  # the partial sums, what collectives pass on, the sum
+        summed *= 3
+    block = max(stream + 3 * heads, 6 * heads, 2 * heads + summed, stream + hidden, hidden + summed)
+    layers = (len(v.intermediate_layers) + 2) * stream + block
+    joined, shares = WIDE * v.output_dim, WIDE * sharding.local_residual
+    states = WIDE * sharding.dim
+    projector = max(2 * joined, joined + shares, shares + states)
+    tower = WIDE * sizes.patch_width + max(layers, projector)
+    # rows of every image, all in one where there are several, and the picked ones
+    picking = images * states * (2 if images == 1 else 3)
+    return sizes.rows * max(tower, picking)
+
+
+def states_peak(sharding: Sharding, images: int) -> float:
+    """Peak bytes per chip of what a prompt's images add to its prefill: states, keys and values."""
+    v = sharding.config.vision
+    if v is None:
+        return 0
+    keys = WIDE * sharding.local_kv_heads * sharding.head_dim
+    return images * v.max_tiles * v.tile_rows * (WIDE * sharding.dim + 7 * keys)
 
 
 def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: bool) -> float:
@@ -152,10 +226,7 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     mesh of one row holds two copies of its input on a line, and on a ring what comes from both
     sides: half of one and its own slice; that of a Galaxy two.
     """
-    wide, inner = 2.0, TILE_BYTES[Precision.BFP8] / TILE**2  # bytes: bfloat16, and what is chosen
-    chosen = layer.tensor(TensorGroup.ACTIVATION)
-    if chosen is not Precision.MIXED:
-        inner = TILE_BYTES[chosen] / TILE**2
+    wide, inner = WIDE, activation_bytes(layer)
     on_line = not sharding.is_2d and sharding.num_chips > 1
     stream = wide * sharding.local_residual
     # shares are normed before they are gathered, and travel as activations do
@@ -197,14 +268,17 @@ def dram_bytes(spec: DeviceSpec) -> int:
 
 def check_fits(needs: Footprint, spec: DeviceSpec, what: str) -> None:
     """Refuse with the numbers what cannot fit into one chip's share of DRAM."""
-    total = needs.weights + needs.cache + needs.tables
+    looking = HOLES * needs.looking
+    total = needs.weights + needs.cache + needs.tables + looking
     room = dram_bytes(spec)
     if total > room:
         gib = 2**30
+        images = f", {looking / gib:.1f} GiB to look at images" if looking else ""
         raise ValueError(
             f"{what} does not fit {spec.name}: each chip needs {needs.weights / gib:.1f} GiB of "
-            f"weights and {needs.cache / gib:.1f} GiB of cache, and has {room / gib:.1f} GiB: use "
-            "more chips, a coarser precision, or a smaller max_seq_len, batch or page budget"
+            f"weights and {needs.cache / gib:.1f} GiB of cache{images}, and has {room / gib:.1f} "
+            "GiB: use more chips, a coarser precision, or a smaller max_seq_len, batch or page "
+            "budget"
         )
 
 

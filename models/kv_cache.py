@@ -59,12 +59,21 @@ class Sight:
 
 
 NULL_PAGE = 0  # of zeros: what users without an image look at
+KEPT_USERS = 4  # whose images' states stay on the device: 53 MB each for a width of 4096
 
 
 def image_pages(vision: VisionConfig, images: int, users: int) -> CacheConfig:
     """Pages for the keys of so many images of every user, and the page of zeros."""
     per_user = -(-images * vision.max_tiles * vision.tokens // TILE)
     return CacheConfig(TILE, 1 + users * per_user)
+
+
+def kept_images(images: int, users: int) -> int:
+    """Images whose states stay on the device, for prompts that come back to them.
+
+    Those of one prompt at least; of a few users' where there are more.
+    """
+    return images * min(users, KEPT_USERS)
 
 
 class PagedKVCache:

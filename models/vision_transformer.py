@@ -12,7 +12,7 @@ from typing import Any
 
 from backends import ttnn
 from backends.op_record import scope
-from models.kv_cache import CacheAddress, PagedKVCache, image_pages
+from models.kv_cache import CacheAddress, PagedKVCache, image_pages, kept_images
 from models.layers.cross_layer import CrossLayer
 from models.layers.vision.encoder import VisionEncoder
 from models.plans.attention import attention_weights
@@ -31,6 +31,12 @@ class VisionTransformer(Transformer):
         self.vision: VisionConfig = config.vision
         self.image_pages = image_pages(self.vision, options.images, options.max_batch_size)
         self.tower = VisionEncoder(self.weights, self.targets[0], self.ccl)
+        # where states stay has to be taken before traces are: what these write to is free
+        shape = [1, 1, self.tower.sizes.rows, self.sharding.dim]
+        self.states = [
+            ttnn.zeros(shape, ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh, ttnn.DRAM_MEMORY_CONFIG)
+            for _ in range(kept_images(options.images, self.batch))
+        ]
         in_front = {
             before: self._cross_layer(number, before)
             for number, before in enumerate(self.vision.cross_before)
@@ -67,17 +73,21 @@ class VisionTransformer(Transformer):
         """All layers where an image is in sight, else those of the text stack."""
         return self.layers if at.sight is None else self.all_layers
 
-    def see(self, patches_11RP: Any, *, layout: int, tiles: int) -> Any:
-        """What the tower makes of one image, row-major [1, 1, R, D], to be picked from."""
+    def see(self, patches_11RP: Any, *, place: int, layout: int, tiles: int) -> None:
+        """What the tower makes of one image [1, 1, R, D] goes into `states[place]`."""
         states_11RD = self.tower(patches_11RP, layout=layout, tiles=tiles)
         with scope("states"):
-            return ttnn.to_layout(states_11RD, ttnn.ROW_MAJOR_LAYOUT)
+            ttnn.fill_cache(self.states[place], states_11RD, 0)
+            ttnn.deallocate(states_11RD)
 
-    def pick(self, images_11RD: Sequence[Any], rows_1T: Any) -> Any:
-        """States [1, 1, T, D] of the tokens of some images, their rows numbered through."""
+    def pick(self, places: Sequence[int], rows_1T: Any) -> Any:
+        """States [1, 1, T, D] of the tokens of the images in `places`, rows numbered through."""
         with scope("states"):
-            whole = images_11RD[0]
-            if len(images_11RD) > 1:
-                whole = ttnn.concat(list(images_11RD), dim=2)
+            rows_11RD = [
+                ttnn.to_layout(self.states[place], ttnn.ROW_MAJOR_LAYOUT) for place in places
+            ]
+            whole = rows_11RD[0] if len(places) == 1 else ttnn.concat(rows_11RD, dim=2)
             picked = ttnn.embedding(rows_1T, whole, layout=ttnn.TILE_LAYOUT)
+            for used in {id(x): x for x in (*rows_11RD, whole)}.values():
+                ttnn.deallocate(used)
             return ttnn.unsqueeze_to_4D(picked)

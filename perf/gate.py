@@ -120,11 +120,18 @@ def check_modelled(run: RunOps, workload: Workload) -> Verdict:
     return compare(key, kept, entry_of(run, workload), targets.tolerances()["grown"])
 
 
+def part_of(scope: str) -> str:
+    """The part of the model; a tower's and a looking layer's are not the text's of that name."""
+    owner, _, part = scope.rpartition(".")
+    owner = owner.partition(".")[0]
+    return f"{owner} {part}" if owner in ("vision", "cross_layers") else part or "step"
+
+
 def op_counts(ops: OpList) -> dict[str, int]:
     """Calls by part of the model and op."""
     found: dict[str, int] = {}
     for op in ops.ops:
-        name = f"{op.record.scope.rpartition('.')[2] or 'step'} {op.record.name}"
+        name = f"{part_of(op.record.scope)} {op.record.name}"
         found[name] = found.get(name, 0) + op.count
     return found
 
@@ -133,8 +140,7 @@ def op_times(ops: OpList, state: Situation) -> dict[str, float]:
     """Milliseconds by part of the model and op."""
     found: dict[str, float] = {}
     for op in unfolded(ops, state):
-        part = op.record.scope.rpartition(".")[2] or "step"
-        name = f"{part} {op.record.name}"
+        name = f"{part_of(op.record.scope)} {op.record.name}"
         found[name] = found.get(name, 0.0) + op.count * op_time(op.record, state).us / 1000
     return found
 

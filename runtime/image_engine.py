@@ -6,6 +6,7 @@ which nobody has one runs the text stack alone, from a trace of its own.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ class Look:
     pages: list[int]
     states: Any = None  # of all images while the prompt is being prefilled
     is_filled: bool = False
+    num_taken: int = 0  # tokens of the prompt that this prefill is given: it may be cut short
 
     @property
     def order(self) -> list[int]:
@@ -72,6 +74,9 @@ class ImageEngine(Engine):
         self.traces_by_sight: tuple[dict[Result, Trace], dict[Result, Trace]] = ({}, {})
         self.looks: dict[int, Look] = {}
         self.is_looking = False
+        # images whose states are on the device, and in which place; the first is the first to go
+        self.seen: OrderedDict[int, int] = OrderedDict()
+        self.shares_images = False  # whether a prompt finds an image that another has brought
         self._renew_pool()
 
     def _renew_pool(self) -> None:
@@ -114,6 +119,7 @@ class ImageEngine(Engine):
         if look is None:
             return super()._prefill_alone(prompt, page_table)
         look.states, look.is_filled = self._see(look), False
+        look.num_taken = len(prompt.tokens)
         try:
             return super()._prefill_alone(prompt, page_table)
         finally:
@@ -125,23 +131,37 @@ class ImageEngine(Engine):
 
     def _see(self, look: Look) -> Any:
         """States of all images of a user, those that stay in sight first."""
-        seen = []
-        for index in look.order:
+        if not self.shares_images:
+            self.seen.clear()
+        places: list[int] = []
+        for number, index in enumerate(look.order):
             image = look.images[index]
-            patches = self._tiles(patch_rows(image.pixels, self.vision))
-            seen.append(self.eyes.see(patches, layout=image.layout, tiles=image.tiles))
-            ttnn.deallocate(patches)
-        tiles = [(place, look.images[i].tiles) for place, i in enumerate(look.order)]
-        picked = self.eyes.pick(seen, self._ids(picked_rows(self.vision, tiles), rank=2))
-        for states in seen:
-            ttnn.deallocate(states)
-        return picked
+            key = image.digest if self.shares_images else number
+            if key not in self.seen:
+                place = self._free_place(places)
+                patches = self._tiles(patch_rows(image.pixels, self.vision))
+                self.eyes.see(patches, place=place, layout=image.layout, tiles=image.tiles)
+                ttnn.deallocate(patches)
+                self.seen[key] = place
+            self.seen.move_to_end(key)
+            places.append(self.seen[key])
+        tiles = [(number, look.images[i].tiles) for number, i in enumerate(look.order)]
+        return self.eyes.pick(places, self._ids(picked_rows(self.vision, tiles), rank=2))
+
+    def _free_place(self, wanted: Sequence[int]) -> int:
+        """A place for another image's states, of those that this prompt does not want."""
+        taken = set(self.seen.values())
+        for place in range(len(self.eyes.states)):
+            if place not in taken:
+                return place
+        oldest = next(key for key, place in self.seen.items() if place not in wanted)
+        return self.seen.pop(oldest)
 
     def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:
         at, look = super()._address(slot, page_table, chunk), self.looks.get(slot)
         if look is None:
             return at
-        start, rows = (0, bucket_length(look.length)) if chunk is None else (
+        start, rows = (0, bucket_length(look.num_taken)) if chunk is None else (
             chunk.start, chunk.padded_length,
         )  # fmt: skip
         at_position = torch.arange(start, start + rows)
@@ -215,6 +235,7 @@ class ImageEngine(Engine):
         """Forget all users and their images."""
         super().reset()
         self.looks.clear()
+        self.seen.clear()
         self._renew_pool()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.generator import Generator
@@ -10,7 +11,12 @@ from runtime.requests import Request
 
 
 class ImageGenerator(Generator):
-    """Runs requests with and without images side by side."""
+    """Runs requests with and without images side by side; shares images if it shares prefixes."""
+
+    def __init__(self, engines: Sequence[Any], **options: Any) -> None:
+        super().__init__(engines, **options)
+        for engine in engines:
+            engine.shares_images = self.share_prefixes
 
     def check(self, request: Request, number: int = 0) -> None:
         """Raise one clear line for a request that could never be answered."""

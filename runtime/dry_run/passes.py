@@ -151,7 +151,7 @@ def _check_batch(
             run["estimate"] = {
                 "weights": needs.weights + needs.tables,
                 "cache": needs.cache,
-                "rest": needs.prefill_per_token * longest + needs.traces,
+                "rest": needs.prefill_peak(longest),
             }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from backends.op_record import record_ops
 from models import vision_tables
 from models.layers.decoder import DecoderLayer
 from runtime.generator import Generator
@@ -160,6 +161,7 @@ def test_a_second_turn_about_the_same_image_shares_its_first_and_no_other_images
         second = dataclasses.replace(first, prompt=turn, max_new_tokens=5)
         other = dataclasses.replace(second, images=(image("1x2", 2),))
         shared: list[int] = []
+        looks: list[int] = []  # passes of the tower so far
         original = ImageEngine.prefill
 
         def noting(engine: Any, *arguments: Any, **named: Any) -> torch.Tensor:
@@ -168,13 +170,42 @@ def test_a_second_turn_about_the_same_image_shares_its_first_and_no_other_images
 
         ImageEngine.prefill = noting  # type: ignore[method-assign]
         try:
-            found = [answers(generator, [request])[0] for request in (second, other)]
+            with record_ops() as ops:
+                found = []
+                for request in (second, other):
+                    found.append(answers(generator, [request])[0])
+                    looks.append(sum(op.scope == "vision.tiles" for op in ops))
         finally:
             ImageEngine.prefill = original  # type: ignore[method-assign]
     assert shared == [64, 0]
+    assert looks[0] == 0 < looks[1]
     for request, tokens in zip((second, other), found, strict=True):
         with engine_of(CHECKPOINT, images=1, batch=2) as engine:
             assert answers(ImageGenerator([engine]), [request])[0] == tokens
+
+
+def test_states_of_an_image_give_way_to_those_of_newer_ones() -> None:
+    """Two users keep two images: the one that was asked about longest ago is looked at again."""
+    first, second, third = (asking(image("1x2", seed), count=2) for seed in (1, 2, 3))
+    with engine_of(CHECKPOINT, images=1, batch=2) as engine:
+        generator = ImageGenerator([engine], share_prefixes=True)
+        found, looks = [], []
+        for request in (first, second, first, third, first, second):
+            with record_ops() as ops:
+                found.append(answers(generator, [request])[0])
+            looks.append(any(op.scope == "vision.tiles" for op in ops))
+    assert looks == [True, True, False, True, False, True]
+    assert found[0] == found[2] == found[4] and found[1] == found[5]
+
+
+def test_a_prompt_with_one_image_twice_is_answered_as_if_they_were_two() -> None:
+    prompt, seen = prompt_with(45, 9, 20), image("1x2")
+    request = ImageRequest(prompt, 4, images=(seen, seen), image_token=IMAGE)
+    found = []
+    for shares in (False, True):
+        with engine_of(CHECKPOINT, images=2, batch=2) as engine:
+            found.append(answers(ImageGenerator([engine], share_prefixes=shares), [request])[0])
+    assert found[0] == found[1]
 
 
 def test_more_users_than_slots_and_pages_all_get_their_answers() -> None:
@@ -191,8 +222,6 @@ def test_more_users_than_slots_and_pages_all_get_their_answers() -> None:
 
 
 def test_a_batch_without_images_runs_the_text_stack_alone() -> None:
-    from backends.op_record import record_ops
-
     with engine_of(CHECKPOINT, images=1, batch=2, trace=False) as engine, record_ops() as seeing:
         answers(ImageGenerator([engine]), [Request(TEXT, 2)])
     with engine_of(CHECKPOINT, batch=2, trace=False) as engine, record_ops() as blind:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image as pillow
 
 from models.checkpoints.reference import hf_config
+from models.footprint import HOLES, dram_bytes
 from models.registry import load_config
 from models.vision_tables import encoder_mask, patch_rows, picked_rows
 from runtime.blueprint import LoadOptions, draw
@@ -223,6 +224,17 @@ def test_images_where_they_do_not_belong_are_one_line(
     with pytest.raises(ValueError, match=message) as error:
         call(load_image({"random": [60, 60]}, VISION))
     assert "\n" not in str(error.value)
+
+
+def test_a_pass_of_the_tower_that_the_cache_leaves_no_room_for_is_refused_in_numbers() -> None:
+    plan = _draw("Llama-3.2-11B-Vision", "N300", 1)
+    empty = plan.with_cache(0, 1024).needs
+    page = plan.with_cache(1024, 1024).needs.cache / 1024
+    free = dram_bytes(plan.spec) - empty.weights - empty.tables
+    most = int((free - HOLES * empty.looking) / page)
+    plan.with_cache(most, 1024).check_fits()
+    with pytest.raises(ValueError, match=r"of cache, 0\.\d GiB to look at images, and has"):
+        plan.with_cache(int(free / page), 1024).check_fits()
 
 
 def _draw(model: str, device: str, images: int) -> Any:
