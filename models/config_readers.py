@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from models.config import NUMBERS, SIZES, ModelConfig, RopeScaling
 from models.families import ROPE_KINDS, Family, family_of, family_of_gguf
 from models.fields import Fields, read_object, shown
-from models.vision_config import vision_from_hf, vision_from_meta
+from models.vision_config import VisionConfig
+from models.vision_readers import vision_from_hf, vision_from_meta, with_preprocessor
 
 if TYPE_CHECKING:
     from models.checkpoints.gguf_file import GgufFile
@@ -101,9 +102,20 @@ def config_from_hf(
         sliding_window=window,
         bos_token_ids=_own_tokens(text, hf, "bos_token_id", sizes["vocab_size"]),
         eos_token_ids=eos,
-        vision=vision_from_hf(hf, name) if vision else None,
+        vision=_vision(hf, source, name) if vision else None,
         **sizes,
     )
+
+
+def _vision(
+    hf: Mapping[str, Any], source: Mapping[str, Any] | str | Path, name: str
+) -> VisionConfig:
+    """The image side, with what the directory says of pixels."""
+    found = vision_from_hf(hf, name)
+    if isinstance(source, Mapping):
+        return found
+    path = Path(source)
+    return with_preprocessor(found, path if path.is_dir() else path.parent)
 
 
 def _with_defaults(hf: Mapping[str, Any], family: Family, architecture: str, name: str) -> Fields:

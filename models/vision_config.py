@@ -1,16 +1,18 @@
 """The sizes of a vision model's image side: tower, tiles, and where the text stack looks at images.
 
-Part of ModelConfig (config.py); read from config.json or params.json here. Imports no torch.
+Part of ModelConfig (config.py); files are read in vision_readers.py. Imports no torch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 TILE = 32  # rows of a TT-NN tile
+MOST_IMAGES = 8  # of one prompt: their states wait on the device until it is prefilled
+MOST_ROWS = 32_768  # of all tiles of an image: what a mask of rows by rows can be made for
+# the means and deviations of red, green and blue that the published towers were trained with
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def no_vision(name: str) -> ValueError:
@@ -43,6 +45,8 @@ class VisionConfig:
     norm_eps: float = 1e-5
     channels: int = 3
     embedding_rows: int = 8  # of the token table beyond the vocabulary; the image token's is first
+    mean: tuple[float, ...] = MEAN  # taken from red, green and blue (0 to 1) ...
+    deviation: tuple[float, ...] = DEVIATION  # ... and what the rest is divided by
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -54,8 +58,20 @@ class VisionConfig:
                 f"{self.tokens} tokens a tile: a multiple of 8 leaves no room for padding rows, "
                 "which this family's encoder attends to"
             )
+        if self.max_tiles * self.tile_rows > MOST_ROWS:
+            raise ValueError(
+                f"{self.max_tiles} tiles of {self.tile_rows} rows are more than {MOST_ROWS}: use a "
+                "smaller image_size or max_num_tiles, or a larger patch_size"
+            )
         if self.dim % self.num_heads:
             raise ValueError(f"{self.num_heads} vision heads do not divide {self.dim}")
+        if self.dim % TILE:
+            raise ValueError(f"the tower's width {self.dim} is no multiple of {TILE}")
+        if any(layer >= self.num_layers for layer in self.intermediate_layers):
+            raise ValueError(
+                f"intermediate layers {list(self.intermediate_layers)} of the vision tower are "
+                f"beyond its {self.num_layers} local layers"
+            )
 
     @property
     def patches(self) -> int:
@@ -111,62 +127,3 @@ def possible_ratios(max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All rectangles of at most so many tiles, in the order that numbers them."""
     sides = range(1, max_tiles + 1)
     return tuple((rows, cols) for rows in sides for cols in sides if rows * cols <= max_tiles)
-
-
-def vision_from_hf(hf: Mapping[str, Any], name: str) -> VisionConfig:
-    """The image side of a config.json; a ValueError if it has none."""
-    tower, text = hf.get("vision_config"), hf.get("text_config") or {}
-    cross = text.get("cross_attention_layers")
-    if not isinstance(tower, Mapping) or not cross:
-        raise no_vision(name)
-    needed = ("hidden_size", "image_size", "num_hidden_layers", "max_num_tiles")
-    missing = [key for key in needed if tower.get(key) is None]
-    if missing:
-        raise ValueError(f"{name}: vision_config lacks {', '.join(missing)}")
-    if tower.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(
-            f"{name}: hidden_act {tower['hidden_act']!r} of the vision tower is not supported, "
-            "only gelu is"
-        )
-    max_tiles = int(tower["max_num_tiles"])
-    ratios = tower.get("supported_aspect_ratios") or possible_ratios(max_tiles)
-    return VisionConfig(
-        dim=int(tower["hidden_size"]),
-        num_heads=int(tower.get("attention_heads") or tower.get("num_attention_heads") or 16),
-        hidden_dim=int(tower.get("intermediate_size") or 5120),
-        num_layers=int(tower["num_hidden_layers"]),
-        num_global_layers=int(tower.get("num_global_layers") or 8),
-        intermediate_layers=tuple(tower.get("intermediate_layers_indices") or (3, 7, 15, 23, 30)),
-        image_size=int(tower["image_size"]),
-        patch_size=int(tower.get("patch_size") or 14),
-        max_tiles=max_tiles,
-        ratios=tuple((int(rows), int(cols)) for rows, cols in ratios),
-        cross_before=tuple(layer - number for number, layer in enumerate(cross)),
-        image_token=int(hf.get("image_token_index") or text["vocab_size"]),
-        norm_eps=float(tower.get("norm_eps") or 1e-5),
-    )
-
-
-def vision_from_meta(params: Mapping[str, Any], name: str) -> VisionConfig:
-    """The image side of a params.json, which leaves all but three sizes to the code."""
-    count = int(params.get("vision_num_cross_attention_layers") or 0)
-    if "vision_chunk_size" not in params or count < 1:
-        raise no_vision(name)
-    layers = int(params["n_layers"])
-    step = math.ceil(layers / count)  # cross-attention layers are dealt out from the last one down
-    before = sorted(range(layers - 1, -1, -step)[:count])
-    max_tiles = int(params.get("vision_max_num_chunks") or 4)
-    return VisionConfig(
-        dim=int(params.get("vision_dim") or 1280),
-        num_heads=int(params.get("vision_n_heads") or 16),
-        hidden_dim=int(params.get("vision_hidden_dim") or 5120),
-        num_layers=int(params.get("vision_n_layers") or 32),
-        num_global_layers=int(params.get("vision_n_global_layers") or 8),
-        intermediate_layers=tuple(params.get("vision_return_layers") or (3, 7, 15, 23, 30)),
-        image_size=int(params["vision_chunk_size"]),
-        patch_size=int(params.get("vision_patch_size") or 14),
-        max_tiles=max_tiles,
-        ratios=possible_ratios(max_tiles),
-        cross_before=tuple(before),
-        image_token=int(params["vocab_size"]),
-    )

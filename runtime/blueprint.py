@@ -22,12 +22,11 @@ from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
 from models.transformer import ModelOptions
-from models.vision_config import no_vision
+from models.vision_config import MOST_IMAGES, no_vision
 from runtime.settings import ALL_GATHERS, Settings
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
-MOST_IMAGES = 8  # of one prompt: their states wait on the device until it is prefilled
 WEIGHTS = ("instruct", "random", "placeholder")
 
 

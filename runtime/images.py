@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MAX_PIXELS = 64 * 2**20  # of one image: 8192 x 8192, 200 MB once unpacked
-# the means and deviations of red, green and blue that the towers were trained with
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 _KINDS = 'a file, bytes, a Pillow image, or {"random": [width, height], "seed": 0}'
 
 
@@ -167,8 +164,8 @@ def _processor(vision: VisionConfig) -> Any:
     return MllamaImageProcessorPil(
         size={"height": vision.image_size, "width": vision.image_size},
         max_image_tiles=vision.max_tiles,
-        image_mean=list(MEAN),
-        image_std=list(DEVIATION),
+        image_mean=list(vision.mean),
+        image_std=list(vision.deviation),
     )
 
 

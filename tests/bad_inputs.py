@@ -87,6 +87,9 @@ def options() -> Iterator[Case]:
     for name, several in values.items():
         for value in several:
             yield demo(f"--{name} {value[:30]!r}", f"--{name}", value)
+    for value in PATHS:
+        asked = ("-k", "batch1-trace", "--image", value)
+        yield demo(f"--image {value[:30]!r}", *asked, file="simple_vision_demo.py")
 
 
 def variables() -> Iterator[Case]:
@@ -196,6 +199,9 @@ PROMPTS = {
     "url": '[{"prompt": "x", "context": "http://[::1"}]',
     "refused": '[{"prompt": "x", "context": "http://127.0.0.1:9/x"}]',
     "haystack": '[{"prompt": "x", "context": {"haystack": {"tokens": -1}}}]',
+    "image": '[{"prompt": "x", "image": 3}]',
+    "drawn": '[{"prompt": "x", "image": {"random": [-1]}}]',
+    "image of a text model": '[{"prompt": "x", "image": {"random": [9, 9]}}]',
     "huge": '[{"prompt": "x", "context": {"haystack": '
             '{"tokens": 1e18, "needle": "a", "answer": "a"}}}]',
 }  # fmt: skip
