@@ -79,7 +79,7 @@ def load_image(source: Any, vision: VisionConfig) -> Image:
     try:
         picture = picture.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} is cut short or damaged ({error}): get it again") from None
+        raise _damaged(name, error) from None
     found = _processor(vision)(images=picture, return_tensors="pt")
     return Image(
         found["pixel_values"][0, 0].float(),
@@ -129,7 +129,13 @@ def _open(source: Any) -> tuple[Picture, str]:
             "read: make it smaller"
         ) from None
     except OSError as error:
-        raise ValueError(f"cannot read image {name}: {error.strerror or error}") from None
+        if error.errno is None:  # Pillow's own, of what the file holds
+            raise _damaged(name, error) from None
+        raise ValueError(f"cannot read image {name}: {error.strerror}") from None
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} is cut short or damaged ({error}): get it again")
 
 
 def _drawn(wish: Mapping[str, Any]) -> tuple[Picture, str]:

@@ -113,16 +113,20 @@ class CrossAttention:
         return ttnn.typecast(self.k_norm(k_1KTW), dtype=dtype), ttnn.typecast(v_1KTW, dtype=dtype)
 
 
-def split_heads(x_11SW: Any, num_heads: int) -> Any:
-    """[1, 1, S, H W] to [1, H, S, W]; the op wants keys and values, so it gets the same again."""
+def split_heads(q_11SW: Any, num_heads: int) -> Any:
+    """[1, 1, S, H W] to [1, H, S, W]; the op wants keys and values too, and gets queries again."""
     if num_heads == 1:
-        return x_11SW
-    assert num_heads % 2 == 0, f"{num_heads} heads on a chip: use 1 or an even number"
+        return q_11SW
+    other, num_others = q_11SW, num_heads // 2
+    if num_heads % 2:  # as keys and values of one head: its first two
+        width = q_11SW.shape[3] // num_heads
+        other = ttnn.slice(q_11SW, [0, 0, 0, 0], [1, 1, q_11SW.shape[2], 2 * width])
+        num_others = 1
     return ttnn.experimental.nlp_create_qkv_heads(
-        x_11SW,
-        x_11SW,
+        q_11SW,
+        other,
         num_heads=num_heads,
-        num_kv_heads=num_heads // 2,
+        num_kv_heads=num_others,
         transpose_k_heads=False,
         memory_config=ttnn.DRAM_MEMORY_CONFIG,
     )[0]

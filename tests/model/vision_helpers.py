@@ -39,9 +39,24 @@ def prompt_with(length: int, *places: int, seed: int = 0) -> list[int]:
 
 
 @functools.cache
-def reference() -> Any:
+def reference(checkpoint: Any = CHECKPOINT) -> Any:
     """Hugging Face's model in float32, its row masks put right."""
-    return build_reference(CHECKPOINT)
+    return build_reference(checkpoint)
+
+
+class Coarse(TinyCheckpoint):
+    """The same weights, those of gates and ups rounded to what 4 bits hold exactly.
+
+    Steps of one power of two, 7 at most: whatever 16 numbers share an exponent. So the precision
+    that is chosen for these weights costs nothing, and what a run still differs by is our doing.
+    """
+
+    def get(self, name: str) -> torch.Tensor:
+        tensor = super().get(name)
+        if not name.endswith(("mlp.w1.weight", "mlp.w3.weight")):
+            return tensor
+        step = 2.0 ** torch.log2(tensor.float().std() / 2).round()
+        return ((tensor.float() / step).round().clamp(-7, 7) * step).to(tensor.dtype)
 
 
 def hf_inputs(tokens: Sequence[int], images: Sequence[Image]) -> dict[str, torch.Tensor]:
@@ -65,10 +80,14 @@ def hf_inputs(tokens: Sequence[int], images: Sequence[Image]) -> dict[str, torch
     }
 
 
-def hf_vision_logits(tokens: Sequence[int], images: Sequence[Image], last: int) -> torch.Tensor:
+def hf_vision_logits(
+    tokens: Sequence[int], images: Sequence[Image], last: int, checkpoint: Any = CHECKPOINT
+) -> torch.Tensor:
     """The reference's logits of the `last` positions."""
     with torch.inference_mode():
-        out = reference()(**hf_inputs(tokens, images), logits_to_keep=last, use_cache=False)
+        out = reference(checkpoint)(
+            **hf_inputs(tokens, images), logits_to_keep=last, use_cache=False
+        )
     return out.logits[0].float()
 
 

@@ -153,13 +153,24 @@ def claiming(side: int) -> bytes:
         (lambda: "no/such/file.png", "there is no image no/such/file.png: give a file"),
         (lambda: b"not an image at all", "is not an image: give one that Pillow reads"),
         (truncated, "is cut short or damaged"),
+        (lambda: png(20, 20)[:30], "is cut short or damaged"),
         (lambda: claiming(100_000), "far more pixels than the 64 million"),
         (lambda: claiming(10_000), "10000x10000 pixels: at most 64 million"),
         (lambda: 5, "an image is given as int: give a file"),
         (lambda: {"random": [0, 5]}, "cannot draw"),
         (lambda: {"random": "x"}, "cannot draw"),
     ],
-    ids=["missing", "no image", "cut short", "bomb", "large", "type", "empty", "words"],
+    ids=[
+        "missing",
+        "no image",
+        "cut short",
+        "no header",
+        "bomb",
+        "large",
+        "type",
+        "empty",
+        "words",
+    ],
 )
 def test_a_bad_image_is_one_line(source: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
