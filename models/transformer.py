@@ -101,7 +101,8 @@ class Transformer:
             "norm", weights, {phase: norm_plan(last, phase) for phase in Phase}, self.ccl
         )
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
-        self.sampler = DeviceSampler(mesh, self.sharding, self.batch)
+        own = options.habits is Habits.OWN
+        self.sampler = DeviceSampler(mesh, self.sharding, self.batch, fold=own)
 
     def _cache(self, index: int, target: Target) -> PagedKVCache:
         sizes, cache = self.sharding, self.options.cache

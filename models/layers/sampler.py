@@ -2,6 +2,7 @@
 
 Each chip offers the 32 best tokens of its share of the vocabulary; the draw (temperature, top-k,
 top-p per user) happens among those. k = 1 is greedy. A nucleus wider than 32 tokens is cut there.
+Finding candidates takes as long as a row has columns, up to 32 rows: few users fold their rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from models.sharding import TILE, Sharding
 
 CANDIDATES = 32
 MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; they are halved first
+MOST_FOUND = 8  # tiles of candidates of all chips: the draw's time grows with them
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,20 @@ class SamplingInputs:
 class DeviceSampler:
     """Draws one token per user from logits split over chips."""
 
-    def __init__(self, mesh: Any, sharding: Sharding, batch: int) -> None:
+    def __init__(self, mesh: Any, sharding: Sharding, batch: int, *, fold: bool = True) -> None:
+        """`fold` False is for op lists of software that did not."""
         self.axis = sharding.mesh_axes["vocab"]
         self.ways = sharding.ways("vocab")
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
+        self.folds = self._folds(local, batch) if fold else 1
+        width = local // self.folds
         parts = 1  # the draw takes a power of two of candidate tiles
-        while parts * MOST_COLUMNS < local:
+        while parts * MOST_COLUMNS < width:
             parts *= 2
-        tiles = local // TILE
-        bounds = [tiles * i // parts * TILE for i in range(parts + 1)]
+        bounds = [width // TILE * i // parts * TILE for i in range(parts + 1)]
         self.bounds = list(zip(bounds[:-1], bounds[1:], strict=True))
-        starts = [chip * local + first for chip in range(self.ways) for first, _ in self.bounds]
+        starts = [row * width + first for row in range(self.ways * self.folds)
+                  for first, _ in self.bounds]  # fmt: skip
         offsets = torch.tensor(starts, dtype=torch.int32).repeat_interleave(CANDIDATES)
         dims: list[int | None] = [None, None]
         if self.axis is not None:
@@ -68,6 +73,17 @@ class DeviceSampler:
             mask = torch.zeros(1, 1, 1, sharding.vocab)
             mask[..., vocab:] = -1e9
             self.padding_mask = ttnn.from_torch(mask, dtype=ttnn.bfloat16, **place)
+
+    def _folds(self, local: int, batch: int) -> int:
+        """Parts of equal whole tiles that a user's row is cut into, to lie below each other."""
+        folds = 1
+        while (
+            2 * folds * batch <= TILE
+            and 2 * folds * self.ways <= MOST_FOUND
+            and local % (2 * folds * TILE) == 0
+        ):
+            folds *= 2
+        return folds
 
     def __call__(self, logits_11BV: Any, inputs: SamplingInputs, tokens: Any) -> Any:
         """Write the drawn tokens into `tokens` (uint32 [1, 1, 1, B]) and return it."""
@@ -98,7 +114,10 @@ class DeviceSampler:
         )
 
     def _candidates(self, logits_11BV: Any) -> tuple[Any, Any]:
-        rows = logits_11BV.shape[2]
+        rows = self.folds * logits_11BV.shape[2]
+        if self.folds > 1:
+            width = logits_11BV.shape[3] // self.folds
+            logits_11BV = ttnn.reshape(logits_11BV, (1, 1, rows, width))
         found = []
         for first, last in self.bounds:
             part = logits_11BV
@@ -107,8 +126,15 @@ class DeviceSampler:
             values, indices = ttnn.topk(part, k=CANDIDATES, dim=-1)
             found.append((values, ttnn.typecast(indices, ttnn.int32)))
         if len(found) == 1:
-            return found[0]
+            return self._unfolded(found[0][0]), self._unfolded(found[0][1])
         return (
             ttnn.concat([values for values, _ in found], dim=3),
             ttnn.concat([indices for _, indices in found], dim=3),
         )
+
+    def _unfolded(self, found: Any) -> Any:
+        """A user's candidates side by side again."""
+        if self.folds == 1:
+            return found
+        rows, width = found.shape[2], found.shape[3]
+        return ttnn.reshape(found, (1, 1, rows // self.folds, width * self.folds))

@@ -1,0 +1,55 @@
+"""The device's sampler: however rows of logits are cut and folded, the same tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from backends.mesh import open_mesh
+from models.layers.sampler import DeviceSampler, SamplingInputs
+from models.sharding import Sharding
+from tests.ops.emulated import get, put, ttnn
+from tests.tiny_models import tiny_config
+
+VOCAB = 4090  # padded: what is drawn must lie before the padding
+
+
+def _tokens(mesh: Any, users: int, *, fold: bool, greedy: bool) -> tuple[list[int], int]:
+    sizes = Sharding(dataclasses.replace(tiny_config("llama"), vocab_size=VOCAB), *mesh.shape)
+    sampler = DeviceSampler(mesh, sizes, users, fold=fold)
+    logits = torch.randn(1, 1, users, sizes.vocab, generator=torch.Generator().manual_seed(users))
+    logits[..., 5] = logits[..., 3000] = 6  # equals: the first counts
+
+    def each(value: float, dtype: Any) -> Any:
+        values = torch.full((users,), value)
+        return put(mesh, values.int() if dtype is ttnn.uint32 else values, dtype, rows=True)
+
+    seeds = None if greedy else put(mesh, torch.arange(users).int(), ttnn.uint32, rows=True)
+    inputs = SamplingInputs(
+        each(1 if greedy else 32, ttnn.uint32), each(1.0, ttnn.bfloat16),
+        each(0.5, ttnn.bfloat16), seeds,
+    )  # fmt: skip
+    out = put(mesh, torch.zeros(1, 1, 1, users).int(), ttnn.uint32, rows=True)
+    sampler(put(mesh, logits, dims=(None, 3)), inputs, out)
+    return get(out).flatten().int().tolist(), sampler.folds
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize(
+    ("device", "users", "folds"), [("N150", 1, 8), ("N150", 8, 4), ("N150", 32, 1), ("N300", 1, 4)]
+)
+def test_folded_rows_give_the_tokens_of_whole_rows(
+    device: str, users: int, folds: int, greedy: bool
+) -> None:
+    with open_mesh(device) as mesh:
+        found, cut = _tokens(mesh, users, fold=True, greedy=greedy)
+        wanted, whole = _tokens(mesh, users, fold=False, greedy=greedy)
+    assert (cut, whole) == (folds, 1)
+    assert found == wanted and max(found) < VOCAB
+    if greedy:
+        assert found == [5] * users
+    else:
+        assert users == 1 or len(set(found)) > 1
