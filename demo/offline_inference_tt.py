@@ -142,6 +142,11 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings.from_env()
     engine = launch.engine_arguments(given, settings.checkpoint)
     find_prompts(given.prompts_json)
+    if given.measure_perf and given.perf_prompt_len >= given.max_model_len:
+        raise ValueError(
+            f"--perf_prompt_len {given.perf_prompt_len} leaves no room for an answer: use less, "
+            f"or a --max_model_len above {given.max_model_len}"
+        )
     launch.check_vllm()
     launch.start_check(given, settings)()
     try:

@@ -6,6 +6,8 @@ import argparse
 import socket
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from serving import launch
 from serving.options import ServeOptions, group_batch, load_options, serving_device
 
 ROOT = Path(__file__).resolve().parents[2]
+HAS_VLLM = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: make setup-vllm"
+)
 PUBLISHED = (
     '{"dispatch_core_axis": "col", "sample_on_device_mode": "all", '
     '"fabric_config": "FABRIC_1D_RING", "worker_l1_size": 1344544, "trace_region_size": 95693824}'
@@ -104,6 +109,15 @@ def test_a_page_budget_too_small_or_too_large_is_refused() -> None:
             launch.page_count(plan, pages)
 
 
+def test_a_missing_vllm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(launch, "version", nothing)
+    with pytest.raises(ValueError, match="make setup-vllm"):
+        launch.check_vllm()
+
+
 def test_another_version_of_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "version", lambda name: "0.31.0")
     with pytest.raises(ValueError, match=rf"0\.31\.0 .* {launch.wanted_version()}"):
@@ -118,6 +132,30 @@ def test_a_port_in_use_is_refused() -> None:
         taken.listen()
         with pytest.raises(ValueError, match="choose another --port"):
             launch.check_port("127.0.0.1", taken.getsockname()[1])
+
+
+def test_pages_of_groups_are_parts_of_what_was_asked_for() -> None:
+    import backends
+
+    backends.select("emulator")
+    from models.registry import load_config
+    from runtime.blueprint import draw
+
+    settings = Settings(backend="emulator", device="T3K")
+    wanted = load_options(
+        ServeOptions(data_parallel=4),
+        settings,
+        model="Llama-3.2-1B",
+        weights="placeholder",
+        users=32,
+        max_seq_len=1024,
+        block_size=32,
+    )
+    plan = draw(wanted, settings, load_config("Llama-3.2-1B"))
+    assert launch.page_count(plan, None) == 8 * 32 + 1
+    assert launch.page_count(plan, 400) == 100
+    with pytest.raises(ValueError, match="multiple of 4"):
+        launch.page_count(plan, 402)
 
 
 def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +173,41 @@ def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]
     [
         ("server_example_tt.py", ["--override_tt_config", '{"nope": 1}'], "known keys are"),
         ("offline_inference_tt.py", ["--model", "no/such/model"], "does not exist"),
+        ("server_example_tt.py", ["--model", "no/such/model"], "does not exist"),
+        ("server_example_tt.py", ["--max_seqs_in_batch", "0"], "from 1"),
+        ("server_example_tt.py", ["--port", "65536"], "from 1 to 65535"),
         ("example_requests_client.py", ["--prompt_json_path", "nothing.json"], "one of"),
+        ("example_requests_client.py", ["--num_concurrent", "0"], "from 1"),
+        pytest.param(
+            "example_requests_client.py",
+            ["--base_url", "http://127.0.0.1:1/v1"],
+            "is it up",
+            marks=HAS_VLLM,
+        ),
+        pytest.param(
+            "offline_inference_tt.py",
+            ["--num_gpu_blocks_override", "2"],
+            "one request needs 32",
+            marks=HAS_VLLM,
+        ),
+        pytest.param(
+            "server_example_tt.py",
+            ["--num-gpu-blocks-override", "2", "--port", "8199"],
+            "one request needs 32",
+            marks=HAS_VLLM,
+        ),
+        pytest.param(
+            "offline_inference_tt.py",
+            ["--max_model_len", "100000"],
+            "8192 tokens",
+            marks=HAS_VLLM,
+        ),
+        pytest.param(
+            "offline_inference_tt.py",
+            ["--measure_perf", "--perf_prompt_len", "1024"],
+            "--max_model_len",
+            marks=HAS_VLLM,
+        ),
     ],
 )
 def test_programs_end_with_one_line_about_bad_input(
