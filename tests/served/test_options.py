@@ -173,7 +173,9 @@ def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]
     [
         ("server_example_tt.py", ["--override_tt_config", '{"nope": 1}'], "known keys are"),
         ("offline_inference_tt.py", ["--model", "no/such/model"], "does not exist"),
-        ("server_example_tt.py", ["--model", "no/such/model"], "does not exist"),
+        pytest.param(
+            "server_example_tt.py", ["--model", "no/such/model"], "does not exist", marks=HAS_VLLM
+        ),
         ("server_example_tt.py", ["--max_seqs_in_batch", "0"], "from 1"),
         ("server_example_tt.py", ["--port", "65536"], "from 1 to 65535"),
         ("example_requests_client.py", ["--prompt_json_path", "nothing.json"], "one of"),
