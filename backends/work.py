@@ -20,7 +20,7 @@ def product_flops(rows: int, inner: int, columns: int) -> int:
 
 
 def attention_flops(queries: int, keys: float, width: int) -> int:
-    """FLOPs of scores and values for `queries` (of all heads) that see so many keys on average."""
+    """FLOPs of scores and values for `queries` (of all heads) that see `keys` keys on average."""
     return int(4 * queries * keys * width)
 
 

@@ -106,7 +106,7 @@ def footprint(
 
 
 def stored(elements: int, layer: LayerPrecision, group: TensorGroup) -> float:
-    """Bytes of so many numbers in the format of a group."""
+    """Bytes of `elements` numbers in the format of a group."""
     return elements * TILE_BYTES[layer.tensor(group)] / TILE**2
 
 

@@ -63,7 +63,7 @@ KEPT_USERS = 4  # whose images' states stay on the device: 53 MB each for a widt
 
 
 def image_pages(vision: VisionConfig, images: int, users: int) -> CacheConfig:
-    """Pages for the keys of so many images of every user, and the page of zeros."""
+    """Pages for the keys of `images` images of every user, and the page of zeros."""
     per_user = -(-images * vision.max_tiles * vision.tokens // TILE)
     return CacheConfig(TILE, 1 + users * per_user)
 

@@ -32,7 +32,7 @@ def rope_frequencies(config: ModelConfig, max_seq_len: int) -> tuple[list[float]
 
 
 def short_context(config: ModelConfig, max_seq_len: int) -> int:
-    """Contexts up to this length turn by other angles than longer ones; 0: all turn alike."""
+    """Contexts up to this length turn by other angles than longer ones; 0: by the same."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "longrope":
         return 0

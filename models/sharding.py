@@ -87,7 +87,7 @@ class Sharding:
     rows: int
     cols: int
     pad_mlp_cores: int | None = None  # pad hidden so that this many cores share it evenly
-    ring_cores: int | None = None  # decode products run on a ring of so many (plans/fused.py)
+    ring_cores: int | None = None  # cores of the ring of decode products (plans/fused.py)
 
     @property
     def padding(self) -> str | None:

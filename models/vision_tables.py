@@ -61,7 +61,7 @@ def token_rows(v: VisionConfig) -> torch.Tensor:
 
 
 def encoder_mask(v: VisionConfig, tiles: int) -> torch.Tensor:
-    """What is added to scores for an image of so many tiles, [1, 1, R, R].
+    """What is added to the scores of an image of `tiles` tiles, [1, 1, R, R].
 
     Padding (rows, and tiles that are not there) does not see padding; tokens do, as trained. Rows
     that only fill TT-NN's tiles are seen by nobody, and see what padding sees.

@@ -200,7 +200,7 @@ def our_times(batch: int, optimizations: str, steps: int, device: str) -> Times:
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """Other work: so many processes that never sleep."""
+    """Other work: processes that never sleep, as many as `count`."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

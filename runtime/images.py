@@ -91,7 +91,7 @@ def load_image(source: Any, vision: VisionConfig) -> Image:
 
 
 def blank_image(vision: VisionConfig, tiles: int | None = None) -> Image:
-    """An image without anything on it, of so many tiles side by side; None: of the most."""
+    """A black image of `tiles` tiles side by side; None: as many as the model takes."""
     tiles = tiles or vision.max_tiles
     shape = (vision.max_tiles, vision.channels, vision.image_size, vision.image_size)
     return Image(torch.zeros(shape), vision.ratio_id(1, tiles), tiles, (1, 1), "blank image")

@@ -108,7 +108,7 @@ class Engine(Protocol):
     num_blocks: int
     max_prefill_chunk: int
     vocab_size: int
-    short_context: int  # 0: contexts of all lengths turn alike
+    short_context: int  # see rope_tables.short_context
     supports_device_sampling: bool
 
     def expect(self, slot: int, *, is_long: bool) -> None:

@@ -89,7 +89,7 @@ def op_lists(
 
 
 def looking(engine: Any, images: int, pages: torch.Tensor) -> Iterator[tuple[str, list[Line]]]:
-    """A prompt with so many images of two tiles, apart from each other, and a step after it."""
+    """A prompt with `images` images of two tiles, apart from each other, and a step after it."""
     from runtime.images import blank_image
 
     prompt = [1, 2] * 50

@@ -140,7 +140,7 @@ def truncated() -> bytes:
 
 
 def claiming(side: int) -> bytes:
-    """A PNG of a few hundred bytes that says it has so many pixels along each side."""
+    """A PNG of a few hundred bytes that claims `side` pixels along each side."""
     small = bytearray(png(1, 1))
     small[16:24] = side.to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(small[12:29]).to_bytes(4, "big")
