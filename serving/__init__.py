@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from backends import threads  # noqa: F401  (before torch)
 
+VISION = "MllamaForConditionalGeneration"
+
 
 def platform_plugin() -> str:
     """The class by which vLLM knows the device."""
@@ -16,7 +18,7 @@ def platform_plugin() -> str:
 
 
 def register() -> None:
-    """Tell vLLM that our model families are text models, without reading its own code of them."""
+    """Tell vLLM what our model families are, without reading its own code of them."""
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
@@ -27,3 +29,4 @@ def register() -> None:
     if isinstance(current_platform, TTPlatform):
         for architecture in FAMILIES:
             ModelRegistry.register_model(architecture, TextModel)
+        ModelRegistry.register_model(VISION, "serving.vision_model:VisionModel")  # read if wanted

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,9 +44,24 @@ def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
         # a trace that draws can also take the likeliest
         draws = SamplingParams(temperature=1.0, top_k=32, top_p=1.0), Draws()
         settings.append(placed({0: draws}, users))
-    tokens = torch.zeros(users, dtype=torch.int32)
-    for sampling in settings:
-        for position in range(1, 4):  # compiles, records the trace, replays it
-            positions = torch.full((users,), position, dtype=torch.int32)
-            engine.decode(tokens, positions, page_table=pages, sampling=sampling)
+    _decode_thrice(engine, pages, settings)
+    if getattr(engine, "vision", None) is not None:
+        from runtime.images import blank_image
+
+        seeing: Any = engine
+        prompt = [seeing.vision.image_token]
+        seeing.attach(0, prompt, [blank_image(seeing.vision)])
+        engine.prefill([prompt], slots=[0], page_table=pages)
+        _decode_thrice(engine, pages, settings)
     engine.reset()
+
+
+def _decode_thrice(
+    engine: Engine, pages: torch.Tensor, settings: Sequence[DeviceSampling | None]
+) -> None:
+    """Compile, record the trace, replay it."""
+    tokens = torch.zeros(engine.max_batch_size, dtype=torch.int32)
+    for sampling in settings:
+        for position in range(1, 4):
+            positions = torch.full((engine.max_batch_size,), position, dtype=torch.int32)
+            engine.decode(tokens, positions, page_table=pages, sampling=sampling)

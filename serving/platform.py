@@ -16,6 +16,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms.interface import Platform, PlatformEnum
 
 from models.sharding import TILE
+from runtime.prompts import IMAGE_WORD
 from runtime.settings import Settings
 from serving.launch import check_vllm
 from serving.options import MOST_USERS, ServeOptions, serving_device
@@ -38,6 +39,7 @@ class TTPlatform(Platform):
     device_type = "cpu"  # the tensors that vLLM itself makes, for sampling, are the host's
     dispatch_key = "CPU"
     simple_compile_backend = "eager"
+    image_token: int | None = None  # of the model that is served, if it is one that knows images
 
     def uses_host_device_handling(self) -> bool:
         return True
@@ -74,6 +76,9 @@ class TTPlatform(Platform):
 
         options = options_of(vllm_config)
         _refuse(vllm_config)
+        if vllm_config.model_config is not None:
+            hf_config = vllm_config.model_config.hf_config
+            cls.image_token = getattr(hf_config, "image_token_index", None)
         parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
         if parallel.worker_cls == "auto":
             parallel.worker_cls = "serving.worker.TTWorker"
@@ -108,7 +113,21 @@ class TTPlatform(Platform):
 
     @classmethod
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:
-        """Refuse what no step could do: an exception in the worker would end the server."""
+        """Refuse what no step could do: an exception in the worker would end the server.
+
+        Of images that lie in cached pages the worker would not be given the pixels, so prompts
+        with images are computed whole.
+        """
+        images = len(processed_inputs.get("mm_hashes", {}).get("image", ()))
+        if images:
+            params.skip_reading_prefix_cache = True
+        tokens = list(processed_inputs.get("prompt_token_ids") or ())
+        if cls.image_token is not None and tokens.count(cls.image_token) != images:
+            raise VLLMValidationError(
+                f"the prompt has {tokens.count(cls.image_token)} {IMAGE_WORD} and {images} images: "
+                "give one for each",
+                parameter="prompt",
+            )
         if getattr(params, "prompt_logprobs", None) is not None:
             raise VLLMValidationError(
                 "prompt_logprobs is not supported: prefill keeps only a prompt's last logits; "

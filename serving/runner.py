@@ -7,8 +7,9 @@ keeps its slot from its first step until it ends or is preempted. Sampling is sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
@@ -33,6 +34,7 @@ class _Request:
 
     state: CachedRequestState
     device_params: SamplingParams | None  # None: the host samples
+    images: Sequence[Any] = ()
     slot: int | None = None
     draws: Draws = field(default_factory=Draws)
 
@@ -43,6 +45,14 @@ class _Request:
     @property
     def tokens(self) -> list[int]:
         return [*(self.state.prompt_token_ids or ()), *self.state.output_token_ids]
+
+
+def _images_of(new: NewRequestData) -> Sequence[Any]:
+    if not new.mm_features:
+        return ()
+    from serving.vision_model import images_of_request  # only a model that takes images has some
+
+    return images_of_request(new.mm_features)
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ class Runner:
                 self._release(self.requests[new.req_id])
                 self.host.remove(new.req_id)
             self.requests[new.req_id] = _Request(
-                self._state(new), device_params(new.sampling_params)
+                self._state(new), device_params(new.sampling_params), _images_of(new)
             )
         self._update_known(step)
         for name in step.num_scheduled_tokens:
@@ -159,6 +169,7 @@ class Runner:
             if request.slot is None:
                 request.slot = self._take_slot(request)
                 self._write_table(request)
+                self._show_images(request)
             if name not in self.host.batch.req_id_to_index:
                 self.host.add(request.state)
         self.host.settle()
@@ -208,7 +219,19 @@ class Runner:
         engine, slot = divmod(request.slot, self.slots_per_engine)
         self.tables[engine][slot] = NO_BLOCK
         self.free[engine].append(slot)
+        if request.images:
+            seeing: Any = self.engines[engine]
+            seeing.detach(slot)
         request.slot = None
+
+    def _show_images(self, request: _Request) -> None:
+        """Tell the engine of a request's images; their states stay for its next chunks."""
+        if request.images:
+            assert request.slot is not None
+            engine, slot = divmod(request.slot, self.slots_per_engine)
+            seeing: Any = self.engines[engine]
+            seeing.shares_images = True
+            seeing.attach(slot, request.tokens, request.images)
 
     def _write_table(self, request: _Request) -> None:
         assert request.slot is not None

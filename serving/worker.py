@@ -61,6 +61,10 @@ class TTWorker(WorkerBase):
             max_seq_len=model.max_model_len,
             block_size=self.cache_config.block_size,
         )
+        if model.is_multimodal_model:
+            from serving.vision_model import most_images
+
+            wanted = replace(wanted, images=most_images(model))
         pages = replace(wanted.cache, num_blocks=self._num_blocks(wanted))
         loaded: Loaded = self.stack.enter_context(
             load_engines(replace(wanted, cache=pages), self.settings)
@@ -84,9 +88,12 @@ class TTWorker(WorkerBase):
         from models.registry import load_config
         from runtime.blueprint import draw
 
-        config = load_config(wanted.model) if wanted.weights != "instruct" else None
+        vision = wanted.images > 0
+        config = None
+        if wanted.weights != "instruct":
+            config = load_config(wanted.model, vision=vision)
         if config is None:
-            checkpoint = open_checkpoint(wanted.model)
+            checkpoint = open_checkpoint(wanted.model, vision=vision)
             config = checkpoint.config
             checkpoint.close()
         plan = draw(wanted, self.settings, config)
