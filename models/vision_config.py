@@ -124,6 +124,6 @@ class VisionConfig:
 
 
 def possible_ratios(max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All rectangles (rows, columns) of at most `max_tiles` tiles, in the order that numbers them."""
+    """All rectangles (rows, columns) of at most so many tiles, in the order that numbers them."""
     sides = range(1, max_tiles + 1)
     return tuple((rows, cols) for rows in sides for cols in sides if rows * cols <= max_tiles)
