@@ -14,6 +14,8 @@ from typing import NoReturn
 # what TT-NN and torch say in a RuntimeError where a user's request is at fault, not the code
 _REFUSALS = ("TT_FATAL", "DefaultCPUAllocator: can't allocate memory")
 
+LONGEST_REASON = 1400  # characters: some list all that would work
+
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
     """End the process with what `main` returns, or with one line and the code that fits."""
@@ -52,7 +54,11 @@ def _end(reason: str, code: int, prog: str) -> int:
         _flush()
     # what could not be written is not tried again when the interpreter goes
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    reason = " ".join(reason.split())
+    if len(reason) > LONGEST_REASON:  # what was asked for is as long: its ends say enough
+        half = LONGEST_REASON // 2
+        reason = f"{reason[:half]} ... {reason[-half:]}"
     if reason:
         with contextlib.suppress(OSError):
-            print(f"{prog}: error: {' '.join(reason.split())}", file=sys.stderr)
+            print(f"{prog}: error: {reason}", file=sys.stderr)
     return code

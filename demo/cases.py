@@ -31,8 +31,7 @@ class PageParams:
     }
 
     def __post_init__(self) -> None:
-        if self.block_size not in (32, 64, 128):
-            raise ValueError(f"page block_size is {self.block_size}: use 32, 64 or 128 tokens")
+        check_number("block_size", self.block_size, "page block_size")
         check_number("max_num_blocks", self.max_num_blocks, "page max_num_blocks")
 
     @classmethod

@@ -17,26 +17,33 @@ from models.fields import shown
 
 @dataclass(frozen=True)
 class Bounds:
-    """A number from `low` to `high`, both allowed, in steps; `whole` ones have no fraction."""
+    """A number from `low` to `high`, both allowed; `whole` ones have no fraction."""
 
     low: float
     high: float
     whole: bool = True
-    step: int = 1
+    step: int = 1  # only multiples of this
+    doubled: bool = False  # only `low`, twice that, four times and so on
     unit: str = ""
 
     def __str__(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        if self.doubled:
+            *others, last = (str(n) for n in range(int(self.low), int(self.high) + 1) if n in self)
+            return f"use {', '.join(others)} or {last}{unit}"
         kind = "whole number" if self.whole else "number"
         kind = kind if self.step == 1 else f"multiple of {self.step}"
-        unit = f" ({self.unit})" if self.unit else ""
         low, high = (f"{end:g}" if isinstance(end, float) else end for end in (self.low, self.high))
         return f"use a {kind} from {low} to {high}{unit}"
 
-    def holds(self, value: object) -> bool:
+    def __contains__(self, value: object) -> bool:
         """Whether a value is of the kind and within the bounds."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        return self.low <= value <= self.high and (not self.whole or value % self.step == 0)
+        if not self.low <= value <= self.high or (self.whole and value % self.step):
+            return False
+        times, rest = divmod(int(value), int(self.low) or 1)
+        return not self.doubled or (not rest and times.bit_count() == 1)
 
 
 LENGTH = Bounds(1, 2**24)  # tokens
@@ -47,12 +54,12 @@ LAYERS = Bounds(*SIZES["num_layers"])
 PENALTY = Bounds(-100, 100, whole=False)
 
 NUMBERS = {
-    "batch_size": Bounds(1, 32),
-    "block_size": Bounds(32, 128),
+    "batch_size": Bounds(1, 32, doubled=True),
+    "block_size": Bounds(32, 128, doubled=True),
     "data_parallel": Bounds(1, 1024),
     "frequency_penalty": PENALTY,
     "generated": ANSWER,
-    "images": Bounds(0, 64),
+    "images": Bounds(0, 8),  # of one prompt: their states wait on the device until it is prefilled
     "limit_ms": Bounds(0.001, 1e9, whole=False, unit="milliseconds"),
     "max_generated_tokens": ANSWER,
     "max_num_blocks": LENGTH,
@@ -89,7 +96,7 @@ class _Refused(argparse.ArgumentTypeError, ValueError):
 def check_number(name: str, value: object, called: str = "") -> None:
     """Refuse a value that the number `name` may not have; `called` is the user's word for it."""
     bounds = NUMBERS[name]
-    if not bounds.holds(value):
+    if value not in bounds:
         raise _Refused(f"{called or name} is {shown(value)}: {bounds}")
 
 

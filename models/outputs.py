@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def check_file(path: Path) -> None:
         if path.is_dir():
             raise ValueError(f"cannot write {shown(str(path), 200)}: it is a folder, name a file")
         if path.exists():
-            path.open("ab").close()
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # waits for no reader of a pipe
         if path.is_file() or not path.exists():
             check_folder(path.parent)
     except OSError as error:

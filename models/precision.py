@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from models.config import ModelConfig
+from models.fields import read_object, shown
 from models.registry import MODEL_PARAMS, canonical_name
 
 PRESETS_DIR = Path(__file__).parent / "precision_presets"
@@ -301,13 +302,15 @@ def _with_decoder_file(
     `cut` passes over layers that the model does not have.
     """
     try:
-        decoders = json.loads(path.read_text(encoding="utf-8"))["decoders"]
-        if not all(isinstance(level, dict) for level in (decoders, *decoders.values())):
-            raise TypeError("its decoders are no objects")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = "it has no decoders" if isinstance(error, KeyError) else error
+        decoders = read_object(path).get("decoders")
+        if not isinstance(decoders, dict):
+            raise ValueError("it has no decoders")
+        for key, sections in decoders.items():
+            if not isinstance(sections, dict):
+                raise ValueError(f"decoder {shown(key)} is {shown(sections)}, no object")
+    except ValueError as error:
         raise ValueError(
-            f"cannot read decoder config {path}: {reason}: it needs "
+            f"cannot read decoder config {path}: {error}: it needs "
             '{"decoders": {"0": {"precision_cfg": {"FF1_FF3": "BFP8"}}}}'
         ) from None
     changed = list(layers)

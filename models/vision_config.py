@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TILE = 32  # rows of a TT-NN tile
-MOST_IMAGES = 8  # of one prompt: their states wait on the device until it is prefilled
 MOST_ROWS = 32_768  # of all tiles of an image: what a mask of rows by rows can be made for
 # the means and deviations of red, green and blue that the published towers were trained with
 MEAN = (0.48145466, 0.4578275, 0.40821073)

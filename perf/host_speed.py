@@ -29,6 +29,8 @@ import backends
 from backends.command import run
 from backends.device_specs import SPECS
 from models.numbers import argument
+from models.precision import ModelPrecision
+from models.registry import load_config
 from runtime.settings import Settings
 
 PROMPT_TOKENS = 128
@@ -273,9 +275,11 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
     args = parser.parse_args()
     backends.select("emulator")
+    Settings.from_env()
+    ModelPrecision.parse(args.optimizations, load_config("default"))
     if args.busy:
         found = measure_busy(args.optimizations, args.steps)
-    elif args.devices:
+    elif args.devices is not None:
         devices = args.devices.split(",")
         unknown = [device for device in devices if device not in SPECS]
         if unknown:

@@ -17,15 +17,15 @@ from models.collectives import Links
 from models.config import ModelConfig
 from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
+from models.numbers import check_number
 from models.plans.fused import shard
 from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
 from models.transformer import ModelOptions
-from models.vision_config import MOST_IMAGES, no_vision
+from models.vision_config import no_vision
 from runtime.settings import ALL_GATHERS, Settings
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
 WEIGHTS = ("instruct", "random", "placeholder")
 
@@ -65,11 +65,7 @@ def spec_of(options: LoadOptions) -> DeviceSpec:
 
 def check_options(options: LoadOptions, config: ModelConfig, spec: DeviceSpec) -> None:
     """Refuse what no engine can do, before anything is opened."""
-    if options.max_batch_size not in BATCH_SIZES:
-        raise ValueError(
-            f"batch size {options.max_batch_size} is not supported: "
-            f"choose one of {', '.join(map(str, BATCH_SIZES))}"
-        )
+    check_number("batch_size", options.max_batch_size)
     layers = options.layers or range(config.num_layers)
     if not layers or not 0 <= layers[0] <= layers[-1] < config.num_layers:
         raise ValueError(
@@ -95,8 +91,7 @@ def check_options(options: LoadOptions, config: ModelConfig, spec: DeviceSpec) -
 
 def check_sight(options: LoadOptions, config: ModelConfig, shape: tuple[int, int]) -> None:
     """Refuse images where there are no eyes for them."""
-    if not 0 <= options.images <= MOST_IMAGES:
-        raise ValueError(f"{options.images} images a prompt: use 0 (text alone) to {MOST_IMAGES}")
+    check_number("images", options.images)
     if options.images and config.vision is None:
         raise no_vision(config.name)
     if options.images and min(shape) > 1:

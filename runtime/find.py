@@ -95,6 +95,11 @@ def encode_prompts(
     `wraps`: positions are used again at the context's end, so generation needs no room of its own.
     """
     limit = model.config.max_position_embeddings - (1 if wraps else max_new_tokens)
+    if limit < 1:
+        raise ValueError(
+            f"{max_new_tokens} tokens to generate leave no room for a prompt in the context of "
+            f"{model.config.name}, {model.config.max_position_embeddings} tokens: generate less"
+        )
     ids = [
         model.tokenizer.encode_clipped(prompt.text, limit, instruct=instruct) for prompt in prompts
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backends import BACKENDS, default_backend
 from backends.device_specs import SPECS
-from models.numbers import read_number
+from models.numbers import NUMBERS, read_number
 
 ALL_GATHERS = ("QKV", "WO", "FF1", "FF3", "FF2", "LAYERNORM")  # that USE_LINE_AG can name
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
@@ -109,8 +109,10 @@ class Settings:
 def _threads(env: Mapping[str, str]) -> int | None:
     """Threads of the emulator; None: as many as there are cores for them."""
     if "TT_EMULATOR_THREADS" not in env:
-        common = env.get("OMP_NUM_THREADS", "").split(",")[0]
-        return int(common) if common.isdecimal() and int(common) else None
+        common = env.get("OMP_NUM_THREADS", "").split(",")[0]  # what is no number, OpenMP ignores
+        if not common.isascii() or not common.isdecimal() or len(common) > 9:
+            return None
+        return min(int(common), int(NUMBERS["threads"].high)) or None
     return _number(env, "TT_EMULATOR_THREADS", "threads")
 
 

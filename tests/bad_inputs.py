@@ -259,72 +259,9 @@ def set_params(key: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
-def predictions() -> Iterator[Case]:
-    """perf.predict: numbers, devices, what-if values, outputs."""
-    base = ("perf.predict", "--model", "SmolLM2-135M-Instruct", "--device", "N150")
-    for name in ("batch_size", "prefill_len", "data_parallel", "generated"):
-        for value in NUMBERS:
-            yield program(*base, f"--{name}", value)
-    for value in ("", "x", LONG, "model/none", "/dev/null", "pipe"):
-        yield program("perf.predict", "--model", value, "--device", "N150")
-        yield program(*base[:3], "--device", value)
-    facts = ("dram_gbps", "mesh_shape", "compute_grid", "clock_ghz", "dram_banks", "name", "arch")
-    for fact in (*facts, "links", "ring", "l1_bytes", "gap_us", "nothing"):
-        for value in ("", "null", "x", '"x"', "NaN", "Infinity", "-1", "0", "3,5", "1e300", "[]"):
-            yield program(*base, "--set", f"{fact}={value}")
-    for content in (
-        ["", "[]", "3", "{", '{"base": 3}', '{"base": "N999"}', '{"base": "N150", "x": 1}']
-        + ['{"base": "N150", "dram_gbps": "fast"}', '{"base": "N150", "mesh_shape": [1]}']
-        + ['{"base": "N150", "mesh_shape": ["a", "b"]}', '{"base": "N150", "clock_ghz": NaN}']
-        + ['{"base": "N150", "name": 3}', '{"base": ["N150"]}', '{"base": "N150", "arch": "x"}']
-    ):
-        file = write("device.json", content)
-        yield program(*base[:3], "--device", "device.json", prepare=file)
-    for option in ("--trace", "--plot"):
-        for value in ("nowhere/x.svg", ".", "/proc/x.svg", LONG):
-            yield program(*base, option, value)
-    yield program(*base, "--plot", "x.nothing")
-    yield program(*base, "--without", LONG)
-    yield program(*base, "--software", "x")
-    for value in PRECISIONS:
-        yield program(*base, "--optimizations", value)
-
-
-def tools() -> Iterator[Case]:
-    """The rest of the programs."""
-    for option in ("--models", "--devices"):
-        for value in ("", ",", "x", LONG, "a b", "☃"):
-            yield program("lt", "table", option, value, "--dry")
-    for value in NUMBERS:
-        yield program("lt", "table", "--timeout", value, "--dry")
-        yield program("runtime.dry_run", "--model", "x", "--device", "N1", "--layers", value)
-        yield program("models.checkpoints.convert", "--model", "model", "--layers", value)
-    for command in ("nothing", "", "'", "pytest '", "table table", LONG):
-        yield program("lt", command, "--dry")
-    yield program("lt")
-    yield program("lt", "--search")
-    yield program("lt", "table", "--search")
-    for module in ("models.checkpoints.convert", "perf.accuracy"):
-        for value in ("", "x", LONG, "pipe", "binary"):
-            yield program(module, "--model", value)
-            yield program(module, "--device", value)
-        yield program(module, "--optimizations", "x")
-    yield program("models.checkpoints.convert", "--model", "model", "--cache", "binary/below")
-    yield program("models.checkpoints.convert", "--model", "model", "--pad_mlp_cores", "9")
-    for value in NUMBERS:
-        yield program("perf.accuracy", "--tokens", value, "--model", "nowhere")
-        yield program("perf.host_speed", "--steps", value, "--devices", "x")
-    yield program("perf.calibrate", "--splits", "x")
-    yield program("perf.report", "--nothing")
-    yield program("perf.gate", "--nothing")
-    yield program("runtime.dry_run", "--model", "nowhere", "--device", "N150")
-    yield program("runtime.dry_run", "--model", "nowhere", "--device", "x")
-    yield program("backends.selftest", "--device", "x")
-
-
 def all_cases() -> list[Case]:
     """Every case, in a fixed order."""
-    sources = (options, variables, models, other_formats, predictions, tools)
+    sources = (options, variables, models, other_formats)
     return [case for source in sources for case in source()]
 
 

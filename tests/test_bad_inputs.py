@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import bad_inputs_tools
 from tests.bad_inputs import Case, all_cases, furnish
 from tests.programs import Programs
 from tests.tiny_models import write_tiny
 
-CASES = all_cases()
+CASES = [*all_cases(), *bad_inputs_tools.all_cases()]
 SAMPLED = CASES[7::60]
 LIMIT_S = 30.0
 REFUSED = {"pytest": (1, 2, 4, 5)}  # pytest's own: 4 is a wrong command line, 5 nothing to run
@@ -62,8 +63,8 @@ def faults(programs: Programs, cases: Sequence[Case], model: Path, folder: Path)
 
 
 def test_there_are_enough_cases_each_of_its_own() -> None:
-    assert len(CASES) >= 600
-    assert len({(case.name, case.arguments, tuple(case.environ.items())) for case in CASES}) >= 600
+    assert len(CASES) >= 1000
+    assert len({(case.name, case.arguments, tuple(case.environ.items())) for case in CASES}) >= 1000
 
 
 def test_a_sample_of_bad_inputs_ends_in_one_line(

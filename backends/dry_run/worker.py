@@ -38,7 +38,7 @@ def run_module(module: str, arguments: Sequence[str], *, timeout_s: float) -> Ou
     except subprocess.TimeoutExpired as error:
         errors = error.stderr or b""
         text = errors.decode(errors="replace") if isinstance(errors, bytes) else errors
-        return Outcome("", text, f"no answer within {timeout_s:.0f} s", timed_out=True)
+        return Outcome("", text, f"no answer within {timeout_s:g} s", timed_out=True)
     if done.returncode == 0:
         return Outcome(done.stdout, done.stderr)
     return Outcome(done.stdout, done.stderr, _problem(done.returncode, done.stderr))

@@ -46,7 +46,7 @@ def setting(device: str, software: str | None = None, changes: Sequence[str] = (
         else:
             values[name] = _number(text, value)
     spec = changed_spec(load_spec(device), facts)
-    habits = software_named(software) if software else default_software(spec)
+    habits = software_named(software) if software is not None else default_software(spec)
     return Setting(spec, with_switches(habits, switches), load_constants().with_values(values))
 
 

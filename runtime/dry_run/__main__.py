@@ -9,12 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from backends.command import run
 from backends.device_specs import SPECS
 from backends.dry_run import environment
+from models.fields import is_there
 from models.numbers import argument
 from models.outputs import output_folder
+from models.precision import ModelPrecision
+from models.registry import load_config
 from runtime.dry_run import report
 from runtime.dry_run.worker import TIMEOUT_S, run_checks
 
@@ -76,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {reason}", file=sys.stderr)
         return 1
     as_json, cache_dir, timeout_s = (given.pop(name) for name in ("json", "cache_dir", "timeout"))
+    cache_dir = cache_dir and cache_dir.resolve()
+    for name in ("model", "optimizations"):  # the process that checks runs elsewhere
+        path = Path(given[name])
+        if is_there(path / "config.json") or path.suffix in (".json", ".gguf"):
+            given[name] = str(path.resolve())
+    config = load_config(given["model"], vision=given["images"] > 0)
+    ModelPrecision.parse(given["optimizations"], config)  # what is wrong is said at once
     batch = given.pop("batch_size")
     options = given | {"batch_sizes": [batch] if batch else [1, 32]}
     (found,) = run_checks([options], cache_dir=cache_dir, timeout_s=timeout_s)

@@ -210,7 +210,7 @@ class Passes:
         The chunks between run the same programs on other pages.
         """
         engine = self.engine
-        limit = engine.max_seq_len - 1
+        limit = max(1, engine.max_seq_len - 1)
         whole = min(engine.max_prefill_chunk, limit)
         self._prefill("prefill 128", [min(BUCKET, limit)])
         if whole > BUCKET:

@@ -88,7 +88,7 @@ def test_an_unknown_prompts_file_names_the_sets_there_are(model: Path) -> None:
             {},
             "page budget is too small: 32 users must have",
         ),
-        ({"max_generated_tokens": 5000}, {}, "raise max_seq_len or generate less"),
+        ({"max_generated_tokens": 5000}, {}, "leave no room for a prompt .* generate less"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_weights_are_read(
@@ -160,7 +160,6 @@ def test_broken_weights_are_one_line_and_leave_no_cache(
     [
         ([], {"HF_MODEL": "a", "LLAMA_DIR": "/b"}, "HF_MODEL (a) and LLAMA_DIR (/b) are both set"),
         ([], {"MESH_DEVICE": "N151"}, "choose one of N150, N300"),
-        (["--batch_size", "12"], {}, "batch size 12 is not supported: choose one of 1, 2, 4"),
         (["--data_parallel", "3"], {}, "choose one of 1"),
         (["--optimizations", "fast"], {}, "performance"),
         (["--start_pos", "3"], {}, "this demo has no --start_pos"),

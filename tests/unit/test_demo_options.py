@@ -74,8 +74,9 @@ def test_an_override_is_typed_and_wins(words: list[str], field: str, value: obje
     ("words", "found"),
     [
         (["--stop_at_eos", "maybe"], "use 1/true/yes/on or 0/false/no/off"),
-        (["--batch_size", "many"], "use a whole number"),
-        (["--batch_size", "0"], "use a whole number from 1 to 32"),
+        (["--batch_size", "many"], "use 1, 2, 4"),
+        (["--batch_size", "0"], "use 1, 2, 4, 8, 16 or 32"),
+        (["--batch_size", "12"], "the value is 12: use 1, 2, 4"),
         (["--mode", "fast"], "choose one of full, prefill, decode"),
         (["--weights", "good"], "choose one of instruct, random"),
         (["--page_params", "64"], "use a dict like"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,11 +63,10 @@ def test_canonical_text_reads_back(layer: LayerPrecision) -> None:
 def test_a_decoder_file_reads_back(first: LayerPrecision, second: LayerPrecision) -> None:
     base = ModelPrecision.preset("performance", CONFIG)
     wanted = ModelPrecision("wanted", (first, second))
-    path = Path("precision.json")
-    with pytest.MonkeyPatch.context() as patch:
-        text = json.dumps(wanted.decoder_config(base))
-        patch.setattr(Path, "read_text", lambda *_, **__: text)
-        assert ModelPrecision.parse(str(path), CONFIG).layers == wanted.layers
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(wanted.decoder_config(base), file)
+        file.flush()
+        assert ModelPrecision.parse(file.name, CONFIG).layers == wanted.layers
 
 
 @pytest.mark.parametrize("preset", ["performance", "accuracy"])
