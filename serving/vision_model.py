@@ -21,8 +21,9 @@ from vllm.multimodal.processing import (
     PromptReplacement,
 )
 
+from models.numbers import NUMBERS
 from models.registry import load_config
-from models.vision_config import MOST_IMAGES, VisionConfig
+from models.vision_config import VisionConfig
 from runtime.images import Image, load_image
 from runtime.prompts import IMAGE_WORD
 from runtime.settings import Settings
@@ -40,7 +41,7 @@ def most_images(model_config: Any) -> int:
     if asked is None or min(serving_device(ServeOptions(), Settings.from_env()).mesh_shape) > 1:
         return 0
     limit = asked.limit_per_prompt.get("image")
-    return 1 if limit is None else min(limit.count, MOST_IMAGES)
+    return 1 if limit is None else min(limit.count, int(NUMBERS["images"].high))
 
 
 class ImageInfo(BaseProcessingInfo):
