@@ -85,6 +85,12 @@ class PartsInPlace:
         )
 
 
+def gated_products(ccl: Any, x: Any, w_gate: Any, w_up: Any, arguments: Any) -> tuple[Any, Any]:
+    """Both column-parallel products of a gated block in decode, summed over the columns."""
+    gate, up = (ttnn.linear(x, w, **arguments, **ccl.weights_ahead) for w in (w_gate, w_up))
+    return ccl.scatter_columns(gate, "FF1"), ccl.scatter_columns(up, "FF3")
+
+
 class LineMesh:
     """Collectives of a 1 x N mesh; N = 1 needs none."""
 
@@ -142,6 +148,7 @@ class LineMesh:
 
     scatter_columns = sum_columns
     regather_columns = sum_columns
+    gated_products = gated_products
 
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
         """Sum of row-parallel partial products, as the residual stream lies."""
@@ -266,6 +273,8 @@ class GridMesh:
             num_links=self.links.num_links[1],
             memory_config=memory,
         )
+
+    gated_products = gated_products
 
     def regather_columns(self, x: Any, name: str) -> Any:
         return self._gather(x, 3, x.memory_config(), name)

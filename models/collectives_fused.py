@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends import ttnn
+from models.collectives import gated_products
 from models.plans.fused import FusedGrid, fused_grid
 from models.plans.matmul import Kwargs
 from models.plans.target import Phase, Target
@@ -166,6 +167,32 @@ class FusedMesh:
             memory_config=self.grid.hidden,
             topology=self.links.reduce_topology,
         )
+
+    def gated_products(
+        self, x: Any, w_gate: Any, w_up: Any, arguments: Kwargs
+    ) -> tuple[Any, Any]:
+        """One op, where weights come ahead of time, sums the gate while it makes the other."""
+        if self.prefetcher is None:
+            return gated_products(self, x, w_gate, w_up, arguments)
+        placed = {("memory_config_mm" if k == "memory_config" else k): v for k, v in arguments.items()}
+        gate, up, scattered = ttnn.experimental.llama_rs_matmul(
+            x,
+            w_gate,
+            self.packets,
+            3,
+            self._semaphore(1),
+            1,
+            self.mesh,
+            self.links.num_links[1],
+            self.sub_device,
+            second_weight_tensor=w_up,
+            topology=self.links.reduce_topology,
+            memory_config_rs=self.grid.hidden,
+            **placed,
+            **self.weights_ahead,
+        )
+        ttnn.deallocate(gate)
+        return scattered, self.scatter_columns(up, "FF3")
 
     def regather_columns(self, x: Any, name: str) -> Any:
         return self._gather(x, 3, self.hidden, name)

@@ -31,7 +31,7 @@ class Prefetcher:
         self.layers = [_streamed(layer) for layer in layers]
         readers, rest = single_cores(spec)
         self.parts = SplitCores(mesh, [rest, readers])
-        self.mapping = _mapping(spec)
+        self.mapping = receivers_of(spec)
         addresses = torch.tensor([[w.buffer_address() for layer in self.layers for w in layer]])
         room = _room(mesh, ring_cores(spec))
         self.addresses = ttnn.from_torch(
@@ -98,7 +98,7 @@ def _streamed(layer: Any) -> tuple[Any, ...]:
     return attention.w_qkv, attention.w_o, mlp.w_gate, mlp.w_up, mlp.w_down
 
 
-def _mapping(spec: DeviceSpec) -> list[tuple[Any, Any]]:
+def receivers_of(spec: DeviceSpec) -> list[tuple[Any, Any]]:
     """Receivers of each reader. Programs that use the buffer want it on every core they may use,
     so one more core is said to send to all that have no other part.
     """

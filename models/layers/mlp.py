@@ -47,10 +47,7 @@ class MLP:
     def decode(self, x_11BD: Any, plan: MLPDecode, residual: Any) -> Any:
         ccl = self.ccl.decode
         ahead = ccl.weights_ahead
-        gate_11BF = ttnn.linear(x_11BD, self.w_gate, **plan.gate, **ahead)
-        up_11BF = ttnn.linear(x_11BD, self.w_up, **plan.gate, **ahead)
-        gate_11BF = ccl.scatter_columns(gate_11BF, "FF1")
-        up_11BF = ccl.scatter_columns(up_11BF, "FF3")
+        gate_11BF, up_11BF = ccl.gated_products(x_11BD, self.w_gate, self.w_up, plan.gate)
         inner_11BF = silu_product(
             gate_11BF, up_11BF, memory_config=gate_11BF.memory_config(), **plan.product
         )

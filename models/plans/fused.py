@@ -36,7 +36,7 @@ class FusedGrid:
     hidden_whole: Any  # all columns', on the ring
     heads: Any  # cores that queries, keys and values are dealt to, a user each
     joined: Any  # heads of all users, in rows
-    packets: Any  # of scatters
+    packets: Any  # of scatters, beside the ring that may multiply meanwhile
     stats: Any  # in which norms exchange statistics
 
 
@@ -129,6 +129,15 @@ def worker_cores(count: int, spec: DeviceSpec) -> Any:
     return ttnn.CoreRangeSet(ranges)
 
 
+def idle_cores(count: int, spec: DeviceSpec) -> Any:
+    """`count` cores that neither read weights nor multiply, column by column."""
+    taken = {(x + step, y) for x, y in spec.dram_readers for step in range(RECEIVERS + 1)}
+    columns, rows = spec.compute_grid
+    idle = [(x, y) for x in reversed(range(columns)) for y in range(rows) if (x, y) not in taken]
+    assert count <= len(idle), f"{spec.name} has too few cores beside its ring"
+    return ttnn.CoreRangeSet([rectangle_of(core, core) for core in idle[:count]])
+
+
 def _worker_columns(spec: DeviceSpec) -> list[tuple[int, int]]:
     """First and last of neighbouring columns in which no reader lies."""
     taken = sorted({x for x, _ in spec.dram_readers})
@@ -170,7 +179,7 @@ def fused_grid(target: Target) -> FusedGrid:
         joined=sharded(
             worker_cores(users, spec), sizes.head_dim, rows=sizes.local_heads, by_height=True
         ),
-        packets=sharded(worker_cores(USERS, spec), 512),
+        packets=sharded(idle_cores(USERS, spec), 512),
         stats=sharded(ttnn.CoreRangeSet([rectangle_of((1, 0), (1, 0))]), TILE * sizes.cols),
     )
 

@@ -1,4 +1,5 @@
-"""Collectives of a decode step that write into buffers which are there already, or split heads.
+"""Collectives of a decode step that write into buffers which are there already, split heads or
+multiply.
 
 Numbers are those of the plain collectives: sums in float32, rounded once. Persistent buffers and
 semaphores are taken and checked; where they are scratch, their contents stay as they were.
@@ -20,10 +21,13 @@ from backends.emulator.api.types import (
     ShardSpec,
     TensorMemoryLayout,
     Topology,
+    stored_bytes,
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.numerics.products import Rounding
 from backends.emulator.numerics.sums import mesh_sum, own_part, side_by_side
+from backends.emulator.ops.matmul import multiplication
 from backends.emulator.rules.collectives import (
     attributes,
     busiest_bytes,
@@ -32,6 +36,8 @@ from backends.emulator.rules.collectives import (
     check_summed,
     line_of,
 )
+from backends.emulator.rules.matmul import check_operands, output_memory, output_shape
+from backends.work import product_flops
 
 
 @op("experimental.all_reduce_async")
@@ -194,5 +200,77 @@ def llama_rs_create_heads(
             **attributes(line, chips, num_links, topology, dim),
             "num_heads": num_heads,
             "num_kv_heads": num_kv_heads,
+        },
+    )
+
+
+@op("experimental.llama_rs_matmul")
+def llama_rs_matmul(
+    input_tensor: Tensor,
+    weight_tensor: Tensor,
+    intermediate_packet_buffer: Tensor,
+    dim: int,
+    cross_device_semaphore: GlobalSemaphore,
+    cluster_axis: int,
+    mesh_device: Any,
+    num_links: int | None,
+    subdevice_id: SubDeviceId,
+    *,
+    second_weight_tensor: Tensor | None = None,
+    topology: Topology = Topology.Linear,
+    memory_config_rs: MemoryConfig | None = None,
+    memory_config_mm: MemoryConfig | None = None,
+    compute_kernel_config: Any = None,
+    global_cb: Any = None,
+    dtype: DataType | None = None,
+    program_config: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two products of one tile row on a ring, and the first one's sum over a row of chips.
+
+    Gives both products and this chip's columns of the sum: `linear` twice, and
+    `llama_reduce_scatter` of the first while the second is made.
+    """
+    a, b, second = input_tensor, weight_tensor, second_weight_tensor
+    name = "experimental.llama_rs_matmul"
+    # one weight and another tensor to scatter is a form of the op that nothing here calls
+    require(second is not None and global_cb is not None, "two weights come by a global buffer")
+    assert second is not None
+    for weight in (b, second):
+        check_operands(a, weight, None)
+    shape, inner = output_shape(a, b, False, False)
+    require(second.dims == b.dims, f"weights differ: {b.shape} and {second.shape}")
+    memory = output_memory(a, b, shape, inner, program_config, memory_config_mm)
+    line, chips = line_of(name, a, cluster_axis)
+    check_links(a, line, num_links)
+    packets = intermediate_packet_buffer
+    check_scattered(a, packets, dim, cluster_axis, chips)
+    require(shape[-1] % (TILE * chips) == 0, f"a width of {shape[-1]} leaves parts not whole")
+    dtype = dtype or a.dtype
+    rounding = Rounding(dtype, compute_kernel_config.fp32_dest_acc_en)
+    fidelity = compute_kernel_config.math_fidelity
+    multiply = [multiplication(a, weight, fidelity) for weight in (b, second)]
+
+    def compute(
+        x: torch.Tensor, w: torch.Tensor, _: torch.Tensor, other: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        first = multiply[0](x, w, rounding)
+        return first, multiply[1](x, other, rounding), mesh_sum(first, line, dtype, dim=3)
+
+    product = Out(shape, dtype, Layout.TILE, memory)
+    scattered = Out((*shape[:-1], shape[-1] // chips), dtype, Layout.TILE, memory_config_rs)
+    whole = stored_bytes(shape, dtype, Layout.TILE)
+    return launch(
+        name,
+        [a, b, packets, second],
+        [product, product, scattered],
+        compute,
+        exact=True,
+        flops=2 * product_flops(shape[-2], inner, shape[-1]),
+        dram_bytes=0,  # the prefetcher read them
+        link_bytes=busiest_bytes(whole, chips, topology),
+        attributes={
+            **attributes(line, chips, num_links, topology, dim),
+            "program_config": program_config,
+            "compute_kernel_config": compute_kernel_config,
         },
     )

@@ -98,7 +98,7 @@ def _matmul(
     dtype = dtype or a.dtype
     kernel = compute_kernel_config or _DEFAULT_KERNEL
     act = _activation(activation, program_config)
-    multiply = _multiplication(a, b, kernel.math_fidelity, transpose_a, transpose_b)
+    multiply = multiplication(a, b, kernel.math_fidelity, transpose_a, transpose_b)
     wide = kernel.fp32_dest_acc_en
     rounding = Rounding(dtype, wide)
 
@@ -150,8 +150,12 @@ def _activation(name: str | None, program_config: Any) -> Callable[..., torch.Te
     return _ACTIVATIONS[name]
 
 
-def _multiplication(
-    a: Tensor, b: Tensor, fidelity: MathFidelity, transpose_a: bool, transpose_b: bool
+def multiplication(
+    a: Tensor,
+    b: Tensor,
+    fidelity: MathFidelity,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
 ) -> Callable[[torch.Tensor, torch.Tensor, Rounding | None], torch.Tensor]:
     """The product of mesh-batched data as the multiplier computes it at a fidelity.
 

@@ -1,0 +1,138 @@
+"""Ops of a fused decode step: bit for bit what the ops they stand for do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from backends.device_specs import SPECS
+from backends.mesh import open_mesh
+from backends.op_record import record_ops
+from models.plans.fused import idle_cores, on_ring, ring_cores, sharded, worker_cores
+from models.prefetch import receivers_of
+from tests.ops.emulated import put, ttnn
+from tests.ops.golden_cases import operand
+from tests.ops.test_decode_together import replayed
+
+SPEC = SPECS["TG"]
+ROWS, COLS = SPEC.mesh_shape
+K, N = 24 * 32, 2 * 24 * 32  # whole tiles on a ring of 24 cores
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Any]:
+    with open_mesh("TG") as device:
+        yield device
+
+
+def apart(mesh: Any, rows: int, columns: int, dtype: Any, memory: Any, seed: int) -> Any:
+    """A tensor with values of its own on every chip."""
+    whole = operand(ROWS, COLS, rows, columns, seed=seed)
+    return put(mesh, whole, dtype, dims=(0, 1), memory=memory)
+
+
+def run_both(mesh: Any, run: Callable[[], Any], *, traced: bool) -> Any:
+    return replayed(mesh, run) if traced else run()
+
+
+def weight_memory(columns: int) -> Any:
+    banks = ttnn.CoreRangeSet(
+        [ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(SPEC.dram_banks - 1, 0))]
+    )
+    shard = ttnn.ShardSpec(
+        banks, [K, columns // SPEC.dram_banks], ttnn.ShardOrientation.ROW_MAJOR
+    )
+    return ttnn.MemoryConfig(
+        ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard
+    )
+
+
+class Products:
+    """Operands of two products on the ring, and the arguments of both forms."""
+
+    def __init__(self, mesh: Any) -> None:
+        self.mesh = mesh
+        self.x = apart(mesh, 32, K, ttnn.bfloat16, on_ring(K, SPEC), seed=1)
+        self.weights = [
+            apart(mesh, K, N, ttnn.bfloat4_b, weight_memory(N), seed=seed) for seed in (2, 3)
+        ]
+        packets = sharded(idle_cores(8, SPEC), 512)
+        width = 8 * 512
+        self.packets = ttnn.empty(
+            [1, 1, 32, width], ttnn.bfloat8_b, ttnn.TILE_LAYOUT, mesh, packets
+        )
+        cores = worker_cores(N // COLS // 32, SPEC)
+        self.scattered = sharded(cores, 32)
+        self.semaphore = ttnn.create_global_semaphore(mesh, ring_cores(SPEC), 0)
+        self.buffer = ttnn.create_global_circular_buffer(mesh, receivers_of(SPEC), 728 * 1088)
+        self.product = {
+            "program_config": ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(
+                compute_with_storage_grid_size=SPEC.compute_grid,
+                in0_block_w=1,
+                out_subblock_h=1,
+                out_subblock_w=2,
+                per_core_M=1,
+                per_core_N=2,
+                fuse_batch=True,
+                fused_activation=None,
+                mcast_in0=False,
+                gather_in0=True,
+                num_global_cb_receivers=2,
+            ),
+            "compute_kernel_config": ttnn.WormholeComputeKernelConfig(
+                math_fidelity=ttnn.MathFidelity.LoFi
+            ),
+            "dtype": ttnn.bfloat8_b,
+            "global_cb": self.buffer,
+        }
+
+    def fused(self, packets: Any = None) -> tuple[Any, Any, Any]:
+        return ttnn.experimental.llama_rs_matmul(
+            self.x, self.weights[0], packets or self.packets, 3, self.semaphore, 1, self.mesh, 3,
+            ttnn.SubDeviceId(0), second_weight_tensor=self.weights[1],
+            topology=ttnn.Topology.Ring, memory_config_rs=self.scattered,
+            memory_config_mm=on_ring(N, SPEC), **self.product,
+        )  # fmt: skip
+
+    def apart(self) -> tuple[Any, Any, Any]:
+        first, second = (
+            ttnn.linear(self.x, w, memory_config=on_ring(N, SPEC), **self.product)
+            for w in self.weights
+        )
+        scattered = ttnn.experimental.llama_reduce_scatter(
+            first, self.packets, 3, self.semaphore, ttnn.SubDeviceId(0), 1, self.mesh,
+            num_links=3, memory_config=self.scattered, topology=ttnn.Topology.Ring,
+        )  # fmt: skip
+        return first, second, scattered
+
+
+@pytest.fixture(scope="module")
+def products(mesh: Any) -> Products:
+    return Products(mesh)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_products_with_a_scatter_are_those_of_three_ops(products: Products, traced: bool) -> None:
+    found = run_both(products.mesh, products.fused, traced=traced)
+    for one, other in zip(found, products.apart(), strict=True):
+        assert torch.equal(one.data, other.data)
+        assert (one.dtype, one.memory_config()) == (other.dtype, other.memory_config())
+        assert one.shape == other.shape
+
+
+def test_products_with_a_scatter_cost_what_three_ops_cost(products: Products) -> None:
+    with record_ops() as one:
+        products.fused()
+    with record_ops() as three:
+        products.apart()
+    for part in ("flops", "dram_bytes", "link_bytes"):
+        assert getattr(one[0].cost, part) == sum(getattr(r.cost, part) for r in three)
+
+
+def test_packets_must_lie_in_shards_of_a_tile_row(mesh: Any, products: Products) -> None:
+    packets = put(mesh, operand(1, 1, 32, 4096, seed=4))
+    with pytest.raises(RuntimeError, match="must have a shard spec"):
+        products.fused(packets)
