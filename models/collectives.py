@@ -191,7 +191,7 @@ class GridMesh:
 
     def __init__(self, target: Target, links: Links, mesh: Any) -> None:
         self.cols = target.sharding.cols
-        self.links = links
+        self.links, self.mesh = links, mesh
         self.decode: Any = self  # or those of a fused step, see collectives_fused.py
         self.weights_ahead: dict[str, Any] = {}
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
@@ -202,6 +202,10 @@ class GridMesh:
             device=mesh,
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
+        grid = mesh.compute_with_storage_grid_size()
+        last = ttnn.CoreCoord(grid.x - 1, grid.y - 1)
+        cores = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
+        self.semaphores = [ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(3)]
         self.exact = ttnn.init_device_compute_kernel_config(
             mesh.arch(),
             math_fidelity=ttnn.MathFidelity.HiFi4,
@@ -284,6 +288,30 @@ class GridMesh:
         if memory.is_sharded():
             return ttnn.to_memory_config(self._all_reduce(x, 0, ttnn.L1_MEMORY_CONFIG), memory)
         return self._all_reduce(x, 0, memory)
+
+    def join_queries(self, mixed: Any) -> Any:
+        """Rows that the columns dealt out, an early and a late piece to each, in their order.
+
+        The last column has the first of the late pieces.
+        """
+        rows, width = mixed.shape[2], mixed.shape[3]
+        halves = [
+            ttnn.slice(mixed, [0, 0, first, 0], [1, 1, first + rows // 2, width])
+            for first in (0, rows // 2)
+        ]
+        early = self._gather(halves[0], 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
+        late = ttnn.experimental.all_gather_async_reversed(
+            halves[1],
+            2,
+            1,
+            self.mesh,
+            self.links.gather_topology("WO"),
+            self.semaphores[:2],
+            num_links=self.links.num_links[1],
+            memory_config=ttnn.DRAM_MEMORY_CONFIG,
+            barrier_semaphore=self.semaphores[2],
+        )
+        return ttnn.concat([early, late], dim=2)
 
     def own_users(self, x: Any) -> Any:
         """Keep the rows of this column's users."""

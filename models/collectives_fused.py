@@ -168,13 +168,12 @@ class FusedMesh:
             topology=self.links.reduce_topology,
         )
 
-    def gated_products(
-        self, x: Any, w_gate: Any, w_up: Any, arguments: Kwargs
-    ) -> tuple[Any, Any]:
+    def gated_products(self, x: Any, w_gate: Any, w_up: Any, arguments: Kwargs) -> tuple[Any, Any]:
         """One op, where weights come ahead of time, sums the gate while it makes the other."""
         if self.prefetcher is None:
             return gated_products(self, x, w_gate, w_up, arguments)
-        placed = {("memory_config_mm" if k == "memory_config" else k): v for k, v in arguments.items()}
+        product = dict(arguments)
+        memory = product.pop("memory_config")
         gate, up, scattered = ttnn.experimental.llama_rs_matmul(
             x,
             w_gate,
@@ -188,7 +187,8 @@ class FusedMesh:
             second_weight_tensor=w_up,
             topology=self.links.reduce_topology,
             memory_config_rs=self.grid.hidden,
-            **placed,
+            memory_config_mm=memory,
+            **product,
             **self.weights_ahead,
         )
         ttnn.deallocate(gate)

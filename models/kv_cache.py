@@ -122,9 +122,27 @@ class PagedKVCache:
                 ttnn.experimental.paged_fill_cache(cache, new, pages, batch_idx_tensor=at.users)
 
     def attend_prefill(
-        self, q_NHSW: Any, k_NKSW: Any, v_NKSW: Any, at: CacheAddress, **arguments: Any
+        self,
+        q_NHSW: Any,
+        k_NKSW: Any,
+        v_NKSW: Any,
+        at: CacheAddress,
+        *,
+        ways: int,
+        **arguments: Any,
     ) -> Any:
-        """Causal attention within a whole prompt, or of a chunk over its prefix in the cache."""
+        """Causal attention within a whole prompt, or of a chunk over its prefix in the cache.
+
+        Of queries that `ways` chips share, each gives its own early and late piece.
+        """
+        if ways > 1:
+            whole = at.chunk_start is None
+            keys = (k_NKSW, v_NKSW) if whole else (self.k, self.v)
+            if not whole:
+                arguments |= {"page_table": at.pages, "chunk_start_idx": at.chunk_start}
+            return ttnn.transformer.ring_distributed_scaled_dot_product_attention(
+                q_NHSW, *keys, ways, **arguments
+            )
         if at.chunk_start is None:
             return ttnn.transformer.scaled_dot_product_attention(
                 q_NHSW, k_NKSW, v_NKSW, is_causal=True, **arguments
@@ -152,8 +170,15 @@ class DenseKVCache(PagedKVCache):
             ttnn.fill_cache(cache, new, at.slot)
 
     def attend_prefill(
-        self, q_NHSW: Any, k_NKSW: Any, v_NKSW: Any, at: CacheAddress, **arguments: Any
+        self,
+        q_NHSW: Any,
+        k_NKSW: Any,
+        v_NKSW: Any,
+        at: CacheAddress,
+        *,
+        ways: int,
+        **arguments: Any,
     ) -> Any:
         if at.chunk_start is not None:
             raise ValueError("a dense cache prefills whole prompts only: use paged attention")
-        return super().attend_prefill(q_NHSW, k_NKSW, v_NKSW, at, **arguments)
+        return super().attend_prefill(q_NHSW, k_NKSW, v_NKSW, at, ways=ways, **arguments)

@@ -116,13 +116,15 @@ class Attention:
         self.cache.fill(k_NKSW, v_NKSW, at)
         q_NHSW = ttnn.typecast(q_NHSW, dtype=plan.query_dtype)
         mixed_NHSW = self.cache.attend_prefill(
-            q_NHSW, k_NKSW, v_NKSW, at, **plan.scores, **self.window
+            q_NHSW, k_NKSW, v_NKSW, at, ways=plan.ways, **plan.scores, **self.window
         )
         for used in (q_NHSW, k_NKSW, v_NKSW):
             ttnn.deallocate(used)
         mixed = ttnn.experimental.nlp_concat_heads(
             mixed_NHSW, memory_config=ttnn.DRAM_MEMORY_CONFIG
         )
+        if plan.ways > 1:
+            mixed = self.ccl.join_queries(mixed)
         mixed = ttnn.reshape(mixed, (1, 1, rows, mixed.shape[3]))
         out_11SD = sliced_linear(mixed, self.w_o, plan.o)
         return self.ccl.sum_rows(out_11SD, residual, "WO")

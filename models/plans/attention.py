@@ -25,6 +25,7 @@ from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import TILE
 
+SHARED_FROM = 2048  # positions whose attention costs more than dealing it out: 130 us a layer
 MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)
 
 
@@ -61,6 +62,7 @@ class AttentionPrefill:
     scores: Kwargs
     query_dtype: Any
     o: PrefillLinear
+    ways: int = 1  # chips of a row that share the queries of one prompt
 
 
 def float32_exact(value: float) -> float:
@@ -264,17 +266,34 @@ def _on_ring(target: Target) -> AttentionDecode:
     )
 
 
-def score_chunk(length: int, start: int) -> int:
-    """Rows per attention block: as long as they divide the length and the start of the chunk."""
-    longest = 256 if length >= 2048 else 64
-    while length % longest or start % longest:
+def score_chunk(length: int, start: int, ways: int = 1) -> int:
+    """Rows per attention block: as long as they divide what a chip takes, and the chunk's start."""
+    longest, piece = 256 if length >= 2048 else 64, length if ways == 1 else length // (2 * ways)
+    while piece % longest or start % longest:
         longest //= 2
     return longest
+
+
+def query_ways(target: Target, users: int, length: int) -> int:
+    """Chips of a row that share the queries of a prompt, which all of them hold."""
+    sizes = target.sharding
+    pieces = 2 * sizes.cols * TILE  # each takes an early and a late one
+    shared = (
+        target.is_own
+        and sizes.is_2d
+        and users == 1
+        and length >= SHARED_FROM
+        and length % pieces == 0
+        and not sizes.config.sliding_window
+        and sizes.local_q_width % (sizes.cols * TILE) == 0
+    )
+    return sizes.cols if shared else 1
 
 
 def attention_prefill(target: Target, users: int, length: int, start: int) -> AttentionPrefill:
     """Plan for `users` prompts of `length` positions from `start`, projected in one product."""
     sizes, spec = target.sharding, target.spec
+    ways = query_ways(target, users, length)
     return AttentionPrefill(
         qkv=prefill_linear(
             users * length,
@@ -286,7 +305,7 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
             dtype=ttnn.bfloat16,  # rotary embedding takes bfloat16 only
             spec=spec,
         ),
-        scores=_score_arguments(target, score_chunk(length, start), OpGroup.SDPA_PREFILL),
+        scores=_score_arguments(target, score_chunk(length, start, ways), OpGroup.SDPA_PREFILL),
         query_dtype=target.activation_dtype(ttnn.bfloat8_b),
         o=prefill_linear(
             users * length,
@@ -298,4 +317,5 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
             dtype=target.activation_dtype(ttnn.bfloat8_b),
             spec=spec,
         ),
+        ways=ways,
     )

@@ -6,7 +6,7 @@ import math
 from functools import cache
 
 from backends.op_record import OpRecord
-from perf.cost import moves
+from perf.cost import links, moves
 from perf.cost.constants import Constants
 from perf.cost.units import (
     Situation,
@@ -73,12 +73,24 @@ def ring_matmul_us(record: OpRecord, state: Situation) -> float:
     What is not there ahead of time is read from DRAM, by cores wherever they lie.
     """
     c, spec = state.constants, state.spec
+    compute = _ring_us(record, state)
+    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
+    return c.galaxy_matmul_us + max(compute, stream)
+
+
+def scattered_products_us(record: OpRecord, state: Situation) -> float:
+    """Two products on the ring; the first one's sum travels while the second is made."""
+    compute, scatter = _ring_us(record, state), links.scratch_us(record, state, ("scatter",))
+    return state.constants.galaxy_matmul_us + compute + max(compute, scatter)
+
+
+def _ring_us(record: OpRecord, state: Situation) -> float:
+    """The arithmetic of one product on the cores of a ring."""
+    c, spec = state.constants, state.spec
     inner = -(-record.inputs[0].padded_shape[-1] // 32)
     per_core = inner * int(record.attributes["per_core_N"])
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
-    compute = cycles_us(per_core * cycles_per_product(c, fidelity, spec.arch), spec)
-    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
-    return c.galaxy_matmul_us + max(compute, stream)
+    return cycles_us(per_core * cycles_per_product(c, fidelity, spec.arch), spec)
 
 
 def prefetch_us(record: OpRecord, state: Situation) -> float:
@@ -162,11 +174,11 @@ def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
     else:
         heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
     share = math.ceil(context / CHUNK) / cores_per_head
+    # queries that come in rows and results that stay on their users' cores are not moved twice
+    in_rows = record.inputs[0].layout == "ROW_MAJOR"
     per_tile = c.sdpa_tile_cycles if cores_per_head > 1 else c.sdpa_alone_cycles
     work = heads_per_core * cycles_us(share * per_tile, spec)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
-    # queries that come in rows and results that stay on their users' cores are not moved twice
-    in_rows = record.inputs[0].layout == "ROW_MAJOR"
     start = c.galaxy_sdpa_us if in_rows or state.software.fused else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))
     start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
@@ -181,6 +193,7 @@ def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
     batch, heads, length, width = query.shape
     chunk = int(record.attributes.get("q_chunk_size") or 32)
     start = int(record.attributes.get("chunk_start_idx", 0))
+    ways = int(record.attributes.get("ring_size", 1))  # chips that share the queries evenly
     blocks = -(-length // chunk)
     # pairs of tiles (queries x keys), the diagonal blocks whole
     seen = blocks * (blocks + 1) / 2 + blocks * start / chunk
@@ -193,7 +206,7 @@ def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
     if window:
         most = batch * heads * (length // 32) * (int(window) + chunk) / 32
         pairs = min(pairs, most)
-    cores = min(columns * rows, batch * heads * blocks)
+    cores, pairs = min(columns * rows, batch * heads * blocks // ways), pairs / ways
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
     if state.software.fused:
         per_pair *= c.galaxy_scores

@@ -17,6 +17,7 @@ from perf.cost.units import Situation, bytes_us, cost_now, cycles_us
 
 KINDS = {
     "all_gather": ("gather",), "reduce_scatter": ("scatter",), "all_reduce": ("scatter", "gather"),
+    "experimental.all_gather_async_reversed": ("gather",),
 }  # fmt: skip
 # the same into buffers that stay, with semaphores of their own: no chip waits before it sends
 PERSISTENT = {
@@ -48,7 +49,7 @@ def collective_us(record: OpRecord, state: Situation) -> float:
 
 def persistent_us(record: OpRecord, state: Situation) -> float:
     """Time of a collective of a fused step."""
-    return _persistent_us(record, state, PERSISTENT[record.name])
+    return scratch_us(record, state, PERSISTENT[record.name])
 
 
 def summed_us(record: OpRecord, state: Situation) -> float:
@@ -65,10 +66,11 @@ def scattered_heads_us(record: OpRecord, state: Situation) -> float:
 
 def fused_norm_us(record: OpRecord, state: Situation) -> float:
     """A norm of shards, and the gather of its statistics."""
-    return moves.norm_us(record, state) + _persistent_us(record, state, ("gather",))
+    return moves.norm_us(record, state) + scratch_us(record, state, ("gather",))
 
 
-def _persistent_us(record: OpRecord, state: Situation, kinds: tuple[str, ...]) -> float:
+def scratch_us(record: OpRecord, state: Situation, kinds: tuple[str, ...]) -> float:
+    """Time of passes over buffers that stay."""
     c, at = state.constants, record.attributes
     chips = int(at["num_devices"])
     ring = at.get("topology") == "Ring" and chips > 2

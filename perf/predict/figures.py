@@ -85,7 +85,8 @@ def group_of(record: OpRecord) -> str:
         return "collectives"
     if "dot_product_attention" in name:
         return "attention scores"
-    if name == "linear" or (name == "matmul" and "program_config" in record.attributes):
+    programmed = name == "matmul" and "program_config" in record.attributes
+    if programmed or name in ("linear", "experimental.llama_rs_matmul"):
         return f"{part} matmuls"
     if "norm" in name or "rms" in name:
         return "norms"

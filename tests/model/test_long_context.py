@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backends.op_record import record_ops
 from models.checkpoints import RandomCheckpoint
 from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import tiny_config
@@ -40,6 +42,26 @@ def test_pages_of_64_tokens_give_what_pages_of_32_give() -> None:
         with engine_of(checkpoint, chunk=128, block_size=size, num_blocks=4096 // size) as engine:
             found.append(run_forced(engine, prompt, forced, random_pages(engine)))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("chunk", [4096, 2048])
+def test_queries_that_columns_share_answer_as_one_chip_does(chunk: int) -> None:
+    """One prompt whole, or in chunks of which the second sees the first in the cache."""
+    config = dataclasses.replace(
+        tiny_config("llama", num_layers=2), dim=256, num_heads=32, num_kv_heads=8, head_dim=32
+    )
+    checkpoint = RandomCheckpoint(config, seed=0)
+    prompt = random_prompt(config.vocab_size, 4000)
+    found = []
+    for device in ("N150", "TG"):
+        with engine_of(checkpoint, device, max_seq_len=4096, chunk=chunk) as engine:
+            with record_ops() as records:
+                logits = engine.prefill([prompt], slots=[0], page_table=random_pages(engine))
+            found.append(logits)
+            shared = [r for r in records if "ring_distributed" in r.name]
+            chunks = 4096 // chunk
+            assert len(shared) == (2 * chunks if device == "TG" else 0)
+    assert pcc(*found) >= 0.9999
 
 
 @pytest.mark.full

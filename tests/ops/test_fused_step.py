@@ -13,7 +13,7 @@ from backends.mesh import open_mesh
 from backends.op_record import record_ops
 from models.plans.fused import idle_cores, on_ring, ring_cores, sharded, worker_cores
 from models.prefetch import receivers_of
-from tests.ops.emulated import put, ttnn
+from tests.ops.emulated import EXACT, ROUNDED, get, put, ttnn
 from tests.ops.golden_cases import operand
 from tests.ops.test_decode_together import replayed
 
@@ -42,12 +42,8 @@ def weight_memory(columns: int) -> Any:
     banks = ttnn.CoreRangeSet(
         [ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(SPEC.dram_banks - 1, 0))]
     )
-    shard = ttnn.ShardSpec(
-        banks, [K, columns // SPEC.dram_banks], ttnn.ShardOrientation.ROW_MAJOR
-    )
-    return ttnn.MemoryConfig(
-        ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard
-    )
+    shard = ttnn.ShardSpec(banks, [K, columns // SPEC.dram_banks], ttnn.ShardOrientation.ROW_MAJOR)
+    return ttnn.MemoryConfig(ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard)
 
 
 class Products:
@@ -136,3 +132,47 @@ def test_packets_must_lie_in_shards_of_a_tile_row(mesh: Any, products: Products)
     packets = put(mesh, operand(1, 1, 32, 4096, seed=4))
     with pytest.raises(RuntimeError, match="must have a shard spec"):
         products.fused(packets)
+
+
+@pytest.mark.parametrize("start", [0, 256])
+def test_queries_that_columns_share_attend_as_one_chip_does(mesh: Any, start: int) -> None:
+    length, heads, width, size = 512, 4, 64, 32
+    q, k, v = (
+        apart_heads(mesh, count, start + length, width, seed)
+        for seed, count in ((5, heads), (6, 1), (7, 1))
+    )
+    how = {"scale": 0.125, "compute_kernel_config": EXACT}
+    whole = ttnn.transformer.scaled_dot_product_attention(q, k, v, is_causal=True, **how)
+    wanted = get(whole)[:, :, start:]
+    if start:
+        pages = torch.randperm(2 * (start + length) // size)[: (start + length) // size]
+        table = put(mesh, pages[None].to(torch.int32))
+        caches = [
+            ttnn.zeros([2 * (start + length) // size, 1, size, width], ttnn.bfloat16,
+                       ttnn.TILE_LAYOUT, mesh, ttnn.DRAM_MEMORY_CONFIG)
+            for _ in range(2)
+        ]  # fmt: skip
+        for cache, new in zip(caches, (k, v), strict=True):
+            ttnn.experimental.paged_fill_cache(cache, new, table, batch_idx=0)
+        q = ttnn.slice(q, [0, 0, start, 0], [1, heads, start + length, width])
+        k, v = caches
+        how |= {"page_table": table, "chunk_start_idx": start}
+    found = ttnn.transformer.ring_distributed_scaled_dot_product_attention(q, k, v, COLS, **how)
+    pieces = wanted.chunk(2 * COLS, dim=2)
+    for column in range(COLS):
+        own = torch.cat([pieces[column], pieces[2 * COLS - 1 - column]], dim=2)
+        torch.testing.assert_close(get(found, (0, column)), own, **ROUNDED)
+
+
+def apart_heads(mesh: Any, heads: int, length: int, width: int, seed: int) -> Any:
+    return put(mesh, operand(1, heads, length, width, seed=seed))
+
+
+def test_the_last_chip_comes_first_where_a_gather_is_reversed(mesh: Any) -> None:
+    x = apart(mesh, 32, 128, ttnn.bfloat16, None, seed=8)
+    semaphores = [ttnn.create_global_semaphore(mesh, ring_cores(SPEC), 0) for _ in range(2)]
+    found = ttnn.experimental.all_gather_async_reversed(
+        x, 2, 1, mesh, ttnn.Topology.Ring, semaphores, num_links=3
+    )
+    parts = [get(x, (3, column)) for column in reversed(range(COLS))]
+    assert torch.equal(get(found, (3, 1)), torch.cat(parts, dim=2))

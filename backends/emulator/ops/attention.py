@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from backends.emulator.api.types import TILE, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv.paging import flat_blocks, writable
-from backends.emulator.launch import Out, launch, op
+from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops import native
 from backends.emulator.loops.call import CONSTANTS, call, team_size
 from backends.emulator.loops.moves import contiguous
@@ -275,3 +275,78 @@ def _pages(cache: torch.Tensor, own: torch.Tensor, total: int, bits: int | None)
     found = cache.flatten(0, 2).index_select(0, own.clamp(min=0).flatten())
     pages = cut(found, bits).view(-1, own.shape[3], heads, size, width).transpose(1, 2)
     return pages.reshape(pages.shape[0], heads, -1, width)[:, :, :total]
+
+
+@op("transformer.ring_distributed_scaled_dot_product_attention")
+def ring_distributed_scaled_dot_product_attention(
+    input_tensor_q: Tensor,
+    input_tensor_k: Tensor,
+    input_tensor_v: Tensor,
+    ring_size: int,
+    ring_id: int | None = None,
+    *,
+    scale: float | None = None,
+    memory_config: MemoryConfig | None = None,
+    program_config: Any = None,
+    compute_kernel_config: Any = None,
+    page_table: Tensor | None = None,
+    chunk_start_idx: int | None = None,
+) -> Tensor:
+    """Causal attention of a row's chips, each with its share of the queries [N, H, S, W].
+
+    Of 2 R equal pieces chip i takes piece i and piece 2 R - 1 - i, so that all see as many keys:
+    the result [N, H, S / R, W] holds the early piece, then the late one. Keys are a prompt's own,
+    or pages of which the queries continue what lies before `chunk_start_idx`.
+    """
+    q, k, v, table = input_tensor_q, input_tensor_k, input_tensor_v, page_table
+    specs.check_shared(q, k, v, table, ring_size, chunk_start_idx, program_config)
+    require(ring_id is None, "every chip of a row finds its own place in the ring")
+    q_bits, kv_bits = specs.significant_bits(q, k, compute_kernel_config)
+    factor, (users, heads, length, width) = specs.scale_of(scale, q), q.dims
+    piece, start = length // (2 * ring_size), chunk_start_idx or 0
+    paged = table is not None
+
+    def compute(
+        a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, *pages: torch.Tensor
+    ) -> torch.Tensor:
+        if paged:
+            b, c = (writable(cache, a, pages[0]) for cache in (b, c))
+            blocks, size = b.shape[2], b.shape[4]
+            at = torch.arange(users, device=a.device).expand(*pages[0].shape[:3])
+            count = -(-(start + length) // size)
+            own = flat_blocks(pages[0], at, mesh=tuple(b.shape[:2]), blocks=blocks, count=count)
+            mesh = tuple(b.shape[:2])
+            found = [_pages(x, own, start + length, kv_bits) for x in (b, c)]
+            b, c = (x.unflatten(0, (*mesh, -1)) for x in found)
+        rows = max(x.shape[0] for x in (a, b, c))
+        a, b, c = (x.expand(rows, ring_size, *x.shape[2:]) for x in (a, b, c))
+        if not paged:
+            b, c = cut(b, kv_bits), cut(c, kv_bits)
+        out = a.new_empty(rows, ring_size, users, heads, 2 * piece, width, dtype=torch.float32)
+        for chip in range(ring_size):
+            for place, index in enumerate((chip, 2 * ring_size - 1 - chip)):
+                first, last = index * piece, (index + 1) * piece
+                queries = cut(a[:, chip, :, :, first:last], q_bits).flatten(0, 1)
+                seen = (x[:, chip, :, :, : start + last].flatten(0, 1) for x in (b, c))
+                found = _attend(queries, *seen, scale=factor, start=start + first)
+                to = slice(place * piece, (place + 1) * piece)
+                out[:, chip, :, :, to] = found.unflatten(0, (rows, users))
+        return out
+
+    own = (users, heads, length // ring_size, width)
+    keys = users * kv_bytes(k.dtype.tile_bytes, k.dims[1], start + length, width)
+    return launch(
+        "transformer.ring_distributed_scaled_dot_product_attention",
+        [q, k, v, *([table] if table else [])],
+        [Out(own, q.dtype, Layout.TILE, specs.interleaved(memory_config))],
+        compute,
+        flops=attention_flops(users * heads * length, start + length / 2, width) // ring_size,
+        dram_bytes=2 * q.buffer_bytes() // ring_size + keys,
+        attributes={
+            "ring_size": ring_size,
+            "chunk_start_idx": chunk_start_idx,
+            "block_size": k.dims[2] if paged else None,
+            "program_config": program_config,
+            "compute_kernel_config": compute_kernel_config,
+        },
+    )

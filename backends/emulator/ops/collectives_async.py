@@ -81,26 +81,69 @@ def all_gather_async(
     cluster_axis: int,
     mesh_device: Any,
     topology: Topology,
-    multi_device_global_semaphore: GlobalSemaphore,
+    multi_device_global_semaphore: Any,
     *,
     persistent_output_tensor: Tensor | None = None,
     num_links: int | None = None,
     memory_config: MemoryConfig | None = None,
     subdevice_id: SubDeviceId | None = None,
+    barrier_semaphore: GlobalSemaphore | None = None,
 ) -> Tensor:
     """Every chip gets the parts of all chips of its line, in the tensor that waits for them."""
-    x, name = input_tensor, "experimental.all_gather_async"
+    return _gather("experimental.all_gather_async", **locals())
+
+
+@op("experimental.all_gather_async_reversed")
+def all_gather_async_reversed(
+    input_tensor: Tensor,
+    dim: int,
+    cluster_axis: int,
+    mesh_device: Any,
+    topology: Topology,
+    multi_device_global_semaphore: Any,
+    *,
+    persistent_output_tensor: Tensor | None = None,
+    num_links: int | None = None,
+    memory_config: MemoryConfig | None = None,
+    subdevice_id: SubDeviceId | None = None,
+    barrier_semaphore: GlobalSemaphore | None = None,
+) -> Tensor:
+    """The same with the last chip's part first."""
+    width, (_, chips) = input_tensor.dims[-1], line_of("", input_tensor, cluster_axis)
+    require(width % (TILE * chips) == 0, f"a width of {width} has no {chips} parts of whole tiles")
+    return _gather("experimental.all_gather_async_reversed", backwards=True, **locals())
+
+
+def _gather(
+    name: str,
+    *,
+    input_tensor: Tensor,
+    dim: int,
+    cluster_axis: int,
+    topology: Topology,
+    persistent_output_tensor: Tensor | None,
+    num_links: int | None,
+    memory_config: MemoryConfig | None,
+    backwards: bool = False,
+    **_: Any,
+) -> Tensor:
+    x = input_tensor
     line, chips = line_of(name, x, cluster_axis)
-    ((axis, _),) = line
+    check_links(x, line, num_links)
+    axis = line[0][0]
     dim %= len(x.dims)
     shape = (*x.dims[:dim], x.dims[dim] * chips, *x.dims[dim + 1 :])
     into = persistent_output_tensor
     require(into is None or into.dims == shape, f"the output tensor has to be {list(shape)}")
+
+    def compute(data: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return side_by_side(data.flip(axis) if backwards else data, axis, chips, dim)
+
     return launch(
         name,
         [x] if into is None else [x, into],
         [Out(shape, x.dtype, x.layout, memory_config or x.memory_config())],
-        lambda data, *_: side_by_side(data, axis, chips, dim),
+        compute,
         into=into,
         exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
         link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),

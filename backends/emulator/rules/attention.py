@@ -143,6 +143,33 @@ def check_chunked(q: Tensor, k: Tensor, table: Tensor, start: int | None, config
     )
 
 
+def check_shared(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor | None,
+    ring: int,
+    start: int | None,
+    config: Any,
+) -> None:
+    """Queries that a row of chips shares, two pieces each, of whole tiles."""
+    device = q.device()
+    if table is None:
+        check_whole(q, k, v, is_causal=True)
+    else:
+        check_operands(q, k, v)
+        check_chunked(q, k, table, start, config)
+    check_program(q, config)
+    require(
+        device is not None and tuple(device.shape)[1] == ring,
+        f"a ring of {ring} needs rows of as many chips",
+    )
+    require(
+        q.dims[2] % (2 * ring * TILE) == 0,
+        f"Query sequence length must be a multiple of 2 * ring_size tiles. Got {q.dims[2]}",
+    )
+
+
 def check_start_tensor(start: Tensor | None, index: int | None) -> None:
     if start is None:
         require(
