@@ -316,8 +316,8 @@ def ring_distributed_scaled_dot_product_attention(
             count = -(-(start + length) // size)
             own = flat_blocks(pages[0], at, mesh=tuple(b.shape[:2]), blocks=blocks, count=count)
             mesh = tuple(b.shape[:2])
-            found = [_pages(x, own, start + length, kv_bits) for x in (b, c)]
-            b, c = (x.unflatten(0, (*mesh, -1)) for x in found)
+            read = [_pages(x, own, start + length, kv_bits) for x in (b, c)]
+            b, c = (x.unflatten(0, (*mesh, -1)) for x in read)
         rows = max(x.shape[0] for x in (a, b, c))
         a, b, c = (x.expand(rows, ring_size, *x.shape[2:]) for x in (a, b, c))
         if not paged:
