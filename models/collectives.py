@@ -8,12 +8,15 @@ row-parallel products over its rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from backends import ttnn
+from models.collectives_kept import KeptCollectives, KeptResults
 from models.plans.norm import residual_memory
 from models.plans.target import Phase, Target
 from models.sharding import TILE
@@ -111,6 +114,15 @@ class LineMesh:
             memory_config=memory,
         )
 
+    @contextmanager
+    def keeping(self, results: KeptResults | None) -> Iterator[None]:
+        """Results of a line are made anew."""
+        yield
+
+    def free(self, x: Any) -> None:
+        """Let go of a result."""
+        ttnn.deallocate(x)
+
     def enter(self, phase: Any) -> None:
         """Every phase has the whole chip."""
 
@@ -202,10 +214,7 @@ class GridMesh:
             device=mesh,
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
-        grid = mesh.compute_with_storage_grid_size()
-        last = ttnn.CoreCoord(grid.x - 1, grid.y - 1)
-        cores = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
-        self.semaphores = [ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(3)]
+        self.kept = KeptCollectives(mesh, links)
         self.exact = ttnn.init_device_compute_kernel_config(
             mesh.arch(),
             math_fidelity=ttnn.MathFidelity.HiFi4,
@@ -214,7 +223,23 @@ class GridMesh:
             packer_l1_acc=True,
         )
 
+    @contextmanager
+    def keeping(self, results: KeptResults | None) -> Iterator[None]:
+        """While a prefill runs whose results have places of their own."""
+        self.kept.results = results
+        try:
+            yield
+        finally:
+            self.kept.results = None
+
+    def free(self, x: Any) -> None:
+        """Let go of a result, unless it lies where results stay."""
+        if self.kept.results is None or not self.kept.results.holds(x):
+            ttnn.deallocate(x)
+
     def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
+        if self.kept.results is not None and not memory.is_sharded():
+            return self.kept.gather(x, dim, 1, name)
         return ttnn.all_gather(
             x,
             dim=dim,
@@ -248,7 +273,9 @@ class GridMesh:
     def after_distributed_norm(self, x: Any, memory: Any) -> Any:
         return x
 
-    def _all_reduce(self, x: Any, axis: int, memory: Any) -> Any:
+    def _all_reduce(self, x: Any, axis: int, memory: Any, name: str) -> Any:
+        if self.kept.takes(x, axis):
+            return self.kept.total(x, axis, name)
         if x.is_sharded():
             x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
         return ttnn.all_reduce(
@@ -262,10 +289,12 @@ class GridMesh:
     def sum_columns(self, x: Any, name: str) -> Any:
         """Sum of partial products over the columns, whole on each chip."""
         memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
-        return self._all_reduce(x, 1, memory)
+        return self._all_reduce(x, 1, memory, name)
 
     def scatter_columns(self, x: Any, name: str) -> Any:
         """Sum over the columns, each keeping its share: half the traffic of a whole sum."""
+        if self.kept.takes(x, 1):
+            return self.kept.scatter(x, 1, name)
         memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
         if x.is_sharded():
             x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
@@ -286,8 +315,10 @@ class GridMesh:
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
         """Sum of row-parallel partial products over the rows; columns hold their own width."""
         if memory.is_sharded():
-            return ttnn.to_memory_config(self._all_reduce(x, 0, ttnn.L1_MEMORY_CONFIG), memory)
-        return self._all_reduce(x, 0, memory)
+            return ttnn.to_memory_config(
+                self._all_reduce(x, 0, ttnn.L1_MEMORY_CONFIG, name), memory
+            )
+        return self._all_reduce(x, 0, memory, name)
 
     def join_queries(self, mixed: Any) -> Any:
         """Rows that the columns dealt out, an early and a late piece to each, in their order.
@@ -300,16 +331,17 @@ class GridMesh:
             for first in (0, rows // 2)
         ]
         early = self._gather(halves[0], 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
+        semaphores = self.kept.next(1)
         late = ttnn.experimental.all_gather_async_reversed(
             halves[1],
             2,
             1,
             self.mesh,
             self.links.gather_topology("WO"),
-            self.semaphores[:2],
+            semaphores[:2],
             num_links=self.links.num_links[1],
             memory_config=ttnn.DRAM_MEMORY_CONFIG,
-            barrier_semaphore=self.semaphores[2],
+            barrier_semaphore=semaphores[2],
         )
         return ttnn.concat([early, late], dim=2)
 

@@ -31,7 +31,7 @@ from perf.op_lists.kept import run_ops
 from perf.op_lists.record import OpList, RunOps, Workload
 from perf.op_lists.text import text_of_run
 from perf.own import Comparison, comparisons
-from perf.predict.figures import predict_ops, unfolded, workload_for
+from perf.predict.figures import launched, predict_ops, workload_for
 
 DEVICES = ("N150", "N300", "T3K", "TG", "P100", "P150")
 CASES = {"batch-1": (1, 128), "batch-32": (32, 128)}
@@ -139,7 +139,7 @@ def op_counts(ops: OpList) -> dict[str, int]:
 def op_times(ops: OpList, state: Situation) -> dict[str, float]:
     """Milliseconds by part of the model and op."""
     found: dict[str, float] = {}
-    for op in unfolded(ops, state):
+    for op in launched(ops):
         name = f"{part_of(op.record.scope)} {op.record.name}"
         found[name] = found.get(name, 0.0) + op.count * op_time(op.record, state).us / 1000
     return found

@@ -254,7 +254,7 @@ def draw(
             shape,
             spec,
             settings.pad_mlp_cores,
-            fused=options.habits is Habits.OWN and options.cache.block_size is not None,
+            fused=options.habits.fuses and options.cache.block_size is not None,
         ),
         options.max_prefill_chunk or settings.max_prefill_chunk,
     )

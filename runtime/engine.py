@@ -160,10 +160,11 @@ class Engine:
         for row, prompt in zip(rows, group, strict=True):
             row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
-        if self._replays(group[0]):
+        if self._is_short(group[0]):
             pages = page_table[[prompt.slot for prompt in group]]
             turns = self._turns(group[0], 0, length)
-            return self.place.read_vocab(self.short_prefills.run(rows, turns, last, pages))
+            run, traced = self.short_prefills.run, self.enable_trace
+            return self.place.read_vocab(run(rows, turns, last, pages, traced=traced))
         at = CacheAddress(
             pages=self._pages(page_table, [prompt.slot for prompt in group]),
             users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
@@ -179,7 +180,7 @@ class Engine:
 
     def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> torch.Tensor:
         """One prompt, in chunks where it is too long or begins in the cache."""
-        if self._replays(prompt):
+        if self._is_short(prompt):
             return self._prefill_together([prompt], page_table)
         logits = None
         chunks = plan_chunks(
@@ -206,11 +207,9 @@ class Engine:
         positions = torch.arange(start, start + length).clamp(max=self.max_seq_len - 1)
         return positions + self.first_rows[prompt.slot]
 
-    def _replays(self, prompt: _Prompt) -> bool:
-        """Whether a prompt is prefilled from a trace."""
-        longest = (
-            min(LONGEST, self.max_prefill_chunk) if self.enable_trace and self.block_size else 0
-        )
+    def _is_short(self, prompt: _Prompt) -> bool:
+        """Whether a prompt's inputs and results have places of their own, for a trace to replay."""
+        longest = min(LONGEST, self.max_prefill_chunk) if self.block_size else 0
         return not prompt.start and bucket_length(len(prompt.tokens)) <= longest
 
     def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:

@@ -126,8 +126,8 @@ class ImageEngine(Engine):
             ttnn.deallocate(look.states)
             look.states = None
 
-    def _replays(self, prompt: Any) -> bool:
-        return prompt.slot not in self.looks and super()._replays(prompt)
+    def _is_short(self, prompt: Any) -> bool:
+        return prompt.slot not in self.looks and super()._is_short(prompt)
 
     def _see(self, look: Look) -> Any:
         """States of all images of a user, those that stay in sight first."""

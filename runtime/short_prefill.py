@@ -1,7 +1,8 @@
 """Prefill of short prompts from a trace: one for each number of prompts and bucket of lengths.
 
 Every input lies in a buffer of its own that lives as long as the trace and is written before each
-replay. Long prompts are not traced: their ops take longer than the host needs to send the next.
+replay; what chips send each other goes into buffers that stay, too, where a mesh keeps any. Long
+prompts are not traced: their ops take longer than the host needs to send the next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
+from models.collectives_kept import KeptResults
 from models.kv_cache import CacheAddress
 from runtime.inputs import InputPlacer
 from runtime.traces import Trace
@@ -39,7 +41,13 @@ class ShortPrefills:
         return [prefill.trace for prefill in self.shapes.values()]
 
     def run(
-        self, ids: torch.Tensor, turns: torch.Tensor, last: torch.Tensor, pages: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        turns: torch.Tensor,
+        last: torch.Tensor,
+        pages: torch.Tensor,
+        *,
+        traced: bool,
     ) -> Any:
         """Logits of prompts ids [users, padded length], as ShortPrefill.run gives them."""
         users, length = ids.shape
@@ -55,7 +63,7 @@ class ShortPrefills:
                 turns=turns,
                 blocks=-(-self.length // options.cache.block_size),
             )
-        return self.shapes[users, length].run(ids, turns, last, pages)
+        return self.shapes[users, length].run(ids, turns, last, pages, traced=traced)
 
 
 class ShortPrefill:
@@ -72,10 +80,18 @@ class ShortPrefill:
         self.last = place.buffer(torch.zeros(1, users, dtype=torch.int32), ttnn.uint32)
         self.pages = place.buffer(torch.full((users, blocks), -1, dtype=torch.int32), ttnn.int32)
         self.rows = place.buffer(torch.arange(users, dtype=torch.int32), ttnn.int32)
+        # of many prompts together they would hold as much as all else for little: links bind there
+        self.results = KeptResults() if users * len(turns) <= LONGEST else None
         self.trace = Trace(model.mesh)
 
     def run(
-        self, ids: torch.Tensor, turns: torch.Tensor, last: torch.Tensor, pages: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        turns: torch.Tensor,
+        last: torch.Tensor,
+        pages: torch.Tensor,
+        *,
+        traced: bool,
     ) -> Any:
         """Logits of the rows `last` of ids [users, length]; `pages` as page tables have them.
 
@@ -87,16 +103,18 @@ class ShortPrefill:
         own = torch.full_like(self.pages.values, -1)
         own[:, : pages.shape[1]] = pages[:, : own.shape[1]]
         self.pages.write(own)
-        if self.trace.captured:
+        if traced and self.trace.captured:
             return self.trace.execute()
         out = self._pass()  # compiles every program that the trace will hold
-        self.trace.capture(self._pass)
+        if traced:
+            self.trace.capture(self._pass)
         return out
 
     def _pass(self) -> Any:
         at = CacheAddress(
             pages=self.pages.tensor, users=self.rows.tensor if self.users > 1 else None
         )
-        return self.model.prefill(
-            self.ids.tensor, self.turns.tensor, at, users=self.users, last_rows=self.last.tensor
-        )
+        with self.model.ccl.keeping(self.results):
+            return self.model.prefill(
+                self.ids.tensor, self.turns.tensor, at, users=self.users, last_rows=self.last.tensor
+            )

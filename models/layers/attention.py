@@ -102,13 +102,13 @@ class Attention:
         """`x_11SD` holds `users` prompts of equal length one after the other."""
         qkv = sliced_linear(x_11SD, self.w_qkv, plan.qkv)
         ttnn.deallocate(x_11SD)
-        qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.DRAM_MEMORY_CONFIG)
-        rows, width = qkv.shape[2], qkv.shape[3]
-        qkv = ttnn.reshape(qkv, (users, 1, rows // users, width))
+        summed = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.DRAM_MEMORY_CONFIG)
+        rows, width = summed.shape[2], summed.shape[3]
+        qkv = ttnn.reshape(summed, (users, 1, rows // users, width))
         q_NHSW, k_NKSW, v_NKSW = ttnn.experimental.nlp_create_qkv_heads(
             qkv, **self.heads, transpose_k_heads=False, memory_config=ttnn.DRAM_MEMORY_CONFIG
         )
-        ttnn.deallocate(qkv)
+        self.ccl.free(summed)
         q_NHSW, k_NKSW = self._norm_heads(q_NHSW, k_NKSW)
         q_NHSW, k_NKSW = rotate(q_NHSW, k_NKSW)
         k_NKSW = ttnn.typecast(k_NKSW, dtype=self.cache.dtype)

@@ -64,7 +64,7 @@ class DecoderLayer:
             normed = self.attention_norm(x_11SD, Phase.PREFILL)
             mixed = self.attention.prefill(normed, rotate, at, plan, residual, users)
             x_11SD = ttnn.add(x_11SD, mixed, memory_config=residual, dtype=ttnn.bfloat16)
-            ttnn.deallocate(mixed)
+            self.ccl.free(mixed)
         with scope(f"{self.name}.mlp"):
             normed = self.ffn_norm(x_11SD, Phase.PREFILL)
             inner = self.mlp.prefill(normed, _mlp_prefill(self.target, rows), residual)

@@ -63,11 +63,11 @@ class MLP:
         gate_11SF = self.ccl.scatter_columns(gate_11SF, "FF1")
         up_11SF = self.ccl.scatter_columns(up_11SF, "FF3")
         inner_11SF = silu_product(gate_11SF, up_11SF, **plan.product)
-        ttnn.deallocate(gate_11SF)
-        ttnn.deallocate(up_11SF)
+        self.ccl.free(gate_11SF)
+        self.ccl.free(up_11SF)
         inner_11SF = self.ccl.regather_columns(inner_11SF, "FF2")
         out_11SD = sliced_linear(inner_11SF, self.w_down, plan.down)
-        ttnn.deallocate(inner_11SF)
+        self.ccl.free(inner_11SF)
         return self.ccl.sum_rows(out_11SD, residual, "FF2")
 
 

@@ -23,7 +23,7 @@ from models.plans.matmul import (
 )
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
-from models.sharding import TILE
+from models.sharding import MAX_USERS, TILE
 
 SHARED_FROM = 2048  # positions whose attention costs more than dealing it out: 130 us a layer
 MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)
@@ -228,7 +228,8 @@ def attention_decode(target: Target) -> AttentionDecode:
 
 def _on_ring(target: Target) -> AttentionDecode:
     sizes, spec = target.sharding, target.spec
-    each = num_workers(spec) // target.users  # cores that attend for a user
+    # cores that attend for a user; the software of 2025 took 32 in all
+    each = (num_workers(spec) if target.is_own else MAX_USERS) // target.users
     return AttentionDecode(
         qkv=ring_linear(
             sizes.local_dim,

@@ -30,11 +30,18 @@ class Phase(Enum):
 class Habits(Enum):
     """Whose plans: ours, or those that the published tables of mid 2025 were made with.
 
-    The performance model is calibrated on the latter; nothing else should ask for them.
+    The performance model is calibrated on the latter; nothing else should ask for them. The
+    Galaxy's own 70B software of that time decoded in the ops of ours, but attended on fewer cores.
     """
 
     OWN = "own"
     GENERIC_2025 = "generic 2025"
+    GALAXY_2025 = "galaxy 2025"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether a decode step may be of fused ops."""
+        return self is not Habits.GENERIC_2025
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from perf.calibrate.op_rows import OpRow
 from perf.calibrate.published_rows import Row
 from perf.cost.constants import LOOSE, TIGHT, Constants, facts
 from perf.cost.price import OpTime, op_time
-from perf.cost.units import Situation
+from perf.cost.units import BESIDE, Situation
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import OpList, RunOps
-from perf.predict.figures import Dispatch, unfolded
+from perf.predict.figures import Dispatch, gap_us, launched
 from perf.predict.host import PrefillRun, decode_host_ms
 
 STEP = 1e-3  # of a logarithm, for slopes
@@ -111,7 +111,11 @@ def _count(lists: Sequence[tuple[OpList, Situation]]) -> tuple[OpTable, csr_matr
     """Table, counts [row, op], and launches of each row."""
     table = OpTable()
     numbered = [
-        [(table.add(op.record, state), op.count) for op in unfolded(ops, state)]
+        [
+            (table.add(op.record, state), op.count)
+            for op in launched(ops)
+            if op.record.name not in BESIDE  # hidden by the ops of every published step
+        ]
         for ops, state in lists
     ]
     counts = lil_matrix((len(lists), len(table.ops)))
@@ -121,22 +125,26 @@ def _count(lists: Sequence[tuple[OpList, Situation]]) -> tuple[OpTable, csr_matr
     return table, csr_matrix(counts), np.asarray(counts.sum(axis=1)).ravel()
 
 
-def _gaps(states: Sequence[Situation], c: Constants) -> np.ndarray:
-    return np.array([c.galaxy_gap_us if s.software.fused else c.gap_us for s in states])
+def _gaps(lists: Sequence[tuple[OpList, Situation]], c: Constants) -> np.ndarray:
+    return np.array([gap_us(ops, replace(state, constants=c)) for ops, state in lists])
 
 
 def decode_rows(rows: Sequence[Row]) -> Observed:
     """Milliseconds of a decode step."""
     runs = [run_ops(row.workload) for row in rows]
     states = [row_state(row, run) for row, run in zip(rows, runs, strict=True)]
-    table, counts, launches = _count([(run.decode, s) for run, s in zip(runs, states, strict=True)])
+    lists = [(run.decode, state) for run, state in zip(runs, states, strict=True)]
+    table, counts, launches = _count(lists)
 
     def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
+        device = (sums + launches * _gaps(lists, c)) / 1000
         host = [
-            decode_host_ms(run, replace(state, constants=c), row.data_parallel, row.harness)
-            for run, row, state in zip(runs, rows, states, strict=True)
+            decode_host_ms(
+                run, replace(state, constants=c), row.data_parallel, row.harness, device_ms=ms
+            )
+            for run, row, state, ms in zip(runs, rows, states, device, strict=True)
         ]
-        return (sums + launches * _gaps(states, c)) / 1000 + np.array(host)
+        return device + np.array(host)
 
     measured = np.array([1000 / (row.tokens_per_s_per_user or np.nan) for row in rows])
     return Observed(measured, table, counts, combine, sigma=0.05)
@@ -163,7 +171,7 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
     dispatches = [Dispatch.of(run, state) for run, state in zip(runs, states, strict=True)]
 
     def combine(sums: np.ndarray, c: Constants) -> np.ndarray:
-        device = sums + launches * _gaps(states, c)
+        device = sums + launches * _gaps(lists, c)
         totals = []
         facts = zip(rows, device, runs, dispatches, how, strict=True)
         for row, us, run, dispatch, driven in facts:

@@ -20,7 +20,7 @@ from perf.cost.software import SOFTWARE, Software
 from perf.cost.units import Situation
 
 TIMINGS = Path(__file__).parents[1] / "published" / "op_timings.csv"
-FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b"}
+FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b", "f32": "float32"}
 
 Shape = tuple[int, ...]
 
@@ -173,9 +173,11 @@ def prefill_scores(heads: int, kv_heads: int, length: int, width: int, chunk: in
     return op("transformer.scaled_dot_product_attention", (q, kv, kv), (q,), at, flops=flops)
 
 
-def decode_scores(users: int, heads: int, kv_heads: int, width: int, grid: str) -> OpRecord:
+def decode_scores(
+    users: int, heads: int, kv_heads: int, width: int, grid: str, q: TensorSpec | None = None
+) -> OpRecord:
     """Attention of one query per user."""
-    q = tensor((1, users, heads, width), buffer="L1")
+    q = q or tensor((1, users, heads, width), buffer="L1")
     cache = tensor((64, kv_heads, 32, width), "bfp8")
     context = 1 << 20
     at = {
@@ -192,49 +194,93 @@ def decode_scores(users: int, heads: int, kv_heads: int, width: int, grid: str) 
 
 def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
     """The ops of one 70B decode layer on a Galaxy and of its tail, by their published names."""
-    wide = tensor((1, 1, 32, 2048), buffer="L1", cores=32)
-    stats = collective("all_gather", (1, 1, 32, 128), "bf16", chips=4, links=3)
-    norm = (simple("rms_norm_post_all_gather", wide, wide), stats)
+    wide = tensor((1, 1, 32, 2048), buffer="L1", cores=16)
     user = tensor((1, 8, 8, 128), buffer="L1")
-    heads = replace(user, memory_layout="HEIGHT_SHARDED", shard=(32, 128))
+    heads = replace(user, layout="ROW_MAJOR", memory_layout="HEIGHT_SHARDED", shard=(8, 128))
     small = tensor((1, 1, 32, 896), "bfp8", buffer="L1", cores=28)
     cache = tensor((64, 1, 32, 128), "bfp8")
-    moved = update_bytes(TILE_BYTES[cache.dtype], 8, 1, 128)
-    update = op("experimental.paged_update_cache", (cache, heads), (cache,), {"users": 8},
-                dram_bytes=moved, cached_bytes=moved)  # fmt: skip
+    moved = 2 * update_bytes(TILE_BYTES[cache.dtype], 8, 1, 128)
+    update = op("experimental.paged_fused_update_cache", (cache, heads, cache, heads),
+                (cache, cache), {"users": 8}, dram_bytes=moved, cached_bytes=moved)  # fmt: skip
     logits = tensor((1, 1, 32, 16384))
     spread = tensor((1, 1, 32, 16384), buffer="L1", cores=32)
 
-    def ccl(kind: str, width: int, dtype: str, axis: int) -> OpRecord:
-        chips, links = (8, 4) if axis == 0 else (4, 3)
-        whole = (1, 1, 32, width)
-        return collective(kind, whole, dtype, chips=chips, axis=axis, ring=True, links=links)
+    def ccl(name: str, width: int, dtype: str, **more: Any) -> OpRecord:
+        """An op of a row of chips that moves `width` columns; `more` is of a product beside it."""
+        whole = tensor((1, 1, 32, width), dtype, buffer="L1", cores=24)
+        x = more.pop("x", whole)
+        at = {"cluster_axis": 1, "num_devices": 4, "num_links": 3, "topology": "Ring"} | more
+        sent = link_bytes(whole.stored_bytes, 4, ring=True)
+        return op(f"experimental.{name}", (x,), (whole,), at, link_bytes=sent)
 
-    gate = bank_product(2048, 3584, "bfp4", "LoFi", block=8)
+    def total(width: int, dtype: str) -> OpRecord:
+        return collective(
+            "all_reduce", (1, 1, 32, width), dtype, chips=4, axis=1, ring=True, links=3
+        )
+
+    joined = tensor((1, 1, 32, 1024), buffer="L1", cores=16)
+    stats = tensor((1, 1, 32, 128), "f32", buffer="L1", cores=1)
+    exchange = ccl("all_gather_async", 128, "bf16").attributes | {"num_links": 1}
+    norm = op("fused_rms_minimal", (wide, stats), (wide,), exchange,
+              link_bytes=link_bytes(stats.stored_bytes, 4, ring=True))  # fmt: skip
+    gate = ring_product(2048, 3840, "bfp4", "LoFi")
+    gates = ccl("llama_rs_matmul", 3840, "bfp8", x=gate.inputs[0], **gate.attributes)
     return {
-        "decode/RMS+AllGather (attn)": norm,
-        "decode/RMS+AllGather (ff)": norm,
-        "decode/QKV matmul (prefetched)": (bank_product(2048, 1280, "bfp8", "HiFi2", block=8),),
-        "decode/ReduceScatter+CreateHeads": (ccl("reduce_scatter", 1280, "bfp8", 1),),
-        "decode/Rotary fused QK": (simple("experimental.rotary_embedding_llama", heads, heads),),
+        "decode/RMS+AllGather (attn)": (norm,),
+        "decode/RMS+AllGather (ff)": (norm,),
+        "decode/QKV matmul (prefetched)": (ring_product(2048, 1280, "bfp8", "HiFi2"),),
+        "decode/ReduceScatter+CreateHeads": (ccl("llama_rs_create_heads", 1280, "bf16"),),
+        "decode/Rotary fused QK": (
+            simple("experimental.rotary_embedding_llama_fused_qk", heads, heads),
+        ),
         "decode/PagedUpdateCache": (update,),
-        "decode/SDPA decode s128": (decode_scores(8, 8, 1, 128, "8x4"),),
-        "decode/AllGatherConcat": (ccl("all_gather", 4096, "bf16", 1),),
-        "decode/WO matmul": (bank_product(1024, 2048, "bfp8", "HiFi2", block=8),),
-        "decode/AllReduce WO": (ccl("all_reduce", 2048, "bfp8", 0),),
-        "decode/FF1/FF3 matmul+RS fused": (gate, gate),
-        "decode/ReduceScatter FF3": (ccl("reduce_scatter", 3584, "bfp8", 1),),
+        "decode/SDPA decode s128": (decode_scores(8, 8, 1, 128, "8x4", q=heads),),
+        "decode/AllGatherConcat": (
+            ccl("all_gather_async", 1024, "bf16"),
+            simple("tilize", joined, joined),
+        ),
+        "decode/WO matmul": (ring_product(1024, 2048, "bfp8", "HiFi2"),),
+        "decode/AllReduce WO": (all_parts(2048, "bfp8"),),
+        "decode/FF1/FF3 matmul+RS fused": (gates,),
+        "decode/ReduceScatter FF3": (ccl("llama_reduce_scatter", 3840, "bfp8"),),
         "decode/Mul+SiLU": (simple("multiply", small, small),),
-        "decode/AllGather (mul)": (ccl("all_gather", 3584, "bfp8", 1),),
-        "decode/FF2 matmul": (bank_product(3584, 2048, "bfp8", "HiFi2", block=8),),
-        "decode/AllReduce FF2": (ccl("all_reduce", 2048, "bfp8", 0),),
+        "decode/AllGather (mul)": (ccl("all_gather_async", 3840, "bfp8"),),
+        "decode/FF2 matmul": (ring_product(3840, 2048, "bfp8", "HiFi2"),),
+        "decode/AllReduce FF2": (all_parts(2048, "bfp8"),),
         "tail/TopK": (simple("topk", logits, tensor((1, 1, 32, 32))),),
         "tail/Sampling": (simple("sampling", tensor((1, 1, 32, 256)), tensor((1, 1, 1, 32))),),
-        "tail/AllReduce logits": (ccl("all_reduce", 16384, "bfp8", 1),),
-        "tail/RMS final": (norm[0],),
+        "tail/AllReduce logits": (total(16384, "bfp8"),),
+        "tail/RMS final": (norm,),
         "tail/I2S": (simple("interleaved_to_sharded", logits, spread),),
         "tail/Typecast": (simple("typecast", logits, logits),),
     }
+
+
+def ring_product(inner: int, columns: int, dtype: str, fidelity: str) -> OpRecord:
+    """A product of one tile row on a ring of 24 cores that weights come to ahead of time."""
+    cores = 24
+    weight = tensor((1, 1, inner, columns), dtype, banks=12)
+    at = {
+        "program_config": "MatmulMultiCoreReuseMultiCast1DProgramConfig",
+        "gather_in0": True, "per_core_N": -(-columns // 32 // cores), "math_fidelity": fidelity,
+    }  # fmt: skip
+    return op(
+        "linear",
+        (tensor((1, 1, 32, inner), buffer="L1", cores=cores), weight),
+        (tensor((1, 1, 32, columns), buffer="L1", cores=cores),),
+        at,
+        flops=product_flops(32, inner, columns),
+        dram_bytes=0,
+    )
+
+
+def all_parts(width: int, dtype: str) -> OpRecord:
+    """A sum over a column of 8 chips: whole parts go everywhere, and are added up there."""
+    x = tensor((1, 1, 32, width), dtype, buffer="L1", cores=24)
+    out = tensor((1, 1, 32, width), buffer="L1", cores=16)
+    at = {"cluster_axis": 0, "num_devices": 8, "num_links": 4, "topology": "Ring"}
+    sent = link_bytes(8 * x.stored_bytes, 8, ring=True)
+    return op("experimental.all_reduce_async", (x,), (out,), at, link_bytes=sent)
 
 
 def _galaxy_prefill() -> dict[str, tuple[OpRecord, ...]]:

@@ -50,9 +50,6 @@ def dram_sharded_matmul_us(record: OpRecord, state: Situation) -> float:
     products = cost.flops / FLOP_PER_TILE
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
     per_product = cycles_per_product(c, fidelity, spec.arch)
-    if state.folds:  # weights arrive ahead of time; two receiver cores per bank multiply
-        cores = 2 * spec.dram_banks
-        return c.galaxy_matmul_us + cycles_us(products / cores * per_product, spec)
     if state.is_grid and not software.sharded_on_grid:  # the weight lies spread over all banks
         share = math.ceil(products / spec.num_cores)
         stream = bytes_us(cost.dram_bytes, c.dram_interleaved * spec.dram_gbps)
@@ -90,7 +87,9 @@ def _ring_us(record: OpRecord, state: Situation) -> float:
     inner = -(-record.inputs[0].padded_shape[-1] // 32)
     per_core = inner * int(record.attributes["per_core_N"])
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
-    return cycles_us(per_core * cycles_per_product(c, fidelity, spec.arch), spec)
+    low = fidelity == "LoFi"
+    per_product = c.galaxy_lofi_cycles if low else cycles_per_product(c, fidelity, spec.arch)
+    return cycles_us(per_core * per_product, spec)
 
 
 def prefetch_us(record: OpRecord, state: Situation) -> float:
@@ -177,9 +176,11 @@ def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
     # queries that come in rows and results that stay on their users' cores are not moved twice
     in_rows = record.inputs[0].layout == "ROW_MAJOR"
     per_tile = c.sdpa_tile_cycles if cores_per_head > 1 else c.sdpa_alone_cycles
+    if in_rows:
+        per_tile = c.galaxy_sdpa_cycles
     work = heads_per_core * cycles_us(share * per_tile, spec)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
-    start = c.galaxy_sdpa_us if in_rows or state.software.fused else c.sdpa_us
+    start = c.galaxy_sdpa_us if in_rows else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))
     start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
     return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)
@@ -208,7 +209,7 @@ def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
         pairs = min(pairs, most)
     cores, pairs = min(columns * rows, batch * heads * blocks // ways), pairs / ways
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
-    if state.software.fused:
+    if state.software.plans == "galaxy 2025":
         per_pair *= c.galaxy_scores
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     return c.sdpa_prefill_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

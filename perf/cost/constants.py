@@ -250,6 +250,17 @@ class Constants:
         60, "cycles/tile", "one core adds a tile that another chip sent into its buffer",
         _DECODER + ": all-reduces of 13.4 us, less a pass and 0.25 MB over four links",
     )  # fmt: skip
+    galaxy_lofi_cycles: float = _fitted(
+        22, 16, 40, "cycles/tile product", "at LoFi on its ring of cores", "ops", _DECODER
+    )
+    galaxy_norm_us: float = _fitted(
+        8, 3, 16, "us", "start and end of its norm, beside the exchange of statistics", "ops",
+        _DECODER,
+    )  # fmt: skip
+    galaxy_sdpa_cycles: float = _fitted(
+        1100, 500, 2500, "cycles/32 positions", "its decode attention of one head on one core",
+        "decode", "slope of its table from 4K to 64K, where 4 cores attend for a user",
+    )  # fmt: skip
     galaxy_scores: float = _fitted(
         0.9, 0.5, 1, "ratio", "its prefill attention to the generic one", "prefill"
     )

@@ -22,6 +22,7 @@ KINDS = {
 # the same into buffers that stay, with semaphores of their own: no chip waits before it sends
 PERSISTENT = {
     "experimental.all_gather_async": ("gather",),
+    "experimental.reduce_scatter_minimal_async": ("scatter",),
     "experimental.llama_reduce_scatter": ("scatter",),
     "experimental.llama_rs_create_heads": ("scatter",),
     "experimental.all_reduce_async": ("gather",),
@@ -66,7 +67,8 @@ def scattered_heads_us(record: OpRecord, state: Situation) -> float:
 
 def fused_norm_us(record: OpRecord, state: Situation) -> float:
     """A norm of shards, and the gather of its statistics."""
-    return moves.norm_us(record, state) + scratch_us(record, state, ("gather",))
+    norm = moves.norm_us(record, state, start=state.constants.galaxy_norm_us)
+    return norm + scratch_us(record, state, ("gather",))
 
 
 def scratch_us(record: OpRecord, state: Situation, kinds: tuple[str, ...]) -> float:
@@ -101,8 +103,6 @@ def pass_us(
         own = c.grid_gather_gbps if gather else c.grid_scatter_gbps
         return c.grid_us + bytes_us(volume, min(own, rate))
     share = link_share(c, spec.arch, gather, chips, ring)
-    if software.fused:
-        return c.galaxy_link_us + bytes_us(volume, share * rate)
     start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
     faster = c.link_latency_bh if spec.arch == "blackhole" else 1.0
     # chips of a model do not arrive together, and wait for each other at every row of tiles

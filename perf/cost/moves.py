@@ -6,7 +6,7 @@ import math
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
-from perf.cost.units import FOLDED, Situation, bytes_us, cost_now, cycles_us, reach, tiles
+from perf.cost.units import Situation, bytes_us, cost_now, cycles_us, reach, tiles
 
 # ops that go through a tensor by rows of tiles: a row stays on one core
 ROW_OPS = frozenset(
@@ -33,10 +33,10 @@ def sampling_us(record: OpRecord, state: Situation) -> float:
     return state.constants.sampling_us * (0.3 + 0.7 * record.inputs[0].shape[-1] / 256)
 
 
-def norm_us(record: OpRecord, state: Situation) -> float:
-    """Cores that hold parts of a row exchange statistics."""
+def norm_us(record: OpRecord, state: Situation, *, start: float | None = None) -> float:
+    """Cores that hold parts of a row exchange statistics, as a rule within the op."""
     c = state.constants
-    return _spread_us(record, state, c.norm_cycles, in_l1=c.norm_us)
+    return _spread_us(record, state, c.norm_cycles, in_l1=c.norm_us if start is None else start)
 
 
 def move_us(record: OpRecord, state: Situation) -> float:
@@ -79,8 +79,6 @@ def _spread_us(
 ) -> float:
     """Tiles of the largest operand over the cores that hold or share them, or the DRAM traffic."""
     c, spec = state.constants, state.spec
-    if state.folds and record.name in FOLDED:
-        return 0.0
     operands = operands or (*record.inputs, *record.outputs)
     sharded = _sharded(operands)
     if sharded is not None:

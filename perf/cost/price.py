@@ -15,7 +15,7 @@ from types import MappingProxyType
 from backends.device_specs import FLOP_PER_CYCLE_LOFI, PASSES
 from backends.op_record import OpRecord
 from perf.cost import compute, links, moves
-from perf.cost.units import BESIDE, FOLDED, Situation, bytes_us, cost_now, cycles_us, is_view
+from perf.cost.units import BESIDE, Situation, bytes_us, cost_now, cycles_us, is_view
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def op_time(record: OpRecord, state: Situation) -> OpTime:
     """Time of one op, launch gap left out; never below the physical limit."""
     limit = physical_limit(record, state)
     us = _time_us(record, state)
-    if us <= limit.us and not is_prefetched(record, state):
+    if us <= limit.us:
         return OpTime(limit.us, limit.us, limit.bound, limit.dram_bytes)
     bound = limit.bound if limit.us > 0.3 * us else "latency"
     return OpTime(us, limit.us, bound, limit.dram_bytes)
@@ -98,12 +98,6 @@ def _time_us(record: OpRecord, state: Situation) -> float:
     return 0.0 if is_view(record) else price(record, state)
 
 
-def is_prefetched(record: OpRecord, state: Situation) -> bool:
-    """Whether the weight was read while earlier ops ran: then only a step as a whole is bound."""
-    config = str(record.attributes.get("program_config", ""))
-    return state.folds and "DRAMSharded" in config
-
-
 @dataclass(frozen=True)
 class Limit:
     """What no kernel can beat on the product."""
@@ -116,8 +110,6 @@ class Limit:
 def physical_limit(record: OpRecord, state: Situation) -> Limit:
     """Peak DRAM bandwidth, peak arithmetic at the op's fidelity on all cores, line rate."""
     spec, cost = state.spec, cost_now(record, state)
-    if state.folds and record.name in FOLDED:
-        return Limit(0.0, "latency", 0.0)
     fidelity = record.attributes.get("math_fidelity", "LoFi")
     rate = FLOP_PER_CYCLE_LOFI / PASSES[fidelity] * spec.num_cores
     parts = {

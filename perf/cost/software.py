@@ -26,7 +26,7 @@ class Software:
     batched_prefill: bool = False  # prompts of one length run together
     fabric: bool = False  # collectives of 2026: pipelined, on 2D meshes as fast as on lines
     sharded_on_grid: bool = False  # DRAM-sharded matmuls work there, too
-    fused: bool = False  # resharding and user selection are folded into neighbours; prefetcher
+    reads_behind: bool = False  # a step's tokens are read while the device takes the next step
     shared_grids: bool = False  # activations of a gated product lie on a grid that suits K and N
     gathers_heads: bool = False  # rings of 8 gather heads inside the output projection
     pads_heads: bool = False  # head widths become powers of two
@@ -80,7 +80,9 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
         software.name: software
         for software in (
             Software("2025", **_GENERIC),
-            Software("galaxy", plans="generic 2025", traced_prefill=True, fused=True, **_LATER),
+            Software(
+                "galaxy", plans="galaxy 2025", traced_prefill=True, reads_behind=True, **_LATER
+            ),
             Software(
                 "2026",
                 traced_prefill=True,

@@ -13,26 +13,14 @@ from backends.op_record import Cost, OpRecord
 from perf.cost.constants import Constants
 from perf.cost.software import Software
 
-# what the Galaxy's own software folds into the ops beside it
-FOLDED = frozenset(
-    {
-        "to_memory_config", "matmul", "reshape", "add", "rms_norm_pre_all_gather",
-        "experimental.nlp_create_qkv_heads_decode", "experimental.nlp_concat_heads_decode",
-    }
-)  # fmt: skip
-# neighbours of one name that it runs as one op
-PAIRED = frozenset(
-    {
-        "reduce_scatter", "experimental.rotary_embedding_llama", "experimental.paged_update_cache",
-    }
-)  # fmt: skip
 # what runs on a part of the chip of its own, while all others of the step go on
 BESIDE = frozenset({"dram_prefetcher"})
 COLLECTIVES = frozenset(
     {
         "all_gather", "reduce_scatter", "all_reduce", "experimental.all_gather_async",
         "experimental.llama_reduce_scatter", "experimental.llama_rs_create_heads",
-        "experimental.all_reduce_async", "experimental.all_gather_async_reversed",
+        "experimental.all_reduce_async", "experimental.reduce_scatter_minimal_async",
+        "experimental.all_gather_async_reversed",
     }
 )  # fmt: skip
 
@@ -49,11 +37,6 @@ class Situation:
     is_grid: bool = False  # the group is a 2D mesh
     isolated: bool = False  # an op timed by itself, in a loop
     prefill: bool = False
-
-    @property
-    def folds(self) -> bool:
-        """Whether decode ops are folded into their neighbours."""
-        return self.software.fused and not self.prefill
 
 
 def tiles(shape: tuple[int, ...]) -> int:

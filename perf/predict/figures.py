@@ -20,7 +20,7 @@ from perf.cost.constants import Constants, load_constants
 from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
 from perf.cost.software import OWN, PUBLISHED, Software
-from perf.cost.units import BESIDE, COLLECTIVES, FOLDED, PAIRED, Situation, is_view, stated
+from perf.cost.units import BESIDE, COLLECTIVES, Situation, is_view
 from perf.op_lists.record import CountedOp, OpList, RunOps, Workload
 from perf.predict.harness import DEMO, Harness
 from perf.predict.host import PrefillRun, decode_host_ms
@@ -123,22 +123,9 @@ class _Sum:
         return PhaseTimes(self.us / 1000, self.limit_us / 1000, dict(ordered), self.bounds)
 
 
-def unfolded(ops: OpList, state: Situation) -> list[CountedOp]:
-    """The ops that are launched by themselves: views are not, nor what the software fuses."""
-    launched = [op for op in ops.ops if not is_view(op.record)]
-    if not state.folds:
-        return launched
-    kept: list[CountedOp] = []
-    for op, after in zip(launched, [*launched[1:], None], strict=True):
-        name = op.record.name
-        if name in FOLDED or (kept and name in PAIRED and kept[-1].record.name == name):
-            continue
-        if name == "all_reduce" and after and after.record.name == "matmul":
-            # a sum of which each chip then picks its own users is a scatter
-            cost = replace(stated(op.record), link_bytes=stated(op.record).link_bytes // 2)
-            op = replace(op, record=replace(op.record, name="reduce_scatter", cost=cost))
-        kept.append(op)
-    return kept
+def launched(ops: OpList) -> list[CountedOp]:
+    """The ops that are launched: views are not."""
+    return [op for op in ops.ops if not is_view(op.record)]
 
 
 def sum_ops(ops: OpList, state: Situation, *, without: Sequence[str] = ()) -> _Sum:
@@ -146,7 +133,7 @@ def sum_ops(ops: OpList, state: Situation, *, without: Sequence[str] = ()) -> _S
     total = _Sum()
     timed: dict[int, OpTime] = {}
     beside_us = 0.0
-    for op in unfolded(ops, state):
+    for op in launched(ops):
         if op.record.name in without or group_of(op.record) in without:
             continue
         time = timed.get(id(op.record))
@@ -172,7 +159,7 @@ def gap_us(ops: OpList, state: Situation) -> float:
     """
     c = state.constants
     fused = state.is_grid and any(op.record.name in PERSISTENT for op in ops.ops)
-    return c.galaxy_gap_us if fused or state.software.fused else c.gap_us
+    return c.galaxy_gap_us if fused else c.gap_us
 
 
 def refuse_left_out(run: RunOps, names: Sequence[str]) -> None:
@@ -206,7 +193,8 @@ def decode_phase(
 ) -> PhaseTimes:
     """One decode step of all users."""
     total = sum_ops(run.decode, state, without=without)
-    total.add("host", "host", 1000 * decode_host_ms(run, state, data_parallel, harness))
+    host = decode_host_ms(run, state, data_parallel, harness, device_ms=total.us / 1000)
+    total.add("host", "host", 1000 * host)
     return total.phase()
 
 
@@ -240,7 +228,7 @@ class Dispatch:
     def of(cls, run: RunOps, state: Situation, without: Sequence[str] = ()) -> Dispatch:
         """Count the launches of a prefill."""
         state = replace(state, prefill=True)
-        kept = [op for op in unfolded(run.prefill, state) if op.record.name not in without]
+        kept = [op for op in launched(run.prefill) if op.record.name not in without]
         return cls(
             sum(op.count for op in kept),
             sum(op.count for op in kept if op.record.name in COLLECTIVES),

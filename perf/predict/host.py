@@ -11,13 +11,25 @@ from perf.predict.harness import DEMO, Harness
 
 
 def decode_host_ms(
-    run: RunOps, state: Situation, data_parallel: int = 1, harness: Harness = DEMO
+    run: RunOps,
+    state: Situation,
+    data_parallel: int = 1,
+    harness: Harness = DEMO,
+    *,
+    device_ms: float,
 ) -> float:
-    """Host work of one decode step, the reading of logits included."""
+    """Host work that a decode step waits for, the reading of logits included.
+
+    Where tokens are chosen on the device and read while it takes the next step, its work on a step
+    is in the way only as far as it takes longer than the device (`device_ms`).
+    """
     c, software = state.constants, state.software
-    host_ms = c.host_step_ms + (data_parallel - 1) * c.host_group_ms + harness.step_ms(c)
+    host_ms = c.host_step_ms
     if software.lean_host:
         host_ms -= min(c.host_lean_ms, c.host_step_ms)
+    if software.reads_behind and not run.decode.host_elements:
+        host_ms = max(0.0, host_ms - device_ms)
+    host_ms += (data_parallel - 1) * c.host_group_ms + harness.step_ms(c)
     if run.decode.host_elements:
         own = run.decode.ops[-1].record.outputs[0].shape
         own_elements = own[-1] * min(32, own[-2] if len(own) > 1 else 1)

@@ -17,7 +17,7 @@ from perf.cost.software import Software
 from perf.cost.units import BESIDE, Situation
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import CountedOp, OpList, Workload
-from perf.predict.figures import PhaseTimes, Prediction, gap_us, group_of, unfolded
+from perf.predict.figures import PhaseTimes, Prediction, gap_us, group_of, launched
 
 MOST_LAYERS = 8  # of each kind that are drawn; more show nothing new
 
@@ -26,7 +26,7 @@ def trace_events(ops: OpList, state: Situation, track: int) -> list[dict[str, An
     """Complete events of an op list on one track; layers follow each other."""
     gap = gap_us(ops, state)
     events, now = [], 0.0
-    for op, layer in _in_order([o for o in unfolded(ops, state) if o.record.name not in BESIDE]):
+    for op, layer in _in_order([o for o in launched(ops) if o.record.name not in BESIDE]):
         time = op_time(op.record, state)
         scope = op.record.scope if layer is None else f"layer {layer} {_part(op)}"
         events.append(

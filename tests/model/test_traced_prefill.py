@@ -34,7 +34,7 @@ def answers(device: str, *, traced: bool) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("device", ["N150", "T3K"])
+@pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
 def test_replayed_prefills_equal_those_sent_op_by_op(device: str) -> None:
     for got, wanted in zip(
         answers(device, traced=True), answers(device, traced=False), strict=True

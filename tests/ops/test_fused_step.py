@@ -11,6 +11,8 @@ import torch
 from backends.device_specs import SPECS
 from backends.mesh import open_mesh
 from backends.op_record import record_ops
+from models.collectives import Links
+from models.collectives_kept import KeptCollectives, KeptResults
 from models.plans.fused import idle_cores, on_ring, ring_cores, sharded, worker_cores
 from models.prefetch import receivers_of
 from tests.ops.emulated import EXACT, ROUNDED, get, put, ttnn
@@ -176,3 +178,18 @@ def test_the_last_chip_comes_first_where_a_gather_is_reversed(mesh: Any) -> None
     )
     parts = [get(x, (3, column)) for column in reversed(range(COLS))]
     assert torch.equal(get(found, (3, 1)), torch.cat(parts, dim=2))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("traced", [False, True])
+def test_kept_sums_are_those_of_one_op(mesh: Any, axis: int, traced: bool) -> None:
+    x = apart(mesh, 64, 512, ttnn.bfloat8_b, None, seed=9)
+    kept = KeptCollectives(mesh, Links((4, 3), ring=True))
+    kept.results = KeptResults()
+    kept.total(x, axis, "WO")  # makes the buffers
+    found = run_both(mesh, lambda: kept.total(x, axis, "WO"), traced=traced)
+    wanted = ttnn.all_reduce(x, cluster_axis=axis)
+    for chip in ((0, 0), (3, 1), (7, 3)):
+        assert torch.equal(get(found, chip), get(wanted, chip))
+    assert kept.results.holds(found)
+    assert not kept.results.holds(x)

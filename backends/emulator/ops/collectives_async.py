@@ -7,6 +7,7 @@ semaphores are taken and checked; where they are scratch, their contents stay as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -147,6 +148,42 @@ def _gather(
         into=into,
         exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
         link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),
+        attributes=attributes(line, chips, num_links, topology, dim),
+    )
+
+
+@op("experimental.reduce_scatter_minimal_async")
+def reduce_scatter_minimal_async(
+    input_tensor: Tensor,
+    persistent_output_buffers: Sequence[Tensor],
+    dim: int,
+    multi_device_global_semaphore: Sequence[GlobalSemaphore],
+    *,
+    num_links: int | None = None,
+    memory_config: MemoryConfig | None = None,
+    topology: Topology = Topology.Ring,
+    cluster_axis: int | None = None,
+) -> Tensor:
+    """Sum over a line into the second buffer, every chip its slice; the first holds what comes."""
+    x, name = input_tensor, "experimental.reduce_scatter_minimal_async"
+    line, chips = line_of(name, x, cluster_axis)
+    check_links(x, line, num_links)
+    room, into = persistent_output_buffers
+    dim %= len(x.dims)
+    shape = (*x.dims[:dim], x.dims[dim] // chips, *x.dims[dim + 1 :])
+    require(x.dims[dim] % (TILE * chips) == 0, f"{x.shape} does not part into whole tiles")
+    require(room.dims == x.dims, f"the intermediate buffer has to be {list(x.dims)}")
+    require(into.dims == shape, f"the output buffer has to be {list(shape)}")
+    require(len(multi_device_global_semaphore) == 3, "three semaphores are needed")
+    return launch(
+        name,
+        [x, room, into],
+        [Out(shape, x.dtype, x.layout, into.memory_config())],
+        lambda data, *_, dtype=x.dtype: mesh_sum(data, line, dtype, dim=dim),
+        into=into,
+        exact=True,
+        dram_bytes=2 * x.buffer_bytes() + into.buffer_bytes(),
+        link_bytes=busiest_bytes(x.buffer_bytes(), chips, topology),
         attributes=attributes(line, chips, num_links, topology, dim),
     )
 
