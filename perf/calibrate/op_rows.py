@@ -13,16 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from backends.device_specs import SPECS, DeviceSpec
-from backends.op_record import TILE_BYTES, Cost, OpRecord, TensorSpec, operand_bytes
-from backends.work import attention_flops, kv_bytes, link_bytes, product_flops, update_bytes
+from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
+from backends.work import link_bytes, update_bytes
+from perf.calibrate.made_ops import (
+    all_parts,
+    bank_product,
+    collective,
+    decode_scores,
+    op,
+    prefill_scores,
+    product,
+    ring_product,
+    simple,
+    tensor,
+)
 from perf.cost.constants import Constants
 from perf.cost.software import SOFTWARE, Software
 from perf.cost.units import Situation
 
 TIMINGS = Path(__file__).parents[1] / "published" / "op_timings.csv"
-FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b", "f32": "float32"}
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -62,134 +71,13 @@ def load_op_rows(path: Path = TIMINGS) -> tuple[list[OpRow], list[str]]:
     return rows, skipped
 
 
-def tensor(
-    shape: Shape,
-    dtype: str = "bf16",
-    *,
-    buffer: str = "DRAM",
-    cores: int = 0,
-    banks: int = 0,
-) -> TensorSpec:
-    """A tiled tensor: interleaved, width-sharded over `cores` of L1 or over `banks` of DRAM."""
-    pad = tuple(-(-n // 32) * 32 for n in shape[-2:])
-    padded = (*shape[:-2], *pad)
-    pieces = cores or banks
-    shard = (pad[0], -(-pad[1] // (32 * pieces)) * 32) if pieces else None
-    layout = "WIDTH_SHARDED" if pieces else "INTERLEAVED"
-    return TensorSpec(shape, padded, FORMATS[dtype], "TILE", buffer, layout, shard)
-
-
-def op(
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    attributes: dict[str, Any] | None = None,
-    **work: int,
-) -> OpRecord:
-    """An op that was timed elsewhere, with the cost that the emulated op would state."""
-    operands = (*inputs, *outputs)
-    default = {
-        "l1_bytes": operand_bytes(operands, "L1"),
-        "dram_bytes": operand_bytes(operands, "DRAM"),
-    }
-    work = default | work
-    return OpRecord(name, inputs, outputs, attributes or {}, cost=Cost(**work))
-
-
-def product(
-    rows: int, inner: int, columns: int, dtype: str, fidelity: str, left: str = "bf16",
-    **attributes: Any,
-) -> OpRecord:  # fmt: skip
-    """A 2D multicast matmul on operands in DRAM, on the 8-wide grid the plans use."""
-    height = min(8, max(1, rows // 32))
-    config = {
-        "program_config": "MatmulMultiCoreReuseMultiCastProgramConfig",
-        "compute_with_storage_grid_size": f"8x{height}",
-        "per_core_M": -(-rows // 32 // height),
-        "per_core_N": -(-columns // 32 // 8),
-        "math_fidelity": fidelity,
-    }
-    operands = tensor((1, 1, rows, inner), left), tensor((1, 1, inner, columns), dtype)
-    out = tensor((1, 1, rows, columns))
-    flops = product_flops(rows, inner, columns)
-    return op("linear", operands, (out,), config | attributes, flops=flops)
-
-
-def bank_product(
-    inner: int, columns: int, dtype: str, fidelity: str, *, block: int, banks: int = 12
-) -> OpRecord:
-    """A DRAM-sharded matmul of one tile row."""
-    weight = tensor((1, 1, inner, columns), dtype, banks=banks)
-    return op(
-        "linear",
-        (tensor((1, 1, 32, inner), buffer="L1", cores=32), weight),
-        (tensor((1, 1, 32, columns), buffer="L1", cores=32),),
-        {
-            "program_config": "MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig",
-            "in0_block_w": block,
-            "math_fidelity": fidelity,
-        },
-        flops=product_flops(32, inner, columns),
-        dram_bytes=weight.sharded_bytes,
-    )
-
-
-def collective(
-    kind: str,
-    whole: Shape,
-    dtype: str,
-    *,
-    chips: int,
-    axis: int = 1,
-    ring: bool = False,
-    links: int = 1,
-) -> OpRecord:
-    """A gather of `whole`, or a scatter or sum of it, over `chips` along a mesh axis."""
-    part = tensor((*whole[:-1], whole[-1] // chips), dtype)
-    full = tensor(whole, dtype)
-    before, after = {
-        "all_gather": (part, full), "reduce_scatter": (full, part), "all_reduce": (full, full),
-    }[kind]  # fmt: skip
-    at = {
-        "cluster_axis": axis, "num_devices": chips, "num_links": links,
-        "topology": "Ring" if ring else "Linear",
-    }  # fmt: skip
-    passes = 2 if kind == "all_reduce" else 1
-    sent = passes * link_bytes(full.stored_bytes, chips, ring=ring)
-    return op(kind, (before,), (after,), at, link_bytes=sent)
-
-
-def simple(name: str, before: TensorSpec, after: TensorSpec, **attributes: Any) -> OpRecord:
-    """An op with one operand."""
-    return op(name, (before,), (after,), attributes)
-
-
-def prefill_scores(heads: int, kv_heads: int, length: int, width: int, chunk: int) -> OpRecord:
-    """Causal attention within one prompt."""
-    q = tensor((1, heads, length, width), "bfp8")
-    kv = tensor((1, kv_heads, length, width), "bfp8")
-    at = {"compute_with_storage_grid_size": "8x8", "q_chunk_size": chunk, "math_fidelity": "HiFi4"}
-    flops = attention_flops(heads * length, length / 2, width)
-    return op("transformer.scaled_dot_product_attention", (q, kv, kv), (q,), at, flops=flops)
-
-
-def decode_scores(
-    users: int, heads: int, kv_heads: int, width: int, grid: str, q: TensorSpec | None = None
-) -> OpRecord:
-    """Attention of one query per user."""
-    q = q or tensor((1, users, heads, width), buffer="L1")
-    cache = tensor((64, kv_heads, 32, width), "bfp8")
-    context = 1 << 20
-    at = {
-        "compute_with_storage_grid_size": grid, "math_fidelity": "HiFi2", "context": context,
-        "users": users, "kv_heads": kv_heads,
-    }  # fmt: skip
-    cached = users * kv_bytes(TILE_BYTES[cache.dtype], kv_heads, context, width)
-    flops = attention_flops(users * heads, context, width)
-    name = "transformer.paged_scaled_dot_product_attention_decode"
-    return op(
-        name, (q, cache, cache), (q,), at, flops=flops, dram_bytes=cached, cached_bytes=cached
-    )
+def row_op(name: str, width: int, dtype: str, **more: Any) -> OpRecord:
+    """An op of a row of chips that moves `width` columns; `more` is of a product beside it."""
+    whole = tensor((1, 1, 32, width), dtype, buffer="L1", cores=24)
+    x = more.pop("x", whole)
+    at = {"cluster_axis": 1, "num_devices": 4, "num_links": 3, "topology": "Ring"} | more
+    sent = link_bytes(whole.stored_bytes, 4, ring=True)
+    return op(f"experimental.{name}", (x,), (whole,), at, link_bytes=sent)
 
 
 def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
@@ -205,14 +93,6 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
     logits = tensor((1, 1, 32, 16384))
     spread = tensor((1, 1, 32, 16384), buffer="L1", cores=32)
 
-    def ccl(name: str, width: int, dtype: str, **more: Any) -> OpRecord:
-        """An op of a row of chips that moves `width` columns; `more` is of a product beside it."""
-        whole = tensor((1, 1, 32, width), dtype, buffer="L1", cores=24)
-        x = more.pop("x", whole)
-        at = {"cluster_axis": 1, "num_devices": 4, "num_links": 3, "topology": "Ring"} | more
-        sent = link_bytes(whole.stored_bytes, 4, ring=True)
-        return op(f"experimental.{name}", (x,), (whole,), at, link_bytes=sent)
-
     def total(width: int, dtype: str) -> OpRecord:
         return collective(
             "all_reduce", (1, 1, 32, width), dtype, chips=4, axis=1, ring=True, links=3
@@ -220,31 +100,31 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
 
     joined = tensor((1, 1, 32, 1024), buffer="L1", cores=16)
     stats = tensor((1, 1, 32, 128), "f32", buffer="L1", cores=1)
-    exchange = ccl("all_gather_async", 128, "bf16").attributes | {"num_links": 1}
+    exchange = row_op("all_gather_async", 128, "bf16").attributes | {"num_links": 1}
     norm = op("fused_rms_minimal", (wide, stats), (wide,), exchange,
               link_bytes=link_bytes(stats.stored_bytes, 4, ring=True))  # fmt: skip
     gate = ring_product(2048, 3840, "bfp4", "LoFi")
-    gates = ccl("llama_rs_matmul", 3840, "bfp8", x=gate.inputs[0], **gate.attributes)
+    gates = row_op("llama_rs_matmul", 3840, "bfp8", x=gate.inputs[0], **gate.attributes)
     return {
         "decode/RMS+AllGather (attn)": (norm,),
         "decode/RMS+AllGather (ff)": (norm,),
         "decode/QKV matmul (prefetched)": (ring_product(2048, 1280, "bfp8", "HiFi2"),),
-        "decode/ReduceScatter+CreateHeads": (ccl("llama_rs_create_heads", 1280, "bf16"),),
+        "decode/ReduceScatter+CreateHeads": (row_op("llama_rs_create_heads", 1280, "bf16"),),
         "decode/Rotary fused QK": (
             simple("experimental.rotary_embedding_llama_fused_qk", heads, heads),
         ),
         "decode/PagedUpdateCache": (update,),
         "decode/SDPA decode s128": (decode_scores(8, 8, 1, 128, "8x4", q=heads),),
         "decode/AllGatherConcat": (
-            ccl("all_gather_async", 1024, "bf16"),
+            row_op("all_gather_async", 1024, "bf16"),
             simple("tilize", joined, joined),
         ),
         "decode/WO matmul": (ring_product(1024, 2048, "bfp8", "HiFi2"),),
         "decode/AllReduce WO": (all_parts(2048, "bfp8"),),
         "decode/FF1/FF3 matmul+RS fused": (gates,),
-        "decode/ReduceScatter FF3": (ccl("llama_reduce_scatter", 3840, "bfp8"),),
+        "decode/ReduceScatter FF3": (row_op("llama_reduce_scatter", 3840, "bfp8"),),
         "decode/Mul+SiLU": (simple("multiply", small, small),),
-        "decode/AllGather (mul)": (ccl("all_gather_async", 3840, "bfp8"),),
+        "decode/AllGather (mul)": (row_op("all_gather_async", 3840, "bfp8"),),
         "decode/FF2 matmul": (ring_product(3840, 2048, "bfp8", "HiFi2"),),
         "decode/AllReduce FF2": (all_parts(2048, "bfp8"),),
         "tail/TopK": (simple("topk", logits, tensor((1, 1, 32, 32))),),
@@ -254,33 +134,6 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
         "tail/I2S": (simple("interleaved_to_sharded", logits, spread),),
         "tail/Typecast": (simple("typecast", logits, logits),),
     }
-
-
-def ring_product(inner: int, columns: int, dtype: str, fidelity: str) -> OpRecord:
-    """A product of one tile row on a ring of 24 cores that weights come to ahead of time."""
-    cores = 24
-    weight = tensor((1, 1, inner, columns), dtype, banks=12)
-    at = {
-        "program_config": "MatmulMultiCoreReuseMultiCast1DProgramConfig",
-        "gather_in0": True, "per_core_N": -(-columns // 32 // cores), "math_fidelity": fidelity,
-    }  # fmt: skip
-    return op(
-        "linear",
-        (tensor((1, 1, 32, inner), buffer="L1", cores=cores), weight),
-        (tensor((1, 1, 32, columns), buffer="L1", cores=cores),),
-        at,
-        flops=product_flops(32, inner, columns),
-        dram_bytes=0,
-    )
-
-
-def all_parts(width: int, dtype: str) -> OpRecord:
-    """A sum over a column of 8 chips: whole parts go everywhere, and are added up there."""
-    x = tensor((1, 1, 32, width), dtype, buffer="L1", cores=24)
-    out = tensor((1, 1, 32, width), buffer="L1", cores=16)
-    at = {"cluster_axis": 0, "num_devices": 8, "num_links": 4, "topology": "Ring"}
-    sent = link_bytes(8 * x.stored_bytes, 8, ring=True)
-    return op("experimental.all_reduce_async", (x,), (out,), at, link_bytes=sent)
 
 
 def _galaxy_prefill() -> dict[str, tuple[OpRecord, ...]]:

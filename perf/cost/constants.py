@@ -247,7 +247,7 @@ class Constants:
         3, 1, 8, "us", "start and end of its prefetched matmuls", "ops decode", _DECODER
     )
     sum_cycles: float = _known(
-        60, "cycles/tile", "one core adds a tile that another chip sent into its buffer",
+        46, "cycles/tile", "one core adds a tile that another chip sent into its buffer",
         _DECODER + ": all-reduces of 13.4 us, less a pass and 0.25 MB over four links",
     )  # fmt: skip
     galaxy_lofi_cycles: float = _fitted(

@@ -303,8 +303,7 @@ def ring_distributed_scaled_dot_product_attention(
     require(ring_id is None, "every chip of a row finds its own place in the ring")
     q_bits, kv_bits = specs.significant_bits(q, k, compute_kernel_config)
     factor, (users, heads, length, width) = specs.scale_of(scale, q), q.dims
-    piece, start = length // (2 * ring_size), chunk_start_idx or 0
-    paged = table is not None
+    start, paged = chunk_start_idx or 0, table is not None
 
     def compute(
         a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, *pages: torch.Tensor
@@ -318,20 +317,9 @@ def ring_distributed_scaled_dot_product_attention(
             mesh = tuple(b.shape[:2])
             read = [_pages(x, own, start + length, kv_bits) for x in (b, c)]
             b, c = (x.unflatten(0, (*mesh, -1)) for x in read)
-        rows = max(x.shape[0] for x in (a, b, c))
-        a, b, c = (x.expand(rows, ring_size, *x.shape[2:]) for x in (a, b, c))
         if not paged:
             b, c = cut(b, kv_bits), cut(c, kv_bits)
-        out = a.new_empty(rows, ring_size, users, heads, 2 * piece, width, dtype=torch.float32)
-        for chip in range(ring_size):
-            for place, index in enumerate((chip, 2 * ring_size - 1 - chip)):
-                first, last = index * piece, (index + 1) * piece
-                queries = cut(a[:, chip, :, :, first:last], q_bits).flatten(0, 1)
-                seen = (x[:, chip, :, :, : start + last].flatten(0, 1) for x in (b, c))
-                found = _attend(queries, *seen, scale=factor, start=start + first)
-                to = slice(place * piece, (place + 1) * piece)
-                out[:, chip, :, :, to] = found.unflatten(0, (rows, users))
-        return out
+        return _pieces(cut(a, q_bits), b, c, ring_size, scale=factor, start=start)
 
     own = (users, heads, length // ring_size, width)
     keys = users * kv_bytes(k.dtype.tile_bytes, k.dims[1], start + length, width)
@@ -350,3 +338,23 @@ def ring_distributed_scaled_dot_product_attention(
             "compute_kernel_config": compute_kernel_config,
         },
     )
+
+
+def _pieces(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ways: int, *, scale: float, start: int
+) -> torch.Tensor:
+    """Every chip's early and late piece of queries [r, c, N, H, S, W], which start at `start`."""
+    rows = max(x.shape[0] for x in (q, k, v))
+    q, k, v = (x.expand(rows, ways, *x.shape[2:]) for x in (q, k, v))
+    *outer, length, width = q.shape
+    piece = length // (2 * ways)
+    out = q.new_empty(*outer, 2 * piece, width, dtype=torch.float32)
+    for chip in range(ways):
+        for place, index in enumerate((chip, 2 * ways - 1 - chip)):
+            first, last = index * piece, (index + 1) * piece
+            queries = q[:, chip, :, :, first:last].flatten(0, 1)
+            seen = (x[:, chip, :, :, : start + last].flatten(0, 1) for x in (k, v))
+            found = _attend(queries, *seen, scale=scale, start=start + first)
+            to = slice(place * piece, (place + 1) * piece)
+            out[:, chip, :, :, to] = found.unflatten(0, (rows, -1))
+    return out

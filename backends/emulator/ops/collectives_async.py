@@ -37,7 +37,7 @@ from backends.emulator.rules.collectives import (
     check_summed,
     line_of,
 )
-from backends.emulator.rules.matmul import check_operands, output_memory, output_shape
+from backends.emulator.rules.matmul import check_pair, output_memory
 from backends.work import product_flops
 
 
@@ -296,39 +296,32 @@ def llama_rs_matmul(
     num_links: int | None,
     subdevice_id: SubDeviceId,
     *,
-    second_weight_tensor: Tensor | None = None,
+    second_weight_tensor: Tensor,
     topology: Topology = Topology.Linear,
     memory_config_rs: MemoryConfig | None = None,
     memory_config_mm: MemoryConfig | None = None,
     compute_kernel_config: Any = None,
-    global_cb: Any = None,
+    global_cb: Any,
     dtype: DataType | None = None,
     program_config: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two products of one tile row on a ring, and the first one's sum over a row of chips.
 
+    Weights come by a global buffer; one weight beside a scatter of another tensor is not emulated.
+
     Gives both products and this chip's columns of the sum: `linear` twice, and
     `llama_reduce_scatter` of the first while the second is made.
     """
     a, b, second = input_tensor, weight_tensor, second_weight_tensor
-    name = "experimental.llama_rs_matmul"
-    # one weight and another tensor to scatter is a form of the op that nothing here calls
-    require(second is not None and global_cb is not None, "two weights come by a global buffer")
-    assert second is not None
-    for weight in (b, second):
-        check_operands(a, weight, None)
-    shape, inner = output_shape(a, b, False, False)
-    require(second.dims == b.dims, f"weights differ: {b.shape} and {second.shape}")
-    memory = output_memory(a, b, shape, inner, program_config, memory_config_mm)
+    name, packets = "experimental.llama_rs_matmul", intermediate_packet_buffer
     line, chips = line_of(name, a, cluster_axis)
     check_links(a, line, num_links)
-    packets = intermediate_packet_buffer
     check_scattered(a, packets, dim, cluster_axis, chips)
-    require(shape[-1] % (TILE * chips) == 0, f"a width of {shape[-1]} leaves parts not whole")
+    shape, inner = check_pair(a, b, second, chips)
+    memory = output_memory(a, b, shape, inner, program_config, memory_config_mm)
     dtype = dtype or a.dtype
     rounding = Rounding(dtype, compute_kernel_config.fp32_dest_acc_en)
-    fidelity = compute_kernel_config.math_fidelity
-    multiply = [multiplication(a, weight, fidelity) for weight in (b, second)]
+    multiply = [multiplication(a, w, compute_kernel_config.math_fidelity) for w in (b, second)]
 
     def compute(
         x: torch.Tensor, w: torch.Tensor, _: torch.Tensor, other: torch.Tensor
@@ -336,18 +329,16 @@ def llama_rs_matmul(
         first = multiply[0](x, w, rounding)
         return first, multiply[1](x, other, rounding), mesh_sum(first, line, dtype, dim=3)
 
-    product = Out(shape, dtype, Layout.TILE, memory)
-    scattered = Out((*shape[:-1], shape[-1] // chips), dtype, Layout.TILE, memory_config_rs)
-    whole = stored_bytes(shape, dtype, Layout.TILE)
+    product, own = Out(shape, dtype, Layout.TILE, memory), (*shape[:-1], shape[-1] // chips)
     return launch(
         name,
         [a, b, packets, second],
-        [product, product, scattered],
+        [product, product, Out(own, dtype, Layout.TILE, memory_config_rs)],
         compute,
         exact=True,
         flops=2 * product_flops(shape[-2], inner, shape[-1]),
         dram_bytes=0,  # the prefetcher read them
-        link_bytes=busiest_bytes(whole, chips, topology),
+        link_bytes=busiest_bytes(stored_bytes(shape, dtype, Layout.TILE), chips, topology),
         attributes={
             **attributes(line, chips, num_links, topology, dim),
             "program_config": program_config,

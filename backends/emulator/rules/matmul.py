@@ -39,6 +39,16 @@ def check_operands(a: Tensor, b: Tensor, bias: Tensor | None) -> None:
         )
 
 
+def check_pair(a: Tensor, b: Tensor, c: Tensor, chips: int) -> tuple[tuple[int, ...], int]:
+    """Two weights of one shape, whose products part into whole tiles; as output_shape."""
+    for weight in (b, c):
+        check_operands(a, weight, None)
+    require(c.dims == b.dims, f"weights differ: {b.shape} and {c.shape}")
+    shape, inner = output_shape(a, b, transpose_a=False, transpose_b=False)
+    require(shape[-1] % (TILE * chips) == 0, f"a width of {shape[-1]} leaves parts not whole")
+    return shape, inner
+
+
 def output_shape(
     a: Tensor, b: Tensor, transpose_a: bool, transpose_b: bool
 ) -> tuple[tuple[int, ...], int]:
