@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.emulator.loops import native
 from backends.emulator.loops.call import COUNTER_WORDS, Call, listening, loops, team_size, walk
+from backends.emulator.numerics.tiles import Packed
 
 Step = tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...]]  # compute, sources, targets
 _ALIGNMENT = 64  # bytes of a line that memory hands over
@@ -84,6 +85,9 @@ class Recorder:
 
 
 def _key(tensor: torch.Tensor) -> int:
+    """Names the memory of a tensor; packed weights have none that a list could write."""
+    if isinstance(tensor, Packed):
+        return -1
     return tensor.untyped_storage().data_ptr()
 
 

@@ -113,17 +113,18 @@ class WeightCache:
 
     def _is_whole(self, path: Path, record: dict[str, Any]) -> bool:
         """Whether all bytes have the recorded checksum: once per boot, and after each change."""
-        stamp = path.with_suffix(".seen")
-        state = f"{_boot()} {path.stat().st_mtime_ns}"
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if stamp.read_text() == state:
+            if path.with_suffix(".seen").read_text() == _state(path):
                 return True
         if record["crc32"] != checksum(path):
             return False
+        self._note_whole(path)
+        return True
+
+    def _note_whole(self, path: Path) -> None:
         if self._writable:
             with contextlib.suppress(OSError):
-                stamp.write_text(state)
-        return True
+                path.with_suffix(".seen").write_text(_state(path))
 
     def store(self, key: str, host: Any) -> int | None:
         """Keep a host tensor: bytes written; on a full or read-only disk, warn and go on."""
@@ -147,6 +148,7 @@ class WeightCache:
         _sync(note)
         _replace(written, path)
         _replace(note, record_path)
+        self._note_whole(path)  # its checksum was read from the disk
         return size
 
     def close(self) -> None:
@@ -201,6 +203,11 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"process {os.getpid()}"
+
+
+def _state(path: Path) -> str:
+    """What changes when the machine starts anew, or somebody writes to a file."""
+    return f"{_boot()} {path.stat().st_mtime_ns}"
 
 
 def remove_outdated(directory: Path, keep: str, prefix: str) -> None:

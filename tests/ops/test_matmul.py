@@ -13,7 +13,8 @@ from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
 from backends.emulator.numerics import kernels
 from backends.emulator.numerics.kernels import KERNELS
-from backends.emulator.numerics.products import MeshWeight, Rounding, Tiles
+from backends.emulator.numerics.products import MeshWeight, Rounding
+from backends.emulator.numerics.tiles import Tiles, store_of
 from backends.mesh import open_mesh
 from tests.ops.golden_cases import operand
 
@@ -192,11 +193,14 @@ def test_products_without_padding_and_replicas_are_products_with_them(
 
 def test_equal_tiles_are_kept_once_and_zeros_never() -> None:
     w = padded_weight(4, 2).mT.contiguous()  # [r, c, N, K]
-    tiles = Tiles(w, [(r, c) for r in range(4) for c in range(2)])
+    store = store_of(w)
+    tiles = Tiles(store, [(r, c) for r in range(4) for c in range(2)])
     pairs = tiles.records[:, 1]
     kept = [int((pairs[tiles.records[:, 0] == place] > 0).sum()) for place in range(8)]
     assert kept == [1, 1, 1, 1, 2, 2, 0, 0]
-    assert tiles.weights.numel() == int((pairs * 32).sum())
+    once = {(first, count) for _, count, first, _, _ in tiles.records.tolist()}
+    assert store.words is not None and len(store.words) == sum(count for _, count in once)
+    assert len(once) == 1 + 1 + 2 + 2 + 1  # of rows 0 and 1 together, of row 2, and zeros
     assert len(tiles.goals) == 16 and len({tuple(g) for g in tiles.goals.tolist()}) == 16
 
 

@@ -19,7 +19,7 @@ from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
 from backends.emulator.loops.call import call
-from backends.emulator.numerics import formats, products
+from backends.emulator.numerics import formats, products, tiles
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
 from backends.emulator.numerics.sums import sum_over
@@ -229,21 +229,40 @@ def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
     matrix = formats.to_format(weight, DataType[dtype]).mT.contiguous()[None, None]
     x = torch.randn(1, rows, 64, generator=generator).bfloat16()
     x[:, :, 3], x[:, 0, 5] = 0, 2.0**-120
-    packed = products.Tiles(matrix, [(None, None)], bits)
-    monkeypatch.setattr(products, "_packed", lambda *_: None)
-    whole = products.Tiles(matrix, [(None, None)], bits)
-    assert packed.weights is None and whole.weights is not None
+    packed = tiles.store_of(matrix, bits)
+    monkeypatch.setattr(tiles, "_packed", lambda *_: None)
+    whole = tiles.store_of(matrix, bits)
+    assert packed.words is None and whole.words is not None
     assert packed.nbytes <= whole.nbytes * (0.3125 if dtype == "BFLOAT4_B" else 0.5625)
-    found = [products.multiply(x, each, (1, 1, rows, 96), 0, True) for each in (packed, whole)]
+    found = [
+        products.multiply(x, tiles.Tiles(store, [(None, None)]), (1, 1, rows, 96), 0, True)
+        for store in (packed, whole)
+    ]
     assert torch.equal(*[each.view(torch.int16) for each in found]) and found[0].any()
 
 
 @every_build
 def test_weights_of_more_bits_are_not_packed() -> None:
     matrix = torch.randn(1, 1, 32, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
-    assert products.Tiles(matrix, [(None, None)]).packed is None
+    assert tiles.store_of(matrix).mantissas is None
     for value in (torch.inf, 2.0**100):
-        assert products.Tiles(torch.full_like(matrix, value), [(None, None)]).packed is None
+        assert tiles.store_of(torch.full_like(matrix, value)).mantissas is None
+        assert tiles.packed(torch.full_like(matrix, value)[:, :, None, None]) is None
+
+
+@every_build
+@pytest.mark.parametrize("dtype", ["BFLOAT8_B", "BFLOAT4_B"])
+def test_any_op_of_torch_sees_the_values_of_a_packed_weight(dtype: str) -> None:
+    weight = torch.randn(2, 3, 1, 1, 96, 64, generator=torch.Generator().manual_seed(1))
+    weight[1, :, :, :, 50:], weight[:, 2] = 0, weight[:, 1]  # padding, and replicas
+    weight[0, 0, ..., :32] = 0
+    whole = formats.to_format(weight.mT.contiguous().mT, DataType[dtype])
+    own = tiles.packed(whole)
+    assert own is not None and (own.shape, own.stride()) == (whole.shape, whole.stride())
+    assert torch.equal(own, whole) and torch.equal(own[1, 2] * 2, whole[1, 2] * 2)
+    assert torch.equal(own.clone().view(torch.int16), whole.view(torch.int16))
+    assert own.store.nbytes < whole.nbytes / 2  # and zeros are not kept, nor replicas
+    assert own.to("cpu") is own and own.float().sum() == whole.float().sum()
 
 
 @every_build

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import itertools
-import mmap
 import os
 import platform
 import shutil
@@ -27,7 +26,7 @@ _FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR = "-march=native"
 _THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 60
-_LARGE_PAGE, _MADV_HUGEPAGE, _MADV_PAGEOUT = 1 << 21, 14, 21  # of Linux
+_LARGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14  # of Linux
 
 
 @functools.cache
@@ -85,14 +84,6 @@ def _processor() -> str:
 def want_large_pages(fresh: torch.Tensor) -> None:
     """Have Linux give a large tensor's memory in pages of 2 MiB: 512 times fewer to wait for."""
     _advise(fresh, _LARGE_PAGE, _MADV_HUGEPAGE)
-
-
-def let_go(read: torch.Tensor) -> None:
-    """Let Linux have the memory of a tensor that is not read again soon; values stay as they are.
-
-    What is mapped from a file costs nothing then, until somebody reads it.
-    """
-    _advise(read, mmap.PAGESIZE, _MADV_PAGEOUT)
 
 
 def _advise(tensor: torch.Tensor, page: int, advice: int) -> None:

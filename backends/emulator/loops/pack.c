@@ -1,6 +1,8 @@
-/* Packing weights, once at their first use. */
+/* Packing weights, once before they are used, and what is packed unpacked. */
 
 #include "packed.h"
+
+int64_t packing(void) { return PACKING; }
 
 #define SOME 32 /* rows of depth taken at once: columns lie far apart */
 
@@ -60,6 +62,25 @@ void pack_tiles(const void *given, Share *share) {
             own[nibbles_of(j, (int)(k % 2))] |= (uint8_t)(as_nibble(mantissas[j]) << 4);
         }
       }
+    }
+  }
+}
+
+void unpack_tiles(const void *given, Share *share) {
+  ARGUMENTS(unpack_tiles);
+  EACH(t, a.count, TILE * a.depth) {
+    uint32_t row[TILE];
+    for (int64_t k = 0; k < a.depth / 2; k++) {
+      const int64_t pair = a.spans[2 * t] + k;
+      words own[VECTORS];
+      if (k >= a.spans[2 * t + 1])
+        memset(own, 0, sizeof own);
+      else if (a.packed == 64)
+        unpack_bytes(a.mantissas + pair * 64, a.exponents + pair * 2, own);
+      else
+        unpack_nibbles(a.mantissas + pair * 32, a.exponents + pair * 2, own);
+      memcpy(row, own, sizeof own);
+      for (int j = 0; j < TILE; j++) memcpy(a.tiles + (t * TILE + j) * a.depth + 2 * k, row + j, 4);
     }
   }
 }

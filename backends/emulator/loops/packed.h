@@ -8,6 +8,8 @@
 #define VECTORS (TILE / LANES) /* of a tile's columns */
 
 #if defined(__AVX512VBMI__) && defined(__AVX512BW__)
+#define PACKING 1 /* the order of mantissas, by which files say whose loops can read them */
+
 /* Where a column's mantissa of a row of the pair lies: as a register is unpacked by quarters. */
 static inline int64_t byte_of(int column, int row) {
   const int word = column % BLOCK * 2 + row;
@@ -62,6 +64,8 @@ unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, words *own) {
   own[1] = scaled(_mm512_permutexvar_epi16(_mm512_srli_epi16(each, 4), table), less[1]);
 }
 #else
+#define PACKING 0
+
 static inline int64_t byte_of(int column, int row) { return row * TILE + column; }
 
 static inline int64_t nibbles_of(int column, int row) { return row * BLOCK + column; }

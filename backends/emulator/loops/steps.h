@@ -166,6 +166,16 @@ struct pack_tiles {
   int64_t count, depth, pairs, packed, mask;
 };
 
+/* The values of packed tiles, of which `spans` says the first pair and how many there are; zeros
+   after those. */
+struct unpack_tiles {
+  const uint8_t *mantissas;  /* [*, packed] */
+  const uint32_t *exponents; /* [*, 2] */
+  const int64_t *spans;      /* [count, 2] */
+  uint16_t *tiles;           /* [count, TILE, depth] */
+  int64_t count, depth, packed;
+};
+
 /* Products of rows with weights in tiles of columns: for each tile the place it belongs to, its
    pairs of depth, which pair is its first, its first goal and the one after its last; a goal is a
    chip and a first column. Weights are packed, or bfloat16 in pairs. A processor's cache holds
