@@ -218,7 +218,7 @@ def test_memory_beyond_a_cache_is_neither_read_nor_written(
 @pytest.mark.parametrize(
     ("dtype", "bits"), [("BFLOAT8_B", None), ("BFLOAT8_B", 5), ("BFLOAT4_B", 3)]
 )
-@pytest.mark.parametrize("rows", [1, 3, 29])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 29])
 def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, dtype: str, bits: int | None, rows: int
 ) -> None:
@@ -239,6 +239,25 @@ def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
         for store in (packed, whole)
     ]
     assert torch.equal(*[each.view(torch.int16) for each in found]) and found[0].any()
+
+
+@every_build
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("different", [1, 2, 5])
+def test_each_row_of_a_product_is_that_of_a_row_alone(rows: int, different: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(1, 2, 64, 160, generator=generator) / 8  # five tiles, of two places
+    matrices = formats.to_format(weight, DataType.BFLOAT8_B).mT.contiguous()
+    own = tiles.Tiles(tiles.store_of(matrices), [(None, 0), (None, 1)])
+    x = torch.randn(2, rows, 64, generator=generator).bfloat16()
+    x[:, different:] = x[:, different - 1 : different]  # idle users are alike
+    x[1, -1] += 1
+    found = products.multiply(x, own, (1, 2, rows, 160), 0, True)
+    for row in range(rows):
+        alone = products.multiply(x[:, row : row + 1], own, (1, 2, 1, 160), 0, True)
+        assert torch.equal(found[:, :, row], alone[:, :, 0])
+    expected = torch.matmul(x.float(), matrices[0].float().mT)
+    torch.testing.assert_close(found[0].float(), expected, rtol=2**-7, atol=1e-4)
 
 
 @every_build

@@ -5,8 +5,9 @@
 #include "packed.h"
 
 #define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
+#define MOST_WIDE (LANES == 16 ? 2 : 1) /* tiles at once */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
-#define FEW 1 /* rows for which unpacking into a cache first does not pay */
+#define FEW 4 /* rows that are multiplied while weights are unpacked; more find them in a cache */
 
 static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t row) {
   const int64_t *to = p->goals + 2 * goal;
@@ -68,35 +69,80 @@ static inline __attribute__((always_inline)) void read_pair(const Pairs *from, i
     unpack_nibbles(from->mantissas + k * 32, from->exponents + k * 2, own);
 }
 
-/* Rows from `row` on, as many as `count` says, times one tile, to the tile's goals. Made for each
-   count in use, so that sums stay in registers. */
+/* Rows from `row` on, as many as `count` says, times `wide` tiles of one place and depth, to their
+   goals. Made for each count in use, so that sums stay in registers; of few rows several tiles are
+   taken at once, so that a sum need not wait for the one before it. */
 static inline __attribute__((always_inline)) void
 multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, int64_t row,
-              const int count, const int packed) {
+              const int count, const int packed, const int wide) {
   const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
-  floats sums[MOST_ROWS][VECTORS];
+  floats sums[MOST_ROWS][VECTORS * MOST_WIDE];
   UNROLLED
   for (int i = 0; i < count; i++)
     UNROLLED
-    for (int v = 0; v < VECTORS; v++) sums[i][v] = (floats){0};
+    for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = (floats){0};
   for (int64_t k = 0; k < tile[1]; k++) {
-    words own[VECTORS];
-    read_pair(from, k, packed, own);
+    words own[VECTORS * MOST_WIDE];
+    UNROLLED
+    for (int w = 0; w < wide; w++) read_pair(from + w, k, packed, own + w * VECTORS);
     UNROLLED
     for (int i = 0; i < count; i++) {
       uint32_t pair;
       memcpy(&pair, x + i * p->depth + 2 * k, sizeof pair);
       UNROLLED
-      for (int v = 0; v < VECTORS; v++) sums[i][v] = plus_pairs(sums[i][v], own[v], pair);
+      for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = plus_pairs(sums[i][v], own[v], pair);
     }
   }
   float found[MOST_ROWS * TILE];
   UNROLLED
-  for (int i = 0; i < count; i++)
+  for (int w = 0; w < wide; w++) {
     UNROLLED
-    for (int v = 0; v < VECTORS; v++)
-      memcpy(found + i * TILE + v * LANES, &sums[i][v], sizeof sums[i][v]);
-  put_sums(p, tile, row, count, found);
+    for (int i = 0; i < count; i++)
+      UNROLLED
+      for (int v = 0; v < VECTORS; v++)
+        memcpy(found + i * TILE + v * LANES, &sums[i][w * VECTORS + v], sizeof(floats));
+    put_sums(p, tile + w * 5, row, count, found);
+  }
+}
+
+/* Few rows times `wide` tiles that are unpacked as they are read. */
+static inline __attribute__((always_inline)) void
+multiply_few(const struct multiply *p, const int64_t *tile, int64_t row, int64_t end,
+             const int packed, const int wide) {
+  Pairs from[MOST_WIDE];
+  UNROLLED
+  for (int w = 0; w < wide; w++) from[w] = pairs_of(p, tile[5 * w + 2]);
+  for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(p, tile, from, row, 4, packed, wide);
+  for (; end - row >= 2; row += 2) multiply_rows(p, tile, from, row, 2, packed, wide);
+  for (; end - row >= 1; row += 1) multiply_rows(p, tile, from, row, 1, packed, wide);
+}
+
+/* How many rows of a place there are without those at the end that repeat the one before: users that
+   are idle are all alike. */
+static inline int64_t different_rows(const struct multiply *p, int64_t place) {
+  const uint16_t *x = p->x + place * p->rows * p->depth;
+  int64_t count = p->rows;
+  while (count > 1 && !memcmp(x + (count - 1) * p->depth, x + (count - 2) * p->depth,
+                              (size_t)p->depth * sizeof *x))
+    count--;
+  return count;
+}
+
+/* Results of the last row that is different, to those that repeat it. */
+static inline void repeat_rows(const struct multiply *p, const int64_t *tile, int64_t row) {
+  for (int64_t goal = tile[3]; goal < tile[4]; goal++)
+    for (int64_t i = row; i < p->rows; i++)
+      memcpy(goal_of(p, goal, i), goal_of(p, goal, row - 1), TILE * sizeof(uint16_t));
+}
+
+/* How many tiles from this one on are of one place and depth, up to MOST_WIDE. */
+static inline int width_of(const struct multiply *p, int64_t at, int64_t end) {
+  const int64_t *tile = p->tiles + at * 5;
+  int wide = 1;
+  while (wide < MOST_WIDE && at + wide < end && tile[wide * 5] == tile[0] &&
+         tile[wide * 5 + 1] == tile[1])
+    wide++;
+  return wide == MOST_WIDE ? wide : 1;
 }
 
 /* A whole tile unpacked in a cache. */
@@ -138,6 +184,7 @@ void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
   const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
   const int64_t grain = panels * a.count / most < 4 ? panels * a.count / most + 1 : 4;
+  int64_t place = -1, different = 0;
 #if HAS_TILES
   const int has_tiles = may_use_tiles && a.rows >= EDGE;
   if (has_tiles) open_tiles();
@@ -150,12 +197,25 @@ void multiply(const void *given, Share *share) {
       put_zeros(&a, tile, start, end);
       continue;
     }
-    Pairs from = pairs_of(&a, tile[2]);
-    if (!a.weights && end - row <= FEW) { /* unpacked as they are read */
-      for (; a.packed == 64 && row < end; row++) multiply_rows(&a, tile, &from, row, 1, 64);
-      for (; a.packed == 32 && row < end; row++) multiply_rows(&a, tile, &from, row, 1, 32);
+    if (a.rows <= FEW) {
+      if (place != tile[0]) different = different_rows(&a, place = tile[0]);
+      const int64_t last = piece - piece % a.count + a.count;
+      const int wide = width_of(&a, piece % a.count, (range.last < last ? range.last : last) - piece +
+                                                         piece % a.count);
+      piece += wide - 1;
+#define FEW_ROWS(packed)                                                                          \
+  wide == 1 ? multiply_few(&a, tile, row, different, packed, 1)                                   \
+            : multiply_few(&a, tile, row, different, packed, MOST_WIDE)
+      if (a.packed == 64)
+        FEW_ROWS(64);
+      else if (a.packed == 32)
+        FEW_ROWS(32);
+      else
+        FEW_ROWS(WORDS);
+      for (int w = 0; w < wide; w++) repeat_rows(&a, tile + 5 * w, different);
       continue;
     }
+    Pairs from = pairs_of(&a, tile[2]);
     if (!a.weights) from = unpacked(&a, &from, tile[1], a.room + share->thread * a.most_pairs * TILE);
 #if HAS_TILES
     if (has_tiles && end - start >= EDGE && tile[1] % EDGE == 0) {
@@ -163,11 +223,11 @@ void multiply(const void *given, Share *share) {
       continue;
     }
 #endif
-    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, &from, row, 12, WORDS);
-    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, &from, row, 8, WORDS);
-    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, &from, row, 4, WORDS);
-    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, &from, row, 2, WORDS);
-    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, &from, row, 1, WORDS);
+    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, &from, row, 12, WORDS, 1);
+    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, &from, row, 8, WORDS, 1);
+    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, &from, row, 4, WORDS, 1);
+    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, &from, row, 2, WORDS, 1);
+    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, &from, row, 1, WORDS, 1);
   }
 #if HAS_TILES
   if (has_tiles) close_tiles();
