@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import signal
 import sys
@@ -53,7 +54,12 @@ def serve(entry: Any) -> None:
         engines.extend(multiprocessing.active_children())
         return await build_and_serve(*arguments, **named)
 
+    def is_news(record: logging.LogRecord) -> bool:
+        """An engine that ended as it was told to is told of as an error, too."""
+        return not engines or any(engine.exitcode != 0 for engine in engines)
+
     entry.build_and_serve = noted
+    logging.getLogger("vllm.v1.engine.async_llm").addFilter(is_news)
     entry.main()
     for engine in engines:
         if engine.exitcode not in (0, -signal.SIGTERM):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from runtime.blueprint import Blueprint
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-vllm.txt"
-MAX_MODEL_LEN = 1024
+MAX_MODEL_LEN = 2048
 BATCHED_TOKENS = 4096  # prompts of 128 tokens for 32 users, in one step
 
 

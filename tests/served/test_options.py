@@ -189,13 +189,13 @@ def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]
         pytest.param(
             "offline_inference_tt.py",
             ["--num_gpu_blocks_override", "2"],
-            "one request needs 32",
+            "one request needs 64",
             marks=HAS_VLLM,
         ),
         pytest.param(
             "server_example_tt.py",
             ["--num-gpu-blocks-override", "2", "--port", "8199"],
-            "one request needs 32",
+            "one request needs 64",
             marks=HAS_VLLM,
         ),
         pytest.param(
@@ -206,7 +206,7 @@ def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]
         ),
         pytest.param(
             "offline_inference_tt.py",
-            ["--measure_perf", "--perf_prompt_len", "1024"],
+            ["--measure_perf", "--perf_prompt_len", "2048"],
             "--max_model_len",
             marks=HAS_VLLM,
         ),
