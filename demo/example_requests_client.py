@@ -13,10 +13,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a file
 
 from backends.command import run
+from models.fields import shown
 from models.numbers import argument
 from models.outputs import PICTURES, check_file, output_file
 from perf.record import (
@@ -34,6 +36,18 @@ from serving.figures import Answer, Figures, Place, provenance, show
 PLOT = Path("generated/serving_latency.png")
 
 
+def address(text: str) -> str:
+    """The address of a server, for argparse's `type`."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is none
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no address: use http://host:port/v1")
+    return text
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -42,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--num_requests", type=argument("requests"), help="in all; without it one of each prompt"
     )
     parser.add_argument("--prompt_json_path", default="vllm_server_prompts.json")
-    parser.add_argument("--base_url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--base_url", type=address, default="http://127.0.0.1:8000/v1")
     parser.add_argument("--model", help="without it the server's first")
     parser.add_argument("--max_tokens", type=argument("max_generated_tokens"), default=128)
     parser.add_argument("--temperature", type=argument("temperature"), default=0.0)

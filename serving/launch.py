@@ -60,7 +60,8 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(
-                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port"
+                f"cannot listen on {host[:99]}:{port} ({error.strerror}): "
+                "choose another --host or --port"
             ) from None
 
 

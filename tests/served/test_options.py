@@ -130,7 +130,7 @@ def test_a_port_in_use_is_refused() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ValueError, match="choose another --port"):
+        with pytest.raises(ValueError, match="choose another --host or --port"):
             launch.check_port("127.0.0.1", taken.getsockname()[1])
 
 
