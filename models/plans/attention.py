@@ -85,7 +85,7 @@ def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, An
     return {
         "scale": float32_exact(target.sharding.config.attention_scale),
         "program_config": ttnn.SDPAProgramConfig(
-            compute_with_storage_grid_size=(8, 8),
+            compute_with_storage_grid_size=target.scores_grid,
             exp_approx_mode=False,
             q_chunk_size=chunk,
             k_chunk_size=chunk,

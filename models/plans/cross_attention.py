@@ -91,7 +91,7 @@ def cross_prefill(target: Target, length: int, rows: int, slice_rows: int) -> Cr
 
     scores = dict(own.scores) | {
         "program_config": ttnn.SDPAProgramConfig(
-            compute_with_storage_grid_size=(8, 8),
+            compute_with_storage_grid_size=target.scores_grid,
             exp_approx_mode=False,
             q_chunk_size=CHUNK,
             k_chunk_size=CHUNK,

@@ -8,7 +8,16 @@ from typing import Any
 
 from backends import ttnn
 from backends.device_specs import DeviceSpec
-from models.plans.matmul import Kernels, Spread, dtype_of, most_cores, rectangle, spread
+from models.plans.matmul import (
+    GRID_COLS,
+    GRID_ROWS,
+    Kernels,
+    Spread,
+    dtype_of,
+    most_cores,
+    rectangle,
+    spread,
+)
 from models.precision import (
     FIDELITY_SETTINGS,
     Fidelity,
@@ -97,6 +106,16 @@ class Target:
     def stream(self) -> Spread:
         """Where the normed stream lies, which the first matmuls of a block read."""
         return self.spread(self.sharding.local_dim, for_norm=True)
+
+    @property
+    def scores_grid(self) -> tuple[int, int]:
+        """Columns and rows of the cores that attend.
+
+        All of a chip with more than 8 columns: queries of a decode step lie on its first cores, row
+        by row, and the op looks for a user's on the core of that number in a grid of its own.
+        """
+        columns, rows = self.spec.compute_grid
+        return (columns, rows) if self.is_own and columns > GRID_COLS else (GRID_COLS, GRID_ROWS)
 
     @property
     def row_parallel_cores(self) -> int:

@@ -207,7 +207,11 @@ def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
     if window:
         most = batch * heads * (length // 32) * (int(window) + chunk) / 32
         pairs = min(pairs, most)
-    cores, pairs = min(columns * rows, batch * heads * blocks // ways), pairs / ways
+    cores: float = min(columns * rows, batch * heads * blocks // ways)
+    pairs /= ways
+    if spec.arch == "blackhole" and ways == 1 and batch * heads <= columns * rows:
+        # a head's blocks go to whole cores: where three share 16, one takes 6 (tt-metal#56694)
+        cores = batch * heads * blocks / math.ceil(blocks / (columns * rows // (batch * heads)))
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
     if state.software.plans == "galaxy 2025":
         per_pair *= c.galaxy_scores

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from backends.device_specs import SPECS
 from backends.mesh import open_mesh
+from models.plans.attention import attention_decode
+from models.plans.target import Target
+from models.precision import ModelPrecision
+from models.registry import load_config
+from models.sharding import Sharding
 from tests.ops.emulated import PER_USER, get, per_user, put, put_heads, ttnn
 from tests.ops.golden_cases import operand
 
@@ -78,3 +84,23 @@ def test_users_of_no_rectangle_of_cores_are_refused(mesh: Any) -> None:
         ttnn.experimental.nlp_concat_heads_decode(x, num_heads=H)
     given = {"num_heads": H, "sub_core_grids": memory.shard_spec.grid}
     assert ttnn.experimental.nlp_concat_heads_decode(x, **given).shape == (1, 1, 32, H * W)
+
+
+@pytest.mark.parametrize("device", ["N150", "T3K", "P100", "P150"])
+def test_attention_looks_for_a_user_where_her_queries_lie(device: str) -> None:
+    """The op takes the core of a user's number in its own grid, row by row."""
+    with open_mesh(device) as mesh:
+        sizes = Sharding(load_config("Llama-3.1-8B"), *mesh.shape)
+        layer = ModelPrecision.preset("performance", sizes.config).layer(0)
+        target = Target(SPECS[device], mesh.arch(), sizes, layer, batch=32)
+        qkv = ttnn.empty(
+            [1, 1, 32, sizes.local_qkv_width], ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh,
+            ttnn.L1_MEMORY_CONFIG,
+        )  # fmt: skip
+        plan = attention_decode(target)
+        q, _, _ = ttnn.experimental.nlp_create_qkv_heads_decode(
+            qkv, num_heads=sizes.local_heads, num_kv_heads=sizes.local_kv_heads, **plan.heads
+        )
+        grid = plan.scores["program_config"].compute_with_storage_grid_size
+        wanted = ttnn.num_cores_to_corerangeset(32, ttnn.CoreCoord(*grid), row_wise=True)
+        assert q.memory_config().shard_spec.grid == wanted

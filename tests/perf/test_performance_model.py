@@ -154,6 +154,16 @@ def test_sums_of_whole_parts_take_what_a_galaxy_was_timed_at(
     assert 0.99 * timed <= us <= 1.2 * timed
 
 
+def test_attention_gains_from_a_wide_grid_what_was_published() -> None:
+    """2,950 us on 8 x 8 cores of a p100a, 2,237 us on 11 x 10 (tt-metal#56694)."""
+    narrow, wide = (
+        replace(record, attributes=dict(record.attributes) | {"compute_with_storage_grid_size": at})
+        for at, record in ((at, prefill_scores(32, 8, 4096, 128, 256)) for at in ("8x8", "11x10"))
+    )
+    now = state(SPECS["P100"])
+    assert op_time(wide, now).us / op_time(narrow, now).us == pytest.approx(2237 / 2950, rel=0.02)
+
+
 def test_a_cache_update_moves_whole_tiles_and_shrinks_with_its_users() -> None:
     """8B on N150 with 32 users: K and V of 32 layers, 8 heads of 4 tiles, read and written back."""
     workload = workload_for("Llama-3.1-8B", SPECS["N150"], software=SOFTWARE["own"], batch_size=32)
