@@ -40,7 +40,8 @@ def command_line(given: argparse.Namespace, settings: Settings, rest: list[str])
 
 def curl_line(given: argparse.Namespace) -> str:
     """How to ask the server something."""
-    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"temperature": 0, "messages": messages}
     address = f"http://{given.host}:{given.port}/v1/chat/completions"
     return f"curl {address} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
