@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 
 from backends import ttnn
 from models.kv_cache import CacheAddress
-from models.layers.sampler import SamplingInputs
 from models.plans.target import Phase
 from models.transformer import Transformer
+from runtime.ahead import Reading, StepAhead
+from runtime.choices import Choices, Result
 from runtime.chunking import bucket_length, plan_chunks
 from runtime.inputs import InputPlacer
 from runtime.sampling import DeviceSampling
@@ -27,14 +27,6 @@ from runtime.traces import Trace
 # Prompts of one bucket are prefilled together up to this many positions: enough rows to fill the
 # grid, little enough that activations stay small beside the weights.
 BATCHED_PREFILL_TOKENS = 4096
-
-
-class Result(Enum):
-    """What a decode step gives; each is a program, and a trace, of its own."""
-
-    LOGITS = "logits"
-    LIKELIEST = "the likeliest tokens"
-    DRAWN = "tokens drawn by seeds"
 
 
 @dataclass(frozen=True)
@@ -82,12 +74,10 @@ class Engine:
         self.pages = self.place.buffer(
             torch.full((batch, blocks), -1, dtype=torch.int32), ttnn.int32, user_dim=0
         )
-        ones = torch.ones(batch)
-        self.top_k = self.place.buffer(ones.to(torch.int32), ttnn.uint32)
-        self.top_p = self.place.buffer(ones - 1, ttnn.bfloat16)
-        self.inverse_temperature = self.place.buffer(ones, ttnn.bfloat16)
-        self.seeds = self.place.buffer(zeros, ttnn.uint32)
+        self.choices = Choices(self.place, batch)
         self.traces: dict[Result, Trace] = {}
+        self.goes_ahead = True
+        self.ahead = StepAhead(self)
         self.short_prefills = ShortPrefills(
             model, self.place, bucket_length(self.max_seq_len), self._release_traces
         )
@@ -111,6 +101,7 @@ class Engine:
         page_table: int32 [max_batch, blocks per user], -1 where a slot owns no block.
         start_positions: leading tokens of each prompt that are in the cache already.
         """
+        self.ahead.forget()
         self.model.ccl.decode.enter(Phase.PREFILL)
         starts = start_positions or [0] * len(tokens)
         prompts = [
@@ -253,15 +244,37 @@ class Engine:
         *,
         page_table: torch.Tensor | None = None,
         sampling: DeviceSampling | None = None,
+        more: bool = False,
     ) -> torch.Tensor:
         """One token of every slot (int32 [B], position -1 = idle): logits float32 [B, vocab].
 
         With `sampling` the device chooses: int32 [B] tokens, which it also feeds to its next step,
-        so a step that continues the last one sends nothing to the device but seeds for draws.
+        so a step that continues the last one sends nothing to the device but seeds for draws. Say
+        `more` if all go on to the next step: it may then start before this one's tokens are read.
         """
+        reading = self.ahead.taken(tokens, positions, page_table, sampling)
+        if reading is None:
+            self.ahead.forget()
+            result, out = self._decode_now(tokens, positions, page_table, sampling)
+            if result is Result.LOGITS:
+                return self.place.read_vocab(out)[: self.max_batch_size]
+            reading = Reading(self.model.mesh, out)
+        if more and self.goes_ahead:
+            self.ahead.start(self.traces.get(Result.LIKELIEST), positions, page_table)
+        drawn = self.ahead.noted(reading)
+        return drawn[: self.max_batch_size]
+
+    def _decode_now(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        page_table: torch.Tensor | None,
+        sampling: DeviceSampling | None,
+    ) -> tuple[Result, Any]:
+        """What a step gives, and where the device leaves it."""
         self._write_inputs(tokens, positions, page_table)
         self.model.ccl.decode.enter(Phase.DECODE)
-        result = self._write_sampling(sampling)
+        result = self.choices.write(sampling, self.traces)
         if not self.enable_trace or result not in self.traces:
             out = self._step(result)  # compiles every program the trace will hold
             self.traces[result] = Trace(self.model.mesh)
@@ -272,14 +285,7 @@ class Engine:
                 for buffer in (self.tokens, self.positions, self.rope_positions):
                     buffer.rewrite()  # capturing may have advanced them
             out = trace.execute()
-        if result is Result.LOGITS:
-            return self.place.read_vocab(out)[: self.max_batch_size]
-        drawn = self.place.read_replicated(out).reshape(-1).to(torch.int32)
-        self.tokens.expect(drawn.reshape(1, 1, 1, -1))
-        active = self.positions.values >= 0
-        self.positions.expect(torch.where(active, self.positions.values + 1, -1).to(torch.int32))
-        self.rope_positions.expect(self.rope_positions.values + 1)
-        return drawn[: self.max_batch_size]
+        return result, out
 
     def _write_inputs(
         self, tokens: torch.Tensor, positions: torch.Tensor, page_table: torch.Tensor | None
@@ -308,22 +314,6 @@ class Engine:
             pages[: len(page_table), : page_table.shape[1]] = page_table
             self.pages.write(pages)
 
-    def _write_sampling(self, sampling: DeviceSampling | None) -> Result:
-        """Send the settings that changed; returns what the step is to give."""
-        if sampling is None:
-            return Result.LOGITS
-        batch = self.model.batch
-        self.top_k.write(sampling.top_k[:batch].to(torch.int32))
-        self.top_p.write(sampling.top_p[:batch].float())
-        self.inverse_temperature.write(1 / sampling.temperature[:batch].float())
-        if sampling.seeds is None and Result.DRAWN not in self.traces:
-            return Result.LIKELIEST
-        if sampling.seeds is not None:
-            self.seeds.write(sampling.seeds[:batch])
-        if Result.LIKELIEST in self.traces:  # draws can also take the likeliest, from one trace
-            self.traces.pop(Result.LIKELIEST).release()
-        return Result.DRAWN
-
     def _decode_address(self) -> CacheAddress:
         pages = self.pages.tensor if self.block_size else None
         return CacheAddress(pages=pages, positions=self.positions.tensor)
@@ -333,12 +323,7 @@ class Engine:
         logits = self.model.decode(self.tokens.tensor, self.rope_positions.tensor, at)
         if result is Result.LOGITS:
             return logits
-        inputs = SamplingInputs(
-            self.top_k.tensor,
-            self.top_p.tensor,
-            self.inverse_temperature.tensor,
-            self.seeds.tensor if result is Result.DRAWN else None,
-        )
+        inputs = self.choices.inputs(result)
         tokens = self.model.sample(logits, inputs, self.tokens.tensor)
         ttnn.plus_one(self.positions.tensor, skip_negative_entries=True)
         ttnn.plus_one(self.rope_positions.tensor)
@@ -348,12 +333,14 @@ class Engine:
 
     def reset(self) -> None:
         """Forget all users: attention never reads past a position, so no cache is cleared."""
+        self.ahead.forget()
         self.first_rows.fill_(self.short_context)
         self.positions.write(torch.full_like(self.positions.values, -1))
         self.pages.write(torch.full_like(self.pages.values, -1))
 
     def close(self) -> None:
         """Release traces; the mesh stays open."""
+        self.ahead.forget()
         self._release_traces()
         self.traces.clear()
 

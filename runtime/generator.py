@@ -280,7 +280,10 @@ class Generator:
             if pool is not None and pool.grow(slot, user.position + 1):
                 self._write_table(slot)
         on_device = self._device_sampling(first)
-        out = engine.decode(inputs, positions, page_table=self._tables[index], sampling=on_device)
+        users = map(self._user, slots)
+        more = not self.waiting and all(u.request.goes_on(u.num_new) and not u.unfed for u in users)
+        table = self._tables[index]
+        out = engine.decode(inputs, positions, page_table=table, sampling=on_device, more=more)
         for slot in slots:
             user = self._user(slot)
             if self.share_answers and user.request.max_positions is None:

@@ -17,8 +17,9 @@ from backends import ttnn
 from models.kv_cache import NULL_PAGE, CacheAddress, Sight
 from models.vision_tables import HIDDEN, patch_rows, picked_rows
 from models.vision_transformer import VisionTransformer
+from runtime.choices import Result
 from runtime.chunking import bucket_length
-from runtime.engine import Engine, Result
+from runtime.engine import Engine
 from runtime.images import Image, image_spans
 from runtime.paging import NO_BLOCK, BlockPool
 from runtime.traces import Trace
@@ -57,6 +58,7 @@ class ImageEngine(Engine):
 
     def __init__(self, model: VisionTransformer, **options: Any) -> None:
         super().__init__(model, **options)
+        self.goes_ahead = False  # what the next step looks at is known when it is asked for
         self.eyes, self.vision = model, model.vision
         self.max_images = model.options.images
         self.page_tokens = model.image_pages.block_size or 0

@@ -56,6 +56,10 @@ class Request:
         length = self.prompt_end + self.max_new_tokens - 1
         return length if self.max_positions is None else min(length, self.max_positions)
 
+    def goes_on(self, num_new: int) -> bool:
+        """Whether an answer of `num_new` tokens takes two more, the second after the first."""
+        return num_new + 1 < self.max_new_tokens and not self.forced and self.max_positions is None
+
     def next_position(self, position: int) -> int:
         """Where the token after the one at `position` is written."""
         if self.max_positions is not None and position + 1 >= self.max_positions:
@@ -133,6 +137,7 @@ class Engine(Protocol):
         *,
         page_table: torch.Tensor | None = None,
         sampling: DeviceSampling | None = None,
+        more: bool = False,
     ) -> torch.Tensor:
         """Logits float32 [B, vocab], or int32 [B] tokens with `sampling`."""
         ...

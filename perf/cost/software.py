@@ -97,7 +97,14 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
                 **_GENERIC,
                 **_LATER,
             ),
-            Software("own", fills_grid=False, batched_prefill=True, traced_prefill=True, **_LATER),
+            Software(
+                "own",
+                fills_grid=False,
+                batched_prefill=True,
+                traced_prefill=True,
+                reads_behind=True,
+                **_LATER,
+            ),
         )
     }
 )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from perf.cost.constants import Constants
 from perf.cost.units import Situation
-from perf.op_lists.record import RunOps
+from perf.op_lists.record import BLOCK, RunOps
 from perf.predict.harness import DEMO, Harness
 
 
@@ -21,14 +21,15 @@ def decode_host_ms(
     """Host work that a decode step waits for, the reading of logits included.
 
     Where tokens are chosen on the device and read while it takes the next step, its work on a step
-    is in the way only as far as it takes longer than the device (`device_ms`).
+    is in the way only as far as it takes longer than the device (`device_ms`), and where a user's
+    next position needs a new page.
     """
     c, software = state.constants, state.software
     host_ms = c.host_step_ms
     if software.lean_host:
         host_ms -= min(c.host_lean_ms, c.host_step_ms)
     if software.reads_behind and not run.decode.host_elements:
-        host_ms = max(0.0, host_ms - device_ms)
+        host_ms = max(host_ms / BLOCK, host_ms - device_ms)
     host_ms += (data_parallel - 1) * c.host_group_ms + harness.step_ms(c)
     if run.decode.host_elements:
         own = run.decode.ops[-1].record.outputs[0].shape

@@ -22,8 +22,9 @@ from models.kv_cache import CacheConfig
 from models.registry import load_config
 from models.sharding import MAX_USERS
 from runtime.blueprint import Blueprint, LoadOptions, draw
+from runtime.choices import Result
 from runtime.chunking import BUCKET, bucket_length, plan_chunks
-from runtime.engine import Engine, Result
+from runtime.engine import Engine
 from runtime.images import blank_image
 from runtime.loading import load_engines
 from runtime.sampling import DeviceSampling

@@ -1,6 +1,8 @@
 """A generator on a real engine: whoever comes and goes, every user gets the text it gets alone."""
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -57,3 +59,55 @@ def test_continuous_batching_gives_every_user_the_text_it_gets_alone(
             [engine], page_seed=1, share_prefixes=share_prefixes, sample_on_device=on_device
         )
         assert answers(generator, schedule(0)) == alone
+
+
+def joined_later(engine: Any, requests: list[Request], eos: int) -> dict[int, list[int]]:
+    """Answers of users who come one by one, every fifth step."""
+    generator = Generator([engine], page_seed=1, sample_on_device=True, eos_ids=[eos])
+    found: dict[int, list[int]] = {}
+    waiting, steps = list(requests), 0
+    while waiting or not all(map(generator.is_finished, found)):
+        if steps % 5 == 0 and waiting:
+            found[generator.add(waiting.pop(0))] = []
+        step = generator.step()
+        steps += 1
+        for handle, token in step.tokens.items() if step else ():
+            found[handle].append(token)
+    return found
+
+
+def counted(engine: Any) -> dict[str, int]:
+    """How many steps that started ahead are taken, and how many forgotten, from now on."""
+    counts = {"taken": 0, "forgotten": 0}
+    ahead = engine.ahead
+    take, forget = ahead.taken, ahead.forget
+
+    def taken(*step: Any) -> Any:
+        reading = take(*step)
+        counts["taken"] += reading is not None
+        return reading
+
+    def forgotten() -> None:
+        counts["forgotten"] += ahead.reading is not None
+        forget()
+
+    ahead.taken, ahead.forget = taken, forgotten
+    return counts
+
+
+def test_steps_that_start_before_they_are_asked_for_change_no_text(
+    alone: list[list[int]],
+) -> None:
+    """Users come while others answer, and end at other steps, some at an end token."""
+    eos = alone[0][len(alone[0]) // 2]
+    requests = [replace(r, max_new_tokens=3 * r.max_new_tokens) for r in schedule(0)]
+    found, counts = [], []
+    for ahead in (False, True):
+        with engine_of(CHECKPOINT, batch=4, num_blocks=40, trace=True) as engine:
+            engine.goes_ahead = ahead
+            counts.append(counted(engine))
+            found.append(joined_later(engine, requests, eos))
+    assert found[1] == found[0]
+    assert counts[0] == {"taken": 0, "forgotten": 0}
+    assert counts[1]["taken"] > 20
+    assert counts[1]["forgotten"] > 2

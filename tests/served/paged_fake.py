@@ -94,6 +94,7 @@ class PagedFake:
         *,
         page_table: torch.Tensor | None = None,
         sampling: DeviceSampling | None = None,
+        more: bool = False,
     ) -> torch.Tensor:
         assert page_table is not None
         logits = torch.zeros(self.max_batch_size, VOCAB)

@@ -82,6 +82,7 @@ class FakeEngine:
         *,
         page_table: torch.Tensor | None = None,
         sampling: DeviceSampling | None = None,
+        more: bool = False,
     ) -> torch.Tensor:
         assert len(tokens) == len(positions) == self.max_batch_size
         logits = torch.full((self.max_batch_size, VOCAB), float("nan"))

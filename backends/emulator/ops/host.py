@@ -86,6 +86,7 @@ def to_device(
 def from_device(tensor: Tensor, blocking: bool = True) -> Tensor:
     refuse_during_capture(tensor.device(), "Reads")
     data = _values(tensor)
+    data = None if data is None else data.clone()  # what is written later is not in the copy
     return Tensor(data, tensor.dims, tensor.dtype, tensor.layout, tensor.memory_config())
 
 
