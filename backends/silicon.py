@@ -7,17 +7,25 @@ that are really captured. Opening a mesh, dispatch and fabric are shared (mesh.p
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from backends.device_specs import SPECS
 
+DRIVER = Path("/dev/tenstorrent")
+
 
 def load() -> Any:
     """The ttnn module."""
+    if not DRIVER.exists():
+        raise ValueError(
+            f"backend 'silicon' needs a Tenstorrent device, but there is no {DRIVER}: load its "
+            "driver, or use TT_BACKEND=emulator or dry-run"
+        )
     try:
         return importlib.import_module("ttnn")
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             f"silicon needs the ttnn wheel (pip install ttnn==0.81.1): {error}; "
             "without a device use TT_BACKEND=emulator"
         ) from error

@@ -59,7 +59,7 @@ def read_file(text: str) -> Path:
     """An existing file."""
     path = Path(text)
     if not is_there(path) or not path.is_file():
-        raise ValueError(f"there is no file {text}")
+        raise ValueError(f"there is no file {shown(text, 200)}")
     return path
 
 
@@ -68,7 +68,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"the value is {text!r}: choose one of {', '.join(choices)}")
+            raise ValueError(f"the value is {shown(text)}: choose one of {', '.join(choices)}")
         return text
 
     return read
