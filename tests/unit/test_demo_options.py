@@ -83,7 +83,7 @@ def test_an_override_is_typed_and_wins(words: list[str], field: str, value: obje
         (["--page_params", "{blocks: 64}"], "choose from block_size"),
         (["--page_params", "{block_size: 48}"], "use 32, 64 or 128"),
         (["--sampling_params", "{temprature: 1}"], "unknown sampling parameter temprature"),
-        (["--decoder_config_file", "nowhere.json"], "there is no file nowhere.json"),
+        (["--decoder_config_file", "nowhere.json"], "there is no file 'nowhere.json'"),
     ],
 )
 def test_a_wrong_value_says_what_works(words: list[str], found: str) -> None:
