@@ -245,7 +245,7 @@ def parse_changes(text: str) -> dict[Group, Setting]:
     sections = _SECTIONS.findall(text)
     if rest or not sections:
         raise ValueError(
-            f"cannot read optimizations {text!r}: use {', '.join(preset_names())}, or "
+            f"cannot read optimizations {shown(text, 200)}: use {', '.join(preset_names())}, or "
             "'precision_cfg = {ff1_3: bfp4, ...}, fidelity_cfg = {li_ff1_3: lofi, ...}'"
         )
     settings: dict[str, dict[str, str]] = {}
@@ -287,7 +287,7 @@ def _pick(kind: type[_Choice], text: str, what: str) -> _Choice:
     for member in kind:
         if str(text).lower() == member.value or str(text).upper() == member.name:
             return member
-    raise ValueError(f"unknown {what}: {text!r}: {_choices(m.value for m in kind)}")
+    raise ValueError(f"unknown {what}: {shown(text)}: {_choices(m.value for m in kind)}")
 
 
 def _choices(names: Any) -> str:
