@@ -26,7 +26,6 @@ MODEL = "Llama-3.1-8B"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--device N150 --software galaxy", "ms are predicted where the device needs"),
         ("--device N150 --set gap_us=-100", "gap_us is -100: use a number above 0"),
         ("--device P150 --set mesh_shape=1,4", "4 chips of P150 have no links between them"),
         ("--device T3K --data_parallel 3", "choose one of 1, 2, 4, 8"),
