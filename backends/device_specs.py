@@ -134,6 +134,10 @@ def _blackhole(name: str, shape: tuple[int, int] = (1, 1), **facts: object) -> D
     return DeviceSpec(name, "blackhole", shape, **values)  # type: ignore[arg-type]
 
 
+# Blackhole boxes: mesh_graph_descriptors of the ttnn 0.81.1 wheel (two links between neighbours or
+# more); the generic demos read four and eight chips as a ring. Power of a p300: its firmware's
+# limit. No power of a Galaxy's board is published, of either kind.
+_TWO = {"links": (0, 2)}
 SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
     {
         spec.name: spec
@@ -188,18 +192,6 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
             ),
             _blackhole("P100", dram_banks=7, dram_gbps=448.0, product="Blackhole p100"),
             _blackhole("P150", product="Blackhole p150"),
-        )
-    }
-)  # fmt: skip
-
-# Products that only the performance model knows: nothing of them has been run here, not even dry.
-# Meshes: mesh_graph_descriptors of the ttnn 0.81.1 wheel (two links between neighbours); the
-# generic demos read four and eight chips as a ring. Power of a p300: its firmware's limit.
-_TWO = {"links": (0, 2)}
-MODELLED: Mapping[str, DeviceSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
             _blackhole("P300", (1, 2), **_TWO, board_watts=550.0, product="Blackhole p300"),
             _blackhole("P150x2", (1, 2), **_TWO, boards=2, product="two Blackhole p150"),
             _blackhole(

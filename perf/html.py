@@ -74,7 +74,7 @@ def _sweep() -> str:
     points = Sweep(MODEL, where, (1, 8, 32), (128, 4096, 32768)).points()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sweep.svg"
-        draw(path, points, MODEL)
+        draw(path, points, f"{MODEL}, software {points[0].software}")
         svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     note = (
@@ -89,7 +89,8 @@ def _breakdowns() -> str:
         where = setting(device)
         workload = workload_for(MODEL, where.spec, software=where.software)
         found = predict(workload, software=where.software)
-        parts.append(f"<h3>{MODEL} on {device}</h3>{_bars(found)}")
+        title = f"{MODEL} on {device}, software {where.software.name}"
+        parts.append(f"<h3>{title}</h3>{_bars(found)}")
     return "".join(parts)
 
 
@@ -114,7 +115,7 @@ def _elsewhere() -> str:
         found = predict(row.workload, software=row.software, harness=row.harness)
         rows.append(_line(row, found))
     columns = (
-        "Source", "Harness", "Configuration", "t/s/u published", "modelled", "TTFT published",
+        "Source", "Harness", "Software", "Configuration", "t/s/u published", "modelled", "TTFT published",
         "modelled", "role",
     )  # fmt: skip
     intervals = ", ".join(f"{k} {v[0]} to {v[1]}" for k, v in provenance()["interval"].items())
@@ -129,7 +130,7 @@ def _line(row: Row, found: Prediction) -> list[str]:
     groups = f" DP{row.data_parallel}" if row.data_parallel > 1 else ""
     what = f"{row.model} {row.device}{groups}, batch {row.batch_size}, {row.prefill_len} tokens"
     return [
-        row.source, row.harness_name, what, f"{speed:.1f}" if speed else "",
+        row.source, row.harness_name, row.software.name, what, f"{speed:.1f}" if speed else "",
         f"{found.tokens_per_s_per_user:.1f}", f"{row.ttft_ms:.0f}" if row.ttft_ms else "",
         f"{found.ttft_ms:.0f}", row.role,
     ]  # fmt: skip

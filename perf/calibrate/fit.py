@@ -158,14 +158,11 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
     lists = [(run.prefill, state) for run, state in zip(runs, states, strict=True)]
     table, counts, launches = _count(lists)
     how = [
-        PrefillRun(
-            row.batch_size,
-            row.software.traced_prefill and row.prefill_len <= 1024,
-            row.data_parallel,
-            run.prefill_users,
-            run.decode.host_elements > 0,
+        PrefillRun.of(
+            run, state, users=row.batch_size, prefill_len=row.prefill_len,
+            data_parallel=row.data_parallel,
         )
-        for row, run in zip(rows, runs, strict=True)
+        for row, run, state in zip(rows, runs, states, strict=True)
     ]
 
     dispatches = [Dispatch.of(run, state) for run, state in zip(runs, states, strict=True)]
@@ -176,7 +173,7 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
         facts = zip(rows, device, runs, dispatches, how, strict=True)
         for row, us, run, dispatch, driven in facts:
             host = driven.host_us(us, dispatch.us(c), c)
-            own = (us + sum(host.values())) / run.prefill_users / 1000
+            own = (us * driven.share + sum(host.values())) / run.prefill_users / 1000
             step = 1000 / row.tokens_per_s_per_user if row.tokens_per_s_per_user else 0.0
             slow = row.software.slow_first_request
             totals.append(
@@ -204,9 +201,12 @@ def fit(
     start: Constants,
     *,
     rows: Sequence[int] | np.ndarray | None = None,
-    loss: str = "linear",
 ) -> Constants:
-    """Constants that fit the chosen rows best; others stay as in `start`."""
+    """Constants that fit the chosen rows best; others stay as in `start`.
+
+    Beyond its noise a row counts by its error, not by the square: what one odd machine or model
+    published must not move all others.
+    """
     chosen = np.arange(len(phase.measured)) if rows is None else np.asarray(rows)
     guess = np.log([getattr(start, name) for name in names])
     low = np.log([facts(name)["low"] for name in names]) - 1e-9
@@ -237,7 +237,7 @@ def fit(
 
     begin = np.clip(guess, low, high)
     found = least_squares(
-        residuals, begin, jac=slopes, bounds=(low, high), loss=loss, max_nfev=25, xtol=1e-5,
+        residuals, begin, jac=slopes, bounds=(low, high), loss="soft_l1", max_nfev=25, xtol=1e-5,
         ftol=1e-5,
     )  # fmt: skip
     return at(found.x)

@@ -33,7 +33,7 @@ class Data:
         self.decode = decode_rows(self.rows)
         self.prefill = prefill_rows([self.rows[i] for i in self.ttft_rows])
         self.op = op_rows(self.ops)
-        self.op_start = fit(self.op, fitted("ops"), Constants(), loss="soft_l1")
+        self.op_start = fit(self.op, fitted("ops"), Constants())
 
     @classmethod
     def load(cls) -> Data:

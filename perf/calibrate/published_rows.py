@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.device_specs import MODELLED, SPECS
+from backends.device_specs import SPECS
 from perf.cost.software import Software, software_named
 from perf.op_lists.record import GENERATED, Workload
 from perf.predict.figures import workload_for
@@ -23,7 +23,6 @@ from perf.predict.harness import HARNESSES, REQUESTS, Harness
 FIGURES = Path(__file__).parents[1] / "published" / "model_figures.csv"
 ELSEWHERE = FIGURES.with_name("elsewhere.csv")
 NOT_MODELLED = ("90B",)
-ALL_SPECS = {**SPECS, **MODELLED}
 
 # the formats that the tables name, and the fidelities that went with them
 _PRECISION = (
@@ -80,7 +79,7 @@ class Row:
         """What reproduces the row."""
         return workload_for(
             self.model,
-            ALL_SPECS[self.device],
+            SPECS[self.device],
             software=self.software,
             harness=self.harness,
             generated=self.generated,

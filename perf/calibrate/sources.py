@@ -38,13 +38,12 @@ class Table:
         self.is_fit = np.array([row.role == "fit" for row in self.rows])
         self.serves = np.array([row.harness.serves for row in self.rows])
 
-    def fit(
-        self, names: tuple[str, str], start: Constants, chosen: np.ndarray, loss: str = "linear"
-    ) -> Constants:
+    def fit(self, names: tuple[str, str], start: Constants, chosen: np.ndarray) -> Constants:
         """Constants of a kind, first of decode rows, then of TTFT, from the chosen rows."""
-        speed, ttft = np.flatnonzero(chosen), np.flatnonzero(chosen[self.ttft_rows])
-        found = fit(self.decode, fitted(names[0]), start, rows=speed, loss=loss)
-        return fit(self.prefill, fitted(names[1]), found, rows=ttft, loss=loss)
+        speed = np.flatnonzero(chosen & ~np.isnan(self.decode.measured))
+        ttft = np.flatnonzero(chosen[self.ttft_rows])
+        found = fit(self.decode, fitted(names[0]), start, rows=speed)
+        return fit(self.prefill, fitted(names[1]), found, rows=ttft)
 
     def errors(self, constants: Constants) -> dict[str, np.ndarray]:
         """Logarithms of measured over predicted figures of all rows; none where no figure is."""
@@ -65,7 +64,7 @@ class Sources:
 
     def extended(self, start: Constants, chosen: np.ndarray) -> Constants:
         """Constants of servers, boards and later hosts, from chosen other rows."""
-        return self.other.fit(("elsewhere", "elsewhere_ttft"), start, chosen, loss="soft_l1")
+        return self.other.fit(("elsewhere", "elsewhere_ttft"), start, chosen)
 
     def shipped(self, start: Constants) -> Constants:
         """The constants that are written, from basic ones."""
@@ -76,7 +75,9 @@ class Sources:
         """Errors of all rows, first ones first, by constants that saw nothing of their document."""
         basic = ("decode", "prefill")
         other, seen = self.other, self.other.is_fit
-        unseen_first = self.extended(other.fit(basic, self.op_start, seen), seen)
+        # what a server adds is fitted after the basic constants, which therefore come from demos
+        demos = other.fit(basic, self.op_start, seen & ~other.serves)
+        unseen_first = self.extended(demos, seen)
         whole = self.first.fit(basic, self.op_start, np.ones(len(self.first.rows), bool))
         found = {name: np.full(len(other.rows), np.nan) for name in ("decode", "ttft")}
         for document in dict.fromkeys(other.document[seen].tolist()):

@@ -142,10 +142,10 @@ class Constants:
         20, 5, 40, "us", "start and end of prefill attention", "ops", _PREFILL
     )
     sdpa_matmul_cycles: float = _fitted(
-        110, 64, 200, "cycles/tile product", "prefill attention's products at HiFi4", "prefill"
+        110, 64, 200, "cycles/tile product", "prefill attention's products at HiFi4", "ops prefill"
     )
     sdpa_softmax_cycles: float = _fitted(
-        580, 200, 1500, "cycles/tile", "prefill attention's softmax of a tile of scores", "prefill"
+        580, 200, 1500, "cycles/tile", "prefill attention's softmax of a tile of scores", "ops prefill"
     )
 
     # --- links
@@ -169,6 +169,9 @@ class Constants:
     link_skew_us: float = _fitted(
         3, 0.5, 12, "us/chip", "more than two chips of a model wait for each other", "decode"
     )
+    link_skew_fabric_us: float = _fitted(
+        1.5, 0.1, 8, "us/chip", "the same with the collectives of 2026", "elsewhere"
+    )
     link_row_us: float = _fitted(
         2, 0.2, 12, "us/chip/row", "the same at each further row of tiles", "prefill"
     )
@@ -188,6 +191,10 @@ class Constants:
     sampling_us: float = _known(67.7, "us", "a draw from 256 candidates", _DECODER)
 
     # --- host
+    host_factor: float = _known(
+        1, "ratio", "all host work here to that of the machines behind the published tables",
+        "what is asked for (--host)",
+    )  # fmt: skip
     host_step_ms: float = _fitted(
         1.5, 0.3, 4, "ms", "one decode step: inputs, trace start, tokens back", "decode", _QWEN
     )
@@ -209,6 +216,13 @@ class Constants:
     host_prefill_ms: float = _fitted(
         5, 0.5, 15, "ms", "host work around one user's prefill", "prefill"
     )
+    host_traced_ms: float = _fitted(
+        2, 0.3, 5, "ms", "the same around a prefill that is replayed", "prefill elsewhere_ttft"
+    )
+    host_each_ms: float = _fitted(
+        1.2, 0.1, 4, "ms", "more of it for each user of a prefill of many together",
+        "elsewhere_ttft",
+    )  # fmt: skip
     host_batch_ms: float = _fitted(
         9, 0.5, 20, "ms", "more of it per user where there are many", "prefill"
     )

@@ -106,7 +106,9 @@ def pass_us(
     start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
     faster = c.link_latency_bh if spec.arch == "blackhole" else 1.0
     # chips of a model do not arrive together, and wait for each other at every row of tiles
-    per_chip = c.link_skew_us + (0 if software.fabric else (rows - 1) * c.link_row_us)
+    per_chip = c.link_skew_us + (rows - 1) * c.link_row_us
+    if software.fabric:
+        per_chip = c.link_skew_fabric_us
     skew = 0.0 if state.isolated else per_chip * (chips - 2)
     return (start + hop * chips) * faster + skew + bytes_us(volume, share * rate)
 

@@ -33,6 +33,7 @@ class Software:
     mlp_cores: Mapping[str, int] = field(default_factory=dict)  # PAD_MLP_CORES by model
     plans: str = "own"  # whose plans made the op list (models/plans/target.py)
     blackhole_readers: int = 1  # cores that stream one DRAM bank in a DRAM-sharded matmul there
+    groups_beside: bool = False  # prompts of all groups are sent before any result is read
     pads_prompts: bool = False  # to a power of two from 128 on, or to a multiple of 2048
     one_token_over: bool = False  # a client's prompts are a token longer than it says
     lean_host: bool = False  # the host's loop around a decode step since autumn 2025
@@ -71,6 +72,7 @@ _GENERIC: dict[str, Any] = {
 _LATER: dict[str, Any] = {
     "device_sampling_users": 32,
     "device_sampling_on_grid": True,
+    "groups_beside": True,  # tt-metal issue 33146, November 2025
     "fabric": True,
     "sharded_on_grid": True,
 }
@@ -103,12 +105,12 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
                 batched_prefill=True,
                 traced_prefill=True,
                 reads_behind=True,
-                **_LATER,
+                **_LATER | {"groups_beside": False},  # engines prefill one after the other
             ),
         )
     }
 )  # fmt: skip
-PUBLISHED, OWN = SOFTWARE["2025"], SOFTWARE["own"]
+OWN = SOFTWARE["own"]
 
 
 def software_named(text: str) -> Software:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backends.command import run
+from backends.device_specs import SPECS
 from models.numbers import argument
 from models.outputs import PICTURES, output_file
 from perf.predict.figures import (
@@ -19,7 +20,7 @@ from perf.predict.figures import (
     workload_for,
 )
 from perf.predict.harness import HARNESSES
-from perf.predict.what_if import KNOWN, Setting, setting
+from perf.predict.what_if import HOSTS, Setting, setting
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(f"--{name}", type=argument(name), **told)
 
     p.add_argument("--model", required=True, help="name in models/model_params, or a directory")
-    p.add_argument("--device", required=True, help=f"{', '.join(KNOWN)}, or a JSON file (what if)")
+    p.add_argument("--device", required=True, help=f"{', '.join(SPECS)}, or a JSON file (what if)")
     number("batch_size", default=1, help="users of one data-parallel group")
     number("prefill_len", default=128, help="tokens of a prompt")
     number("images", default=0, help="in a prompt, of the most tiles")
@@ -42,12 +43,16 @@ def parser() -> argparse.ArgumentParser:
     number("generated", default=200, help="tokens; half of them are context")
     p.add_argument(
         "--software", metavar="NAME[+SWITCH=VALUE...]",
-        help="whose habits: 2025 (Wormhole's default, as the published tables), galaxy, "
-        "2026 (Blackhole's default), 2026-08, own (this repository); a wrong switch lists them all",
+        help="whose habits: own (this repository's, the default), 2025 (as the published tables), "
+        "galaxy, 2026, 2026-08; a wrong switch lists them all",
     )  # fmt: skip
     p.add_argument(
         "--harness", choices=list(HARNESSES), default="demo",
         help="how figures are taken: mean of a demo, its first token, or through a server",
+    )  # fmt: skip
+    p.add_argument(
+        "--host", default="usual",
+        help=f"{', '.join(HOSTS)}, or how many times as long as usual the host's work takes",
     )  # fmt: skip
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="changes",
@@ -95,7 +100,7 @@ def describe(prediction: Prediction) -> str:
 
 def prepare(options: argparse.Namespace) -> tuple[Workload, Setting]:
     """What the arguments ask for."""
-    where = setting(options.device, options.software, options.changes)
+    where = setting(options.device, options.software, options.changes, options.host)
     workload = workload_for(
         options.model,
         where.spec,

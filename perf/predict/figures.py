@@ -19,14 +19,12 @@ from backends.op_record import OpRecord
 from perf.cost.constants import Constants, load_constants
 from perf.cost.links import PERSISTENT
 from perf.cost.price import OpTime, op_time
-from perf.cost.software import OWN, PUBLISHED, Software
+from perf.cost.software import OWN, Software
 from perf.cost.units import BESIDE, COLLECTIVES, Situation, is_view
 from perf.op_lists.record import CountedOp, OpList, RunOps, Workload
 from perf.predict.harness import DEMO, Harness
 from perf.predict.host import PrefillRun, decode_host_ms
 from perf.predict.interval import trust
-
-TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,16 @@ class _Sum:
         self.bounds[bound] = self.bounds.get(bound, 0.0) + us / 1000
         self.us += us
         self.limit_us += limit_us
+
+    def scaled(self, share: float) -> _Sum:
+        """A share of everything but the launches."""
+        return _Sum(
+            {name: ms * share for name, ms in self.breakdown.items()},
+            {name: ms * share for name, ms in self.bounds.items()},
+            self.limit_us * share,
+            self.us * share,
+            self.launches,
+        )
 
     def phase(self) -> PhaseTimes:
         """The sums, biggest first; no op takes less than its physical limit, so neither do they."""
@@ -197,17 +205,12 @@ def prefill_phase(
 ) -> PhaseTimes:
     """Prefill of one user: the whole of a pass divided by its users."""
     state = replace(state, prefill=True)
-    total = sum_ops(run.prefill, state, without=without)
+    device = sum_ops(run.prefill, state, without=without)
+    total = device.scaled(how.share)
     dispatch = Dispatch.of(run, state, without).us(state.constants)
-    for name, us in how.host_us(total.us, dispatch, state.constants).items():
+    for name, us in how.host_us(device.us, dispatch, state.constants).items():
         total.add(name, "host", us)
-    phase, share = total.phase(), 1 / run.prefill_users
-    return PhaseTimes(
-        phase.ms * share,
-        phase.limit_ms * share,
-        {name: ms * share for name, ms in phase.breakdown.items()},
-        {name: ms * share for name, ms in phase.bounds.items()},
-    )
+    return total.scaled(1 / run.prefill_users).phase()
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,7 @@ class Dispatch:
     def us(self, c: Constants) -> float:
         """Host time: ops run chip by chip, collectives need more of it."""
         per_op = c.host_op_us + (self.chips - 1) * c.host_chip_us
-        return self.ops * per_op + self.collectives * c.host_link_op_us
+        return c.host_factor * (self.ops * per_op + self.collectives * c.host_link_op_us)
 
 
 def predict_ops(
@@ -255,14 +258,17 @@ def predict_ops(
     state = Situation(spec, c, software, context, users, min(run.mesh_shape) > 1)
     options: dict[str, Any] = {"harness": harness, "without": without}
     decode = decode_phase(run, state, data_parallel=data_parallel, **options)
-    traced = software.traced_prefill and prefill_len <= TRACED_UP_TO
-    samples = run.decode.host_elements > 0
-    how = PrefillRun(users, traced, data_parallel, run.prefill_users, samples)
+    how = PrefillRun.of(
+        run, state, users=users, prefill_len=prefill_len, data_parallel=data_parallel
+    )
     prefill = prefill_phase(run, state, how, without=without)
     slow_first = software.slow_first_request
     ttft = harness.ttft_ms(prefill.ms, users, decode.ms, c, slow_first=slow_first)
     speed = 1000 / decode.ms
-    sure = trust(harness, software, device=spec.name, context=context, workload=workload)
+    sure = trust(
+        harness, software, device=spec.name, context=context, host_factor=c.host_factor,
+        workload=workload,
+    )  # fmt: skip
     return Prediction(
         ttft_ms=ttft,
         tokens_per_s_per_user=speed,
@@ -276,7 +282,7 @@ def predict_ops(
         assumes=f"software {software.name}, tokens chosen on the "
         f"{'host' if run.decode.host_elements else 'device'}, prompts padded to "
         f"{software.padded_len(prefill_len) or prefill_len} tokens, decode at a context of "
-        f"{context}",
+        f"{context}" + (f", host work {c.host_factor:g} times the usual" * (c.host_factor != 1)),
         unknown=sure.unknown,
     )
 
@@ -288,7 +294,7 @@ def _spread(value: float, ratios: tuple[float, float]) -> tuple[float, float]:
 def predict(
     workload: Workload,
     *,
-    software: Software = PUBLISHED,
+    software: Software = OWN,
     harness: Harness = DEMO,
     constants: Constants | None = None,
     without: Sequence[str] = (),
@@ -315,7 +321,7 @@ def workload_for(
     model: str,
     spec: DeviceSpec,
     *,
-    software: Software = PUBLISHED,
+    software: Software = OWN,
     harness: Harness = DEMO,
     batch_size: int = 1,
     data_parallel: int = 1,

@@ -9,6 +9,8 @@ from perf.cost.units import Situation
 from perf.op_lists.record import BLOCK, RunOps
 from perf.predict.harness import DEMO, Harness
 
+TRACED_UP_TO = 1024  # tokens of a prefill that newer software replays from a trace
+
 
 def decode_host_ms(
     run: RunOps,
@@ -39,7 +41,7 @@ def decode_host_ms(
             read *= min(1.0, state.active_users / harness.slots)
         host_ms += read * (c.host_logits_ms + (data_parallel - 1) * c.host_group_logits_ms)
         host_ms += own_elements / 1e6 * c.host_logits_chip_ms
-    return host_ms
+    return c.host_factor * host_ms
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,43 @@ class PrefillRun:
     data_parallel: int = 1
     together: int = 1  # users of one pass
     samples: bool = True  # the host picks every user's first token
+    beside: bool = False  # groups prefill at the same time
+
+    @classmethod
+    def of(
+        cls, run: RunOps, state: Situation, *, users: int, prefill_len: int, data_parallel: int = 1
+    ) -> PrefillRun:
+        """How the software of a situation drives it."""
+        software = state.software
+        one_each = users <= run.prefill_users
+        return cls(
+            users,
+            software.traced_prefill and prefill_len <= TRACED_UP_TO,
+            data_parallel,
+            run.prefill_users,
+            run.decode.host_elements > 0,
+            software.groups_beside and (one_each or state.spec.arch == "blackhole"),
+        )
+
+    @property
+    def share(self) -> float:
+        """Of a pass's time on the device that counts for it: groups beside each other divide it."""
+        return 1 / self.data_parallel if self.beside else 1.0
 
     def host_us(self, device_us: float, dispatch_us: float, c: Constants) -> dict[str, float]:
-        """Host time beside the device's: waiting for dispatch, groups in turn, work per user."""
-        waiting = 0.0 if self.traced else max(0.0, dispatch_us - device_us)
-        if self.data_parallel > 1:
+        """Host time of a pass beside the device's: waiting for dispatch, groups, work per user.
+
+        Groups that run beside each other wait for the host, which sends one after the other.
+        """
+        sent = 0.0 if self.traced else dispatch_us
+        waiting = max(0.0, sent - device_us)
+        if self.beside:
+            waiting = (waiting + (self.data_parallel - 1) * sent) * self.share
+        elif self.data_parallel > 1:
             waiting += (c.group_overlap - 1) * device_us
-        work = c.host_prefill_ms
-        if self.users > 1 and self.together == 1 and self.samples:
+        work = c.host_traced_ms if self.traced else c.host_prefill_ms
+        if self.together > 1:
+            work += self.together * c.host_each_ms
+        elif self.users > 1 and self.samples:
             work += c.host_batch_ms
-        return {"dispatch": waiting, "host": 1000 * work}
+        return {"dispatch": waiting, "host": 1000 * c.host_factor * work}

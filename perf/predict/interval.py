@@ -36,6 +36,7 @@ def trust(
     *,
     device: str,
     context: int,
+    host_factor: float = 1.0,
     workload: Workload | None = None,
 ) -> Trust:
     """Compare a prediction with what was fitted."""
@@ -51,4 +52,6 @@ def trust(
         unknown.append("software")
     if context > stored["longest_context"]:
         unknown.append("context")
+    if host_factor != 1:
+        unknown.append("host")
     return Trust("server" if harness.serves else "demo", tuple(unknown))

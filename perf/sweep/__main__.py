@@ -21,6 +21,7 @@ from perf.predict.what_if import setting
 from perf.sweep.plot import draw
 from perf.sweep.points import Sweep
 from perf.sweep.text import as_csv, text
+from runtime.numbers import argument
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--generated", type=argument("generated"), default=200)
     p.add_argument("--software", help="as for perf.predict")
     p.add_argument("--harness", choices=list(HARNESSES), default="demo")
+    p.add_argument("--host", default="usual", help="as for perf.predict")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
     p.add_argument("--json", action="store_true", help="print JSON")
     p.add_argument("--csv", type=output_file(), help="write the points")
@@ -55,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
 
 def sweep_of(options: argparse.Namespace) -> Sweep:
     """What the arguments ask for."""
-    where = (setting(name, options.software, options.changes) for name in options.devices)
+    where = (
+        setting(name, options.software, options.changes, options.host) for name in options.devices
+    )
     return Sweep(
         options.model, tuple(where), options.batch, options.context, options.optimizations,
         options.data_parallel, options.harness, options.generated,
@@ -74,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.csv.write_text(as_csv(points), encoding="utf-8")
     if options.plot:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        draw(options.plot, points, f"{options.model}, {options.harness}")
+        title = f"{options.model}, {options.harness}, software {points[0].software}"
+        draw(options.plot, points, title)
     if options.json:
         settings = {"model": options.model, "harness": options.harness, "provenance": "modelled"}
         lists = {"points": [asdict(p) for p in points], "room": [asdict(r) for r in room]}

@@ -25,6 +25,7 @@ class Point:
     data_parallel: int
     batch: int  # users of one data-parallel group
     context: int  # tokens of a prompt
+    software: str = "own"
     tokens_per_s_per_user: float | None = None
     low: float | None = None
     high: float | None = None
@@ -73,7 +74,7 @@ class Sweep:
     def point(self, where: Setting, opt: str, groups: int, batch: int, context: int) -> Point:
         """One prediction, or why it is refused."""
         spec, harness = where.spec, HARNESSES[self.harness]
-        asked = Point(spec.name, opt, groups, batch, context)
+        asked = Point(spec.name, opt, groups, batch, context, where.software.name)
         try:
             workload = workload_for(
                 self.model, spec, software=where.software, harness=harness, batch_size=batch,

@@ -20,7 +20,7 @@ def cells(p: Point) -> list[str]:
     asked = [p.device, p.optimizations, str(p.data_parallel), str(p.batch), str(p.context)]
     if p.refused:
         return [*asked, "-", p.refused.split(":")[0][:60], "", "", "", "", ""]
-    watt = "" if p.tokens_per_s_per_watt is None else f"{p.tokens_per_s_per_watt:.2f}"
+    watt = "not known" if p.tokens_per_s_per_watt is None else f"{p.tokens_per_s_per_watt:.2f}"
     return [
         *asked, f"{p.tokens_per_s_per_user:.1f}", f"{p.low:.1f} to {p.high:.1f}",
         f"{p.tokens_per_s:.0f}", f"{p.ttft_ms:.0f}", watt, f"{p.tokens_per_s_per_board:.0f}",
@@ -56,7 +56,11 @@ def compared(points: Sequence[Point]) -> str:
 
 def text(points: Sequence[Point], room: Sequence[Room]) -> str:
     """Everything, for a terminal."""
-    parts = ["modelled figures; * marks the front of latency and throughput at a context"]
+    software = ", ".join(dict.fromkeys(p.software for p in points))
+    parts = [
+        f"modelled figures of software {software}; * marks the front of latency and throughput at "
+        "a context"
+    ]
     parts.append(aligned(map(cells, points), COLUMNS))
     lines = [
         [r.device, r.optimizations, str(r.data_parallel),
