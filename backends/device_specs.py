@@ -136,7 +136,8 @@ def _blackhole(name: str, shape: tuple[int, int] = (1, 1), **facts: object) -> D
 
 # Blackhole boxes: mesh_graph_descriptors of the ttnn 0.81.1 wheel (two links between neighbours or
 # more); the generic demos read four and eight chips as a ring. Power of a p300: its firmware's
-# limit. No power of a Galaxy's board is published, of either kind.
+# limit. Of the Galaxies no board power is published: firmware holds a chip of the Blackhole one to
+# 130 W, its memory and board come on top.
 _TWO = {"links": (0, 2)}
 SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
     {
@@ -207,8 +208,9 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                 product="QuietBox 2 (Blackhole), two p300",
             ),
             _blackhole(
-                "BH_GALAXY", (8, 4), links=(2, 2), ring=(True, True), boards=32, board_watts=None,
-                product="Blackhole Galaxy",
+                # one column of cores fused off: fw_table.txt of GALAXY in tt-system-firmware
+                "BH_GALAXY", (8, 4), compute_grid=(12, 10), links=(2, 2), ring=(True, True),
+                boards=32, board_watts=None, product="Blackhole Galaxy",
             ),
         )
     }

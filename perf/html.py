@@ -115,8 +115,8 @@ def _elsewhere() -> str:
         found = predict(row.workload, software=row.software, harness=row.harness)
         rows.append(_line(row, found))
     columns = (
-        "Source", "Harness", "Software", "Configuration", "t/s/u published", "modelled", "TTFT published",
-        "modelled", "role",
+        "Source", "Harness", "Software", "Configuration", "t/s/u published", "modelled",
+        "TTFT published", "modelled", "role",
     )  # fmt: skip
     intervals = ", ".join(f"{k} {v[0]} to {v[1]}" for k, v in provenance()["interval"].items())
     return (

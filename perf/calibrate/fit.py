@@ -159,7 +159,10 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
     table, counts, launches = _count(lists)
     how = [
         PrefillRun.of(
-            run, state, users=row.batch_size, prefill_len=row.prefill_len,
+            run,
+            state,
+            users=row.batch_size,
+            prefill_len=row.prefill_len,
             data_parallel=row.data_parallel,
         )
         for row, run, state in zip(rows, runs, states, strict=True)

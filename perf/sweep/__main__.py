@@ -21,7 +21,6 @@ from perf.predict.what_if import setting
 from perf.sweep.plot import draw
 from perf.sweep.points import Sweep
 from perf.sweep.text import as_csv, text
-from runtime.numbers import argument
 
 
 def parser() -> argparse.ArgumentParser:
