@@ -72,7 +72,7 @@ _GENERIC: dict[str, Any] = {
 _LATER: dict[str, Any] = {
     "device_sampling_users": 32,
     "device_sampling_on_grid": True,
-    "groups_beside": True,  # tt-metal issue 33146, November 2025
+    "groups_beside": True,  # tt-metal#33146, November 2025
     "fabric": True,
     "sharded_on_grid": True,
 }

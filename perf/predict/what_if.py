@@ -24,7 +24,7 @@ HOSTS: Mapping[str, float] = MappingProxyType(
     {
         "usual": 1.0,
         # LoudBoxes whose processor governor was not set to performance: 12 to 13 t/s/u of a 70B
-        # model for 32 users instead of 15 (tt-inference-server issue 203)
+        # model for 32 users instead of 15 (tt-inference-server#203)
         "untuned": 2.5,
     }
 )
