@@ -222,7 +222,10 @@ def test_a_bad_image_is_one_line(source: Callable[[], Any], message: str) -> Non
             lambda image: _draw("Llama-3.2-11B-Vision", "TG", 1),
             "on one chip or a line of chips, not on a mesh of 8x4",
         ),
-        (lambda image: _draw("Llama-3.2-11B-Vision", "N300", 9), "9 images a prompt: use 0"),
+        (
+            lambda image: _draw("Llama-3.2-11B-Vision", "N300", 9),
+            "images is 9: use a whole number from 0 to 8",
+        ),
         (
             lambda image: _draw("Llama-3.2-90B-Vision", "N300", 1).check_fits(),
             r"does not fit N300: each chip needs \d+\.\d GiB of weights",
