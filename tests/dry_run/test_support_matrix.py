@@ -87,6 +87,10 @@ LOOKING += [
     pytest.param(_options("Llama-3.2-11B-Vision", device, **_LOOK), marks=pytest.mark.full)
     for device in ("N300", "T3K", "P150")
 ]
+_SEVERAL = _LOOK | {"images": 2, "batch_sizes": [1], "max_seq_len": 4096}
+LOOKING.append(
+    pytest.param(_options("Llama-3.2-11B-Vision", "N300", **_SEVERAL), marks=pytest.mark.full)
+)
 
 
 @pytest.mark.parametrize("check_options", LOOKING, ids=_named)
@@ -97,7 +101,8 @@ def test_a_layer_that_looks_at_images_and_the_whole_tower_pass(
     assert report["status"] == "pass", report.get("failure") or report.get("reason")
     (run,) = report["runs"]
     names = [phase["name"] for phase in run["phases"]]
-    assert {"prefill 128, 4 tiles", "decode with images"} <= set(names)
+    all_tiles = "+".join(["4"] * check_options["images"])
+    assert {f"prefill 128, {all_tiles} tiles", "decode with images"} <= set(names)
     _agrees_with_its_estimate(run)
 
 
