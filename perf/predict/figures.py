@@ -120,7 +120,13 @@ class _Sum:
         )
 
     def phase(self) -> PhaseTimes:
-        """The sums, biggest first; no op takes less than its physical limit, so neither do they."""
+        """The sums, biggest first; a sum below the physical limit is refused, not mended."""
+        if self.us < self.limit_us:
+            raise ValueError(
+                f"{self.us / 1000:.2f} ms are predicted where the device needs "
+                f"{self.limit_us / 1000:.2f} at least: the software or the constants do not "
+                "belong to this device"
+            )
         ordered = sorted(self.breakdown.items(), key=lambda item: -item[1])
         return PhaseTimes(self.us / 1000, self.limit_us / 1000, dict(ordered), self.bounds)
 

@@ -26,6 +26,11 @@ MODEL = "Llama-3.1-8B"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            "--device TG --model Llama-3.3-70B --software own --set dram_gbps=20 "
+            "--set dram_sharded=5",
+            "ms are predicted where the device needs",
+        ),
         ("--device N150 --set gap_us=-100", "gap_us is -100: use a number above 0"),
         ("--device P150 --set mesh_shape=1,4", "4 chips of P150 have no links between them"),
         ("--device T3K --data_parallel 3", "choose one of 1, 2, 4, 8"),
