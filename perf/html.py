@@ -28,6 +28,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
+td { max-width: 18rem; overflow-wrap: anywhere; }  /* settings are one long word */
 th { position: sticky; top: 0; background: Canvas; }
 .scroll { overflow-x: auto; } nav a { margin-right: 1rem; }
 figure { margin: 1rem 0; background: #fff; padding: .5rem; border-radius: 6px; }
