@@ -4,7 +4,8 @@
 the default model. Times are host wall clock and say nothing about Tenstorrent hardware; quote the
 ratios (HF time / ours), which survive a noisy machine. `--devices T3K,TG` asks instead what their
 meshes cost: our time there divided by that on one chip. `--busy` asks what other work costs: a
-decode step beside an endless loop on every core, divided by one without.
+decode step beside an endless loop on every core, divided by one without. `--against llama.cpp`
+takes turns with that instead (host_llama.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -89,8 +90,8 @@ class Ours:
     def __init__(self, engine: Any, prompts: torch.Tensor, steps: int) -> None:
         self.engine, self.steps = engine, steps
         self.prompts = prompts.tolist()
-        batch = len(self.prompts)
-        blocks = -(-(PROMPT_TOKENS + steps + 8) // engine.block_size)
+        batch, self.length = prompts.shape
+        blocks = -(-(self.length + steps + 8) // engine.block_size)
         order = torch.randperm(engine.num_blocks, generator=torch.Generator().manual_seed(0))
         self.pages = order[: batch * blocks].reshape(batch, blocks).to(torch.int32)
 
@@ -101,13 +102,16 @@ class Ours:
         return logits.argmax(-1).to(torch.int32)
 
     def decode(self) -> Iterator[float]:
+        """Seconds of each traced step after a prefill."""
+        return self.decode_after(self.prefill())
+
+    def decode_after(self, token: torch.Tensor) -> Iterator[float]:
         """Seconds of each traced step; two steps before compile and capture."""
         from runtime.sampling import GREEDY, device_sampling
 
-        token = self.prefill()
         sampling = device_sampling([GREEDY] * len(token))
         for step in range(self.steps + 2):
-            at = torch.full_like(token, PROMPT_TOKENS + step)
+            at = torch.full_like(token, self.length + step)
             start = time.perf_counter()
             token = self.engine.decode(token, at, page_table=self.pages, sampling=sampling)
             if step >= 2:
@@ -115,8 +119,11 @@ class Ours:
 
 
 @contextmanager
-def our_engine(batch: int, optimizations: str, device: str = "N150") -> Iterator[Any]:
-    """The default model on an emulated device."""
+def our_engine(
+    batch: int, optimizations: str, device: str = "N150", *, max_seq_len: int = 1024,
+    cache: str | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """The default model on an emulated device; `cache`: where its converted weights are kept."""
     from models.kv_cache import CacheConfig
     from runtime.blueprint import LoadOptions
     from runtime.loading import load_engines
@@ -124,10 +131,14 @@ def our_engine(batch: int, optimizations: str, device: str = "N150") -> Iterator
     options = LoadOptions(
         device=device,
         max_batch_size=batch,
-        cache=CacheConfig(32, 512),
+        max_seq_len=max_seq_len,
+        cache=CacheConfig(32, max(512, max_seq_len // 32)),
         optimizations=optimizations,
     )
-    with load_engines(options, Settings.from_env()) as loaded:
+    settings = Settings.from_env()
+    if cache is not None:
+        settings = replace(settings, cache_path=cache)
+    with load_engines(options, settings) as loaded:
         yield loaded.engines[0]
 
 
@@ -138,10 +149,10 @@ def clock(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def random_prompts(batch: int, vocabulary: int) -> torch.Tensor:
-    """Token ids [batch, PROMPT_TOKENS]."""
+def random_prompts(batch: int, vocabulary: int, length: int = PROMPT_TOKENS) -> torch.Tensor:
+    """Token ids [batch, length]."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(vocabulary, (batch, PROMPT_TOKENS), generator=generator)
+    return torch.randint(vocabulary, (batch, length), generator=generator)
 
 
 def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) -> dict[str, Times]:
@@ -271,13 +282,19 @@ def main() -> None:
     )
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
     parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")
+    parser.add_argument("--against", choices=["llama.cpp"], help="take turns with this instead")
     parser.add_argument("--busy", action="store_true", help="measure beside busy loops instead")
     parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
     args = parser.parse_args()
     backends.select("emulator")
     Settings.from_env()
     ModelPrecision.parse(args.optimizations, load_config("default"))
-    if args.busy:
+    found: dict[str, Any]
+    if args.against:
+        from perf.host_llama import measure_llama
+
+        found = measure_llama(args.optimizations, args.steps)
+    elif args.busy:
         found = measure_busy(args.optimizations, args.steps)
     elif args.devices is not None:
         devices = args.devices.split(",")
@@ -291,7 +308,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, value in found.items():
-        print(f"{name:28s} {value:10.2f}")
+        print(f"{name:28s} {value:10.2f}" if isinstance(value, int | float) else f"{name}: {value}")
 
 
 if __name__ == "__main__":
