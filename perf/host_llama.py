@@ -7,7 +7,8 @@ Ratios are its time / ours. Times are host wall clock; host_speed.py says what t
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
+import importlib
 import importlib.util
 import resource
 import statistics
@@ -25,7 +26,7 @@ import torch
 import backends
 from backends import op_record
 from models.checkpoints.default_model import default_model_path
-from perf.host_speed import Ours, clock, our_engine, random_prompts
+from perf.host_engine import Ours, clock, our_engine, random_prompts
 
 ROUNDS = 3  # in turns
 LONG, LONGEST = 2048, 8000  # tokens of prompts beside 128
@@ -36,6 +37,12 @@ MISSING = (
 )
 
 
+@functools.cache
+def _quiet(cpp: Any) -> Any:
+    """What hears of llama.cpp's doings and says nothing; it has to live as long as they go on."""
+    return cpp.llama_log_callback(lambda level, text, data: None)
+
+
 class Llama:
     """llama.cpp on one context for some users of one prompt length, greedy."""
 
@@ -43,6 +50,7 @@ class Llama:
         import llama_cpp as cpp
 
         self.cpp, self.steps, self.prompts = cpp, steps, prompts.tolist()
+        cpp.llama_log_set(_quiet(cpp), None)
         users, self.length = prompts.shape
         threads, room = torch.get_num_threads(), users * (self.length + steps + 8)
         self.model = cpp.llama_model_load_from_file(
@@ -130,10 +138,11 @@ def take_turns(ours: Ours, theirs: Llama, rounds: int) -> tuple[Pair, Pair]:
     """Prefills and decode steps of both, in turns so that other work hits both."""
     prefills: tuple[list[float], list[float]] = ([], [])
     steps: tuple[list[float], list[float]] = ([], [])
+    sides: tuple[Any, Any] = (ours, theirs)
     for _ in range(rounds):
-        for side, one in enumerate((ours, theirs)):
+        for side, one in enumerate(sides):
             start = time.perf_counter()
-            token: Any = one.prefill()
+            token = one.prefill()
             prefills[side].append(time.perf_counter() - start)
             steps[side].append(statistics.median(one.decode_after(token)))
     return (
@@ -208,7 +217,7 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
     if importlib.util.find_spec("llama_cpp") is None:
         return {"skipped": MISSING}
     found: dict[str, Any] = {
-        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "llama_cpp_python": importlib.import_module("llama_cpp").__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "llama_file": default_model_path().name,

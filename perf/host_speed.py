@@ -17,10 +17,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -32,9 +32,9 @@ from backends.device_specs import SPECS
 from models.numbers import argument
 from models.precision import ModelPrecision
 from models.registry import load_config
+from perf.host_engine import PROMPT_TOKENS, Ours, clock, our_engine, random_prompts
 from runtime.settings import Settings
 
-PROMPT_TOKENS = 128
 BATCHES = (1, 32)
 MESH_ROUNDS = 3
 
@@ -82,77 +82,6 @@ class Hf:
             token = out.logits[:, -1:].argmax(-1)
             times.append(time.perf_counter() - start)
         return times
-
-
-class Ours:
-    """Our engine on the emulator, greedy on the device, traced."""
-
-    def __init__(self, engine: Any, prompts: torch.Tensor, steps: int) -> None:
-        self.engine, self.steps = engine, steps
-        self.prompts = prompts.tolist()
-        batch, self.length = prompts.shape
-        blocks = -(-(self.length + steps + 8) // engine.block_size)
-        order = torch.randperm(engine.num_blocks, generator=torch.Generator().manual_seed(0))
-        self.pages = order[: batch * blocks].reshape(batch, blocks).to(torch.int32)
-
-    def prefill(self) -> torch.Tensor:
-        logits = self.engine.prefill(
-            self.prompts, slots=list(range(len(self.prompts))), page_table=self.pages
-        )
-        return logits.argmax(-1).to(torch.int32)
-
-    def decode(self) -> Iterator[float]:
-        """Seconds of each traced step after a prefill."""
-        return self.decode_after(self.prefill())
-
-    def decode_after(self, token: torch.Tensor) -> Iterator[float]:
-        """Seconds of each traced step; two steps before compile and capture."""
-        from runtime.sampling import GREEDY, device_sampling
-
-        sampling = device_sampling([GREEDY] * len(token))
-        for step in range(self.steps + 2):
-            at = torch.full_like(token, self.length + step)
-            start = time.perf_counter()
-            token = self.engine.decode(token, at, page_table=self.pages, sampling=sampling)
-            if step >= 2:
-                yield time.perf_counter() - start
-
-
-@contextmanager
-def our_engine(
-    batch: int, optimizations: str, device: str = "N150", *, max_seq_len: int = 1024,
-    cache: str | None = None,
-) -> Iterator[Any]:  # fmt: skip
-    """The default model on an emulated device; `cache`: where its converted weights are kept."""
-    from models.kv_cache import CacheConfig
-    from runtime.blueprint import LoadOptions
-    from runtime.loading import load_engines
-
-    options = LoadOptions(
-        device=device,
-        max_batch_size=batch,
-        max_seq_len=max_seq_len,
-        cache=CacheConfig(32, max(512, max_seq_len // 32)),
-        optimizations=optimizations,
-    )
-    settings = Settings.from_env()
-    if cache is not None:
-        settings = replace(settings, cache_path=cache)
-    with load_engines(options, settings) as loaded:
-        yield loaded.engines[0]
-
-
-def clock(run: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def random_prompts(batch: int, vocabulary: int, length: int = PROMPT_TOKENS) -> torch.Tensor:
-    """Token ids [batch, length]."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(vocabulary, (batch, length), generator=generator)
 
 
 def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) -> dict[str, Times]:
