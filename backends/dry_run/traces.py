@@ -133,6 +133,9 @@ class TraceRules:
         for key, block in self._blocks(op, outputs).items():
             if key not in trace.reads:
                 trace.writes[key] = block
+                # what was there before is gone; what a trace leaves is read before the next replay
+                for old in self._traces.values():
+                    old.newer.pop((block.memory, block.begin), None)
 
     @property
     def watching(self) -> bool:

@@ -12,6 +12,7 @@ RULES = {
     "host_read": "ttnn.to_torch",
     "lost_input": "which has been deallocated",
     "overwritten": "where the trace writes: the replay destroys it",
+    "left_by_another": "",
     "released": "there is no trace",
 }
 

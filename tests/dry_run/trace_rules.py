@@ -82,6 +82,19 @@ def overwritten(run: Pass) -> None:
     ttnn.deallocate(kept)
 
 
+def left_by_another(run: Pass) -> None:
+    def product() -> Any:
+        return ttnn.linear(run.x, run.w)
+
+    run()
+    first, _out = run.capture(run)
+    ttnn.deallocate(product())  # takes the place of the pass's inner product, for a moment
+    second, left = run.capture(product)  # takes it, too, and is read before the next replay
+    run.replay(second)
+    ttnn.to_torch(left)
+    run.replay(first)
+
+
 def released(run: Pass) -> None:
     run()
     trace, _out = run.capture(run)
@@ -91,7 +104,10 @@ def released(run: Pass) -> None:
 
 def main() -> None:
     answers = {}
-    for case in (good, new_program, host_read, lost_input, overwritten, released):
+    cases = (
+        good, new_program, host_read, lost_input, overwritten, left_by_another, released,
+    )  # fmt: skip
+    for case in cases:
         with open_mesh("N150") as mesh:
             try:
                 case(Pass(mesh))
