@@ -13,13 +13,13 @@ from models.layers.vision.block import VisionBlock
 from models.layers.vision.encoder import VisionEncoder
 from runtime.image_generator import ImageGenerator
 from runtime.images import ImageRequest
-from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
+from tests.model.helpers import BF16, engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.model.vision_helpers import (
     CHECKPOINT,
     CONFIG,
     IMAGE,
     VISION,
-    Coarse,
+    Stored,
     hf_inputs,
     hf_vision_logits,
     image,
@@ -81,12 +81,14 @@ def noted_once(tower: Any, part: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def agreement(checkpoint: Any, device: str = "N150", layout: str = "1x2") -> dict[str, float]:
+def agreement(
+    checkpoint: Any, device: str = "N150", layout: str = "1x2", optimizations: str = BF16
+) -> dict[str, float]:
     """PCC of every layer that has to do with images, ours against the reference's."""
     prompt, seen = prompt_with(45, 9), image(layout)
     expected = hf_layers(prompt, [seen])
     with (
-        engine_of(checkpoint, device, images=1) as engine,
+        engine_of(checkpoint, device, optimizations=optimizations, images=1) as engine,
         noted(VisionBlock, "__call__") as tower,
         noted(VisionEncoder, "__call__") as out,
         noted(CrossLayer, "prefill") as cross,
@@ -138,26 +140,39 @@ def test_32_greedy_tokens_are_hfs() -> None:
     assert near_tie.sum() < 4
 
 
-@pytest.mark.parametrize(
-    ("preset", "checkpoint", "least"),
-    [
-        ("accuracy", CHECKPOINT, 0.999),
-        # random numbers in 4 bits leave the text stack alone at 0.95: these are 4-bit numbers
-        ("performance", Coarse(CONFIG), 0.99),
-    ],
-    ids=["accuracy", "performance"],
-)
-def test_presets_stay_close(preset: str, checkpoint: Any, least: float) -> None:
+@pytest.mark.parametrize("preset", ["accuracy", "performance"])
+def test_presets_lose_what_their_formats_lose_and_no_more(preset: str) -> None:
+    """Random numbers in 4 bits are far from what they were: measured here, in HF's own arithmetic.
+
+    Accuracy: formats leave 0.9999, the run 0.9996. Performance: 0.985 and 0.985; against HF with
+    the numbers that are stored, either run has 0.9996.
+    """
     prompt, forced = prompt_with(45, 9), random_prompt(CONFIG.vocab_size, 30, seed=3)
-    expected = hf_vision_logits(prompt + forced, [image()], 31, checkpoint)
-    with engine_of(checkpoint, "N300", optimizations=preset, images=1) as engine:
+    plain, stored = (
+        hf_vision_logits(prompt + forced, [image()], 31, checkpoint)
+        for checkpoint in (CHECKPOINT, Stored(preset))
+    )
+    with engine_of(CHECKPOINT, "N300", optimizations=preset, images=1) as engine:
         engine.attach(0, prompt, [image()])
         got = run_forced(engine, prompt, forced, random_pages(engine))
-    assert min(pcc(a, b) for a, b in zip(got, expected, strict=True)) >= least
-    best = expected.topk(2, dim=-1)
+
+    def least(a: torch.Tensor, b: torch.Tensor) -> float:
+        return min(pcc(one, other) for one, other in zip(a, b, strict=True))
+
+    assert least(got, stored) >= 0.999
+    assert least(got, plain) >= least(stored, plain) - 0.002
+    assert least(stored, plain) >= (0.999 if preset == "accuracy" else 0.98)
+    best = stored.topk(2, dim=-1)
     decided = best.values[:, 0] - best.values[:, 1] >= NEAR_TIE
     agree = got.argmax(-1) == best.indices[:, 0]
-    assert agree[decided].float().mean() >= 0.9
+    assert agree.float().mean() >= 0.9 and agree[decided].all()
+
+
+def test_the_towers_8_bits_leave_what_the_text_sees_of_an_image_as_it_was() -> None:
+    """So the tower needs no bfloat16 and no four passes in the performance preset."""
+    found = agreement(CHECKPOINT, "N300", optimizations="performance")
+    tower = {name: found[name] for name in found if name.startswith(("vision.", "projector"))}
+    assert len(tower) == 6 and min(tower.values()) >= 0.9998, tower
 
 
 # heads of a chip: 5 on one; 3 on each of two

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from backends.emulator.api.types import DataType
+from backends.emulator.numerics.formats import to_format
 from models.checkpoints.reference import build_reference
+from models.precision import ModelPrecision, Precision, TensorGroup
 from runtime.images import Image, load_image
 from tests.model.helpers import random_prompt
 from tests.tiny_models import TinyCheckpoint, tiny_config
@@ -44,19 +47,52 @@ def reference(checkpoint: Any = CHECKPOINT) -> Any:
     return build_reference(checkpoint)
 
 
-class Coarse(TinyCheckpoint):
-    """The same weights, those of gates and ups rounded to what 4 bits hold exactly.
+class Stored:
+    """The tiny model, every matrix rounded as a preset stores it, gates folded in and out again.
 
-    Steps of one power of two, 7 at most: whatever 16 numbers share an exponent. So the precision
-    that is chosen for these weights costs nothing, and what a run still differs by is our doing.
+    The conversion is the host's, which tests/ops/test_formats.py holds to the wheel's bit for bit:
+    16 outputs of one input share an exponent. A run that differs from this differs by our doing.
     """
 
+    def __init__(self, preset: str) -> None:
+        self.config, self.fingerprint = CONFIG, f"stored-{preset}"
+        self.names, self.close = CHECKPOINT.names, CHECKPOINT.close
+        (self.layer,) = set(ModelPrecision.parse(preset, CONFIG).layers)
+
     def get(self, name: str) -> torch.Tensor:
-        tensor = super().get(name)
-        if not name.endswith(("mlp.w1.weight", "mlp.w3.weight")):
+        tensor = CHECKPOINT.get(name)
+        precision = self._precision(name)
+        if precision not in _BLOCKS:
             return tensor
-        step = 2.0 ** torch.log2(tensor.float().std() / 2).round()
-        return ((tensor.float() / step).round().clamp(-7, 7) * step).to(tensor.dtype)
+        owner, _, part = name.rpartition(".mlp." if ".mlp." in name else ".attention.")
+        gate = f"{owner}.{'mlp' if '.mlp.' in name else 'attention'}_gate"
+        gated = part in ("w2.weight", "fc2.weight", "wo.weight") and gate in self.names()
+        scale = CHECKPOINT.get(gate).float().tanh() if gated else 1.0
+        columns = (tensor.flatten(1).float() * scale).T.contiguous()  # [in, out], as it is stored
+        return (to_format(columns, _BLOCKS[precision]).float().T / scale).reshape(tensor.shape)
+
+    def _precision(self, name: str) -> Precision:
+        """Attention's for all of the tower; the text's own groups elsewhere."""
+        if name == "lm_head.weight":
+            return Precision.BFP8
+        if name.startswith(("vision.", "projector.")):
+            looked = name.endswith((*_ATTENTION, "wo.weight", "fc1.weight", "fc2.weight"))
+            looked |= name in ("vision.patches.weight", "projector.weight")
+            return self.layer.tensor(TensorGroup.WQKV) if looked else Precision.BF16
+        for endings, group in _GROUPS.items():
+            if name.endswith(endings):
+                return self.layer.tensor(group)
+        return Precision.BF16
+
+
+_ATTENTION = ("wq.weight", "wk.weight", "wv.weight")
+_GROUPS = {
+    _ATTENTION: TensorGroup.WQKV,
+    "wo.weight": TensorGroup.WO,
+    ("w1.weight", "w3.weight"): TensorGroup.FF1_FF3,
+    "w2.weight": TensorGroup.FF2,
+}
+_BLOCKS = {Precision.BFP8: DataType.BFLOAT8_B, Precision.BFP4: DataType.BFLOAT4_B}
 
 
 def hf_inputs(tokens: Sequence[int], images: Sequence[Image]) -> dict[str, torch.Tensor]:
