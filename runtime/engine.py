@@ -20,6 +20,7 @@ from runtime.ahead import Reading, StepAhead
 from runtime.choices import Choices, Result
 from runtime.chunking import bucket_length, plan_chunks
 from runtime.inputs import InputPlacer
+from runtime.requests import Steps, in_turns
 from runtime.sampling import DeviceSampling
 from runtime.short_prefill import LONGEST, ShortPrefills
 from runtime.traces import Trace
@@ -88,16 +89,21 @@ class Engine:
 
     # --- prefill
 
-    def prefill(
+    def prefill(self, tokens: Sequence[Sequence[int]], **how: Any) -> torch.Tensor:
+        """All of `prefilling` at once."""
+        return in_turns([self.prefilling(tokens, **how)])[0]
+
+    def prefilling(
         self,
         tokens: Sequence[Sequence[int]],
         *,
         slots: Sequence[int],
         page_table: torch.Tensor | None = None,
         start_positions: Sequence[int] | None = None,
-    ) -> torch.Tensor:
+    ) -> Steps[torch.Tensor]:
         """Fill the cache with prompts; float32 logits [n, vocab] of each prompt's last token.
 
+        Each step sends a pass, the next waits for its logits: a trace writes all to one place.
         page_table: int32 [max_batch, blocks per user], -1 where a slot owns no block.
         start_positions: leading tokens of each prompt that are in the cache already.
         """
@@ -115,12 +121,13 @@ class Engine:
                 )
         logits = torch.empty(len(prompts), self.vocab_size)
         for group in self._groups(prompts):
-            found = (
+            sent = (
                 self._prefill_together(group, page_table)
                 if len(group) > 1
                 else self._prefill_alone(group[0], page_table)
             )
-            logits[[prompt.index for prompt in group]] = found
+            yield
+            logits[[prompt.index for prompt in group]] = self.place.read_vocab(sent)
         return logits
 
     def _groups(self, prompts: list[_Prompt]) -> list[list[_Prompt]]:
@@ -141,10 +148,8 @@ class Engine:
             group.append(prompt)
         return groups
 
-    def _prefill_together(
-        self, group: list[_Prompt], page_table: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Prompts of one bucket in one pass."""
+    def _prefill_together(self, group: list[_Prompt], page_table: torch.Tensor | None) -> Any:
+        """Prompts of one bucket in one pass; their logits on the device."""
         assert page_table is not None, "a paged cache needs a page table"
         length = bucket_length(len(group[0].tokens))
         rows = torch.zeros(len(group), length, dtype=torch.int32)
@@ -155,22 +160,21 @@ class Engine:
             pages = page_table[[prompt.slot for prompt in group]]
             turns = self._turns(group[0], 0, length)
             run, traced = self.short_prefills.run, self.enable_trace
-            return self.place.read_vocab(run(rows, turns, last, pages, traced=traced))
+            return run(rows, turns, last, pages, traced=traced)
         at = CacheAddress(
             pages=self._pages(page_table, [prompt.slot for prompt in group]),
             users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
         )
-        logits = self.model.prefill(
+        return self.model.prefill(
             self._ids(rows),
             self._ids(self._turns(group[0], 0, length), rank=2),
             at,
             users=len(group),
             last_rows=self._ids(last, rank=2),
         )
-        return self.place.read_vocab(logits)
 
-    def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> torch.Tensor:
-        """One prompt, in chunks where it is too long or begins in the cache."""
+    def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> Any:
+        """One prompt, in chunks where it is too long or begins in the cache; logits as above."""
         if self._is_short(prompt):
             return self._prefill_together([prompt], page_table)
         logits = None
@@ -191,7 +195,7 @@ class Engine:
                 self._address(prompt.slot, page_table, None if whole else chunk),
                 last_rows=None if last is None else self._ids(torch.tensor([last]), rank=2),
             )
-        return self.place.read_vocab(logits)
+        return logits
 
     def _turns(self, prompt: _Prompt, start: int, length: int) -> torch.Tensor:
         """Rows of the rotary tables for a stretch of a prompt, padding included."""

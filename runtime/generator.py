@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from runtime.paging import NO_BLOCK, BlockPool
-from runtime.requests import Engine, Finish, Request, Step, StepKind
+from runtime.requests import Engine, Finish, Request, Step, StepKind, Steps, in_turns
 from runtime.sampling import DeviceSampling, HostSampler
 
 
@@ -187,7 +187,12 @@ class Generator:
             )
         pool = self.pools[0]
         if pool is not None and pool.blocks_for(request.cache_length) > engine.num_blocks:
-            raise ValueError(self._full_line(request))
+            raise ValueError(
+                f"KV cache is too small: {length} prompt tokens and {request.max_new_tokens} "
+                f"generated ones need more than the {engine.num_blocks} blocks of "
+                f"{engine.block_size} tokens there are: raise page_max_num_blocks, shorten the "
+                "prompt or generate less"
+            )
 
     def admit(self) -> list[int]:
         """Give waiting requests slots and pages, in order, while there are any; their slots."""
@@ -206,7 +211,7 @@ class Generator:
                 unwritten.add(start)
             self.waiting.popleft()
             user = _User(handle, request)
-            pool = self.pools[slot // self.slots_per_engine]
+            pool = self.pools[self._engine_of(slot)]
             if pool is not None:
                 limit = request.cache_length
                 user.position = pool.allocate(slot, request.contents, limit=limit)
@@ -228,34 +233,38 @@ class Generator:
         """Prefill the users of these slots and choose their first tokens."""
         begin = time.perf_counter()
         handles = tuple(self._user(slot).handle for slot in slots)
+        by_engine = [list(g) for _, g in itertools.groupby(sorted(slots), key=self._engine_of)]
+        found = in_turns([self._prefilling(own) for own in by_engine])
         chosen: list[_Chosen] = []
-        for index, engine in enumerate(self.engines):
-            own = [s for s in slots if s // self.slots_per_engine == index]
-            if not own:
-                continue
-            users = [self._user(slot) for slot in own]
-            logits = engine.prefill(
-                [user.request.prompt for user in users],
-                slots=[slot % self.slots_per_engine for slot in own],
-                page_table=self._tables[index],
-                start_positions=[user.position for user in users],
-            )
+        for own, logits in zip(by_engine, found, strict=True):
             chosen += self._choose(logits, own)
-            for slot, user in zip(own, users, strict=True):
-                user.position = len(user.request.prompt)
-                self._publish(slot, user.request.contents)
+        for slot in slots:
+            user = self._user(slot)
+            user.position = len(user.request.prompt)
+            self._publish(slot, user.request.contents)
         return self._finish_step(StepKind.PREFILL, handles, chosen, begin)
+
+    def _engine_of(self, slot: int) -> int:
+        return slot // self.slots_per_engine
+
+    def _prefilling(self, slots: list[int]) -> Steps[torch.Tensor]:
+        """The prefill of one engine's users."""
+        users, index = list(map(self._user, slots)), self._engine_of(slots[0])
+        return self.engines[index].prefilling(
+            [user.request.prompt for user in users],
+            slots=[slot % self.slots_per_engine for slot in slots],
+            page_table=self._tables[index],
+            start_positions=[user.position for user in users],
+        )
 
     def decode(self) -> Step:
         """One token more for every user; slots without a user are idle at position -1."""
         begin = time.perf_counter()
         handles = tuple(user.handle for user in self.users if user is not None)
         chosen: list[_Chosen] = []
-        for index, engine in enumerate(self.engines):
-            first = index * self.slots_per_engine
-            slots = [s for s in range(first, first + self.slots_per_engine) if self.users[s]]
-            if slots:
-                chosen += self._decode_engine(engine, index, slots)
+        active = [slot for slot, user in enumerate(self.users) if user]
+        for index, own in itertools.groupby(active, key=self._engine_of):
+            chosen += self._decode_engine(self.engines[index], index, list(own))
         return self._finish_step(StepKind.DECODE, handles, chosen, begin)
 
     def _choose(self, logits: torch.Tensor, slots: list[int]) -> list[_Chosen]:
@@ -322,7 +331,7 @@ class Generator:
 
     def _release(self, slot: int) -> None:
         user = self._user(slot)
-        pool = self.pools[slot // self.slots_per_engine]
+        pool = self.pools[self._engine_of(slot)]
         if pool is not None:
             if user.num_new:  # else its prompt was never written
                 self._publish(slot, [*user.request.contents, *user.history])
@@ -332,7 +341,7 @@ class Generator:
         self.sampler.release(slot)
 
     def _publish(self, slot: int, tokens: Sequence[int]) -> None:
-        pool = self.pools[slot // self.slots_per_engine]
+        pool = self.pools[self._engine_of(slot)]
         if pool is not None and self.share_prefixes:
             pool.publish(slot, tokens)
 
@@ -344,9 +353,9 @@ class Generator:
             if user is None:
                 free.append(slot)
             else:
-                busy[slot // self.slots_per_engine] += 1
+                busy[self._engine_of(slot)] += 1
         for slot in sorted(free, key=lambda s: (busy[s // self.slots_per_engine], s)):
-            pool = self.pools[slot // self.slots_per_engine]
+            pool = self.pools[self._engine_of(slot)]
             limit = request.cache_length
             if pool is None or pool.can_allocate(request.contents, limit=limit):
                 return slot
@@ -387,12 +396,3 @@ class Generator:
         user = self.users[slot]
         assert user is not None, f"slot {slot} has no user"
         return user
-
-    def _full_line(self, request: Request) -> str:
-        engine = self.engines[0]
-        return (
-            f"KV cache is too small: {len(request.prompt)} prompt tokens and "
-            f"{request.max_new_tokens} generated ones need more than the {engine.num_blocks} "
-            f"blocks of {engine.block_size} tokens there are: raise page_max_num_blocks, "
-            "shorten the prompt or generate less"
-        )

@@ -116,7 +116,7 @@ class ImageEngine(Engine):
         text = [prompt for prompt in prompts if prompt.slot not in self.looks]
         return [*super()._groups(text), *([p] for p in prompts if p.slot in self.looks)]
 
-    def _prefill_alone(self, prompt: Any, page_table: torch.Tensor | None) -> torch.Tensor:
+    def _prefill_alone(self, prompt: Any, page_table: torch.Tensor | None) -> Any:
         look = self.looks.get(prompt.slot)
         if look is None:
             return super()._prefill_alone(prompt, page_table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -12,6 +12,22 @@ import torch
 from runtime.sampling import GREEDY, DeviceSampling, SamplingParams
 
 Value = TypeVar("Value")
+# work whose every step leaves the host free while a device goes on; it returns what it found
+Steps = Generator[None, None, Value]
+
+
+def in_turns(works: Sequence[Steps[Value]]) -> list[Value]:
+    """What each work finds; a step of each in turn, so that their devices run side by side."""
+    found: dict[int, Value] = {}
+    going = dict(enumerate(works))
+    while going:
+        for number, work in list(going.items()):
+            try:
+                next(work)
+            except StopIteration as end:
+                found[number] = end.value
+                del going[number]
+    return [found[number] for number in range(len(works))]
 
 
 class Finish(Enum):
@@ -119,14 +135,14 @@ class Engine(Protocol):
         """Whether the next user of a slot goes beyond `short_context`."""
         ...
 
-    def prefill(
+    def prefilling(
         self,
         tokens: Sequence[Sequence[int]],
         *,
         slots: Sequence[int],
         page_table: torch.Tensor | None = None,
         start_positions: Sequence[int] | None = None,
-    ) -> torch.Tensor:
+    ) -> Steps[torch.Tensor]:
         """Logits float32 [n, vocab] of each prompt's last token."""
         ...
 

@@ -9,6 +9,7 @@ import torch
 
 import backends
 from runtime.paging import NO_BLOCK
+from runtime.requests import in_turns
 from runtime.sampling import GREEDY, DeviceSampling, Draws, SamplingParams, device_sampling
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
     # the emulator compiles nothing: there one prompt warms as well as many
     counts = {1} if backends.selected() == "emulator" else {1, users}
     for count in sorted(counts):
-        engine.prefill([[0]] * count, slots=list(range(count)), page_table=pages)
+        in_turns([engine.prefilling([[0]] * count, slots=list(range(count)), page_table=pages)])
     settings: list[DeviceSampling | None] = [None]
     if sample_on_device:
         # a trace that draws can also take the likeliest
@@ -51,7 +52,7 @@ def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
         seeing: Any = engine
         prompt = [seeing.vision.image_token]
         seeing.attach(0, prompt, [blank_image(seeing.vision)])
-        engine.prefill([prompt], slots=[0], page_table=pages)
+        in_turns([engine.prefilling([prompt], slots=[0], page_table=pages)])
         _decode_thrice(engine, pages, settings)
     engine.reset()
 

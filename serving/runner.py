@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 from runtime.chunking import bucket_length
 from runtime.paging import NO_BLOCK
+from runtime.requests import in_turns
 from runtime.sampling import Draws, SamplingParams
 from serving.engines import placed
 from serving.sampling import HostSampling, Sampled, device_params
@@ -263,7 +264,8 @@ class Runner:
         written again.
         """
         logits = torch.empty(len(rows), self.engines[0].vocab_size)
-        for index, part in self._by_engine(rows).items():
+        sent, parts = [], self._by_engine(rows)
+        for index, part in parts.items():
             engine, table, starts = self.engines[index], self.tables[index].clone(), []
             for _, slot, work in part:
                 page = work.start // self.block_size
@@ -272,12 +274,15 @@ class Runner:
                 else:
                     table[slot, :page] = NO_BLOCK  # others may read these: not written again
                     starts.append(0)
-            logits[[i for i, _, _ in part]] = engine.prefill(
+            steps = engine.prefilling(
                 [work.request.tokens[: work.end] for _, _, work in part],
                 slots=[slot for _, slot, _ in part],
                 page_table=table,
                 start_positions=starts,
             )
+            sent.append(steps)
+        for part, found in zip(parts.values(), in_turns(sent), strict=True):
+            logits[[i for i, _, _ in part]] = found
         return logits
 
     @staticmethod

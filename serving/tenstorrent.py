@@ -18,6 +18,7 @@ import torch
 import backends
 from backends.device_specs import SPECS, DeviceSpec
 from runtime.paging import NO_BLOCK
+from runtime.requests import in_turns
 from runtime.settings import Settings
 from serving.engines import warm_up
 from serving.model_files import DEFAULT_FOLDER, checkpoint_of
@@ -169,6 +170,7 @@ class TTModel:
         starts = [0] * len(lengths) if start_pos is None else [int(n) for n in start_pos]
         slots = list(range(len(lengths))) if empty_slots is None else [int(s) for s in empty_slots]
         logits = torch.empty(len(lengths), self.engines[0].vocab_size)
+        parts, sent = [], []
         for index, engine in enumerate(self.engines):
             per_engine = engine.max_batch_size
             rows = [i for i, slot in enumerate(slots) if slot // per_engine == index]
@@ -178,12 +180,16 @@ class TTModel:
             for i in rows:
                 self._fill(table[slots[i] % per_engine], page_table[i], lengths[i], engine)
             block = engine.block_size or BLOCK
-            logits[rows] = engine.prefill(
+            steps = engine.prefilling(
                 [tokens[i, : lengths[i]].tolist() for i in rows],
                 slots=[slots[i] % per_engine for i in rows],
                 page_table=table,
                 start_positions=[starts[i] // block * block for i in rows],
             )
+            parts.append(rows)
+            sent.append(steps)
+        for rows, found in zip(parts, in_turns(sent), strict=True):
+            logits[rows] = found
         return logits.unsqueeze(1)
 
     def decode_forward(

@@ -105,7 +105,7 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
                 batched_prefill=True,
                 traced_prefill=True,
                 reads_behind=True,
-                **_LATER | {"groups_beside": False},  # engines prefill one after the other
+                **_LATER,
             ),
         )
     }

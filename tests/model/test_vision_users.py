@@ -162,13 +162,13 @@ def test_a_second_turn_about_the_same_image_shares_its_first_and_no_other_images
         other = dataclasses.replace(second, images=(image("1x2", 2),))
         shared: list[int] = []
         looks: list[int] = []  # passes of the tower so far
-        original = ImageEngine.prefill
+        original = ImageEngine.prefilling
 
-        def noting(engine: Any, *arguments: Any, **named: Any) -> torch.Tensor:
+        def noting(engine: Any, *arguments: Any, **named: Any) -> Any:
             shared.append(named["start_positions"][0])
             return original(engine, *arguments, **named)
 
-        ImageEngine.prefill = noting  # type: ignore[method-assign]
+        ImageEngine.prefilling = noting  # type: ignore[method-assign]
         try:
             with record_ops() as ops:
                 found = []
@@ -176,7 +176,7 @@ def test_a_second_turn_about_the_same_image_shares_its_first_and_no_other_images
                     found.append(answers(generator, [request])[0])
                     looks.append(sum(op.scope == "vision.tiles" for op in ops))
         finally:
-            ImageEngine.prefill = original  # type: ignore[method-assign]
+            ImageEngine.prefilling = original  # type: ignore[method-assign]
     assert shared == [64, 0]
     assert looks[0] == 0 < looks[1]
     for request, tokens in zip((second, other), found, strict=True):

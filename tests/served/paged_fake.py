@@ -15,6 +15,7 @@ import torch
 from vllm import EngineArgs
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from runtime.requests import Steps
 from runtime.sampling import DeviceSampling
 from serving.options import group_batch
 from serving.platform import options_of
@@ -65,17 +66,18 @@ class PagedFake:
     def _read(self, row: torch.Tensor, length: int) -> list[int]:
         return self.pages[row[: -(-length // BLOCK)].long()].flatten()[:length].tolist()
 
-    def prefill(
+    def prefilling(
         self,
         tokens: Sequence[Sequence[int]],
         *,
         slots: Sequence[int],
         page_table: torch.Tensor | None = None,
         start_positions: Sequence[int] | None = None,
-    ) -> torch.Tensor:
+    ) -> Steps[torch.Tensor]:
         assert page_table is not None
         starts = start_positions or [0] * len(tokens)
         logits = torch.zeros(len(tokens), VOCAB)
+        yield
         for i, (text, slot, start) in enumerate(zip(tokens, slots, starts, strict=True)):
             assert start % BLOCK == 0 and start < len(text)
             self.chunks += bool(start)

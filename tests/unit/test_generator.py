@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.generator import Generator
-from runtime.requests import Finish, Request, StepKind
+from runtime.requests import Finish, Request, StepKind, Steps, in_turns
 from runtime.sampling import DeviceSampling, SamplingParams
 
 VOCAB = 101
@@ -39,6 +39,7 @@ class FakeEngine:
         self.max_batch_size, self.max_seq_len = batch, max_seq_len
         self.block_size, self.num_blocks = block_size, num_blocks
         self.prefilled_tokens = 0
+        self.log: list[str] = []  # of prefills
         self.reset()
 
     def expect(self, slot: int, *, is_long: bool) -> None:
@@ -58,15 +59,18 @@ class FakeEngine:
         tokens = [self.cache[self._cell(table, slot, p)] for p in range(self.first, length)]
         return torch.randn(VOCAB, generator=torch.Generator().manual_seed(hash(tuple(tokens))))
 
-    def prefill(
+    def prefilling(
         self,
         tokens: Sequence[Sequence[int]],
         *,
         slots: Sequence[int],
         page_table: torch.Tensor | None = None,
         start_positions: Sequence[int] | None = None,
-    ) -> torch.Tensor:
+    ) -> Steps[torch.Tensor]:
         rows = []
+        self.log.append("sent")
+        yield
+        self.log.append("read")
         for i, (prompt, slot) in enumerate(zip(tokens, slots, strict=True)):
             start = start_positions[i] if start_positions else 0
             self.prefilled_tokens += len(prompt) - start
@@ -278,14 +282,38 @@ def test_a_caller_who_leaves_early_cancels_what_is_left() -> None:
     assert not any(generator.users)
 
 
+def test_every_engine_has_its_prompts_before_any_answer_is_read() -> None:
+    log: list[str] = []
+    engines = [FakeEngine(batch=1) for _ in range(3)]
+    for engine in engines:
+        engine.log = log
+    requests = [Request([n, 5, 7], 2) for n in range(3)]
+    answers = run(Generator(engines), requests)
+    assert log == ["sent"] * 3 + ["read"] * 3
+    assert answers == [alone(request) for request in requests]
+
+
+def test_work_in_turns_ends_when_each_has_ended() -> None:
+    log: list[tuple[str, int]] = []
+
+    def work(name: str, count: int) -> Steps[str]:
+        for step in range(count):
+            log.append((name, step))
+            yield
+        return name
+
+    assert in_turns([work("a", 1), work("b", 3), work("c", 0)]) == ["a", "b", "c"]
+    assert log == [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
+
+
 def test_a_request_cancelled_before_its_prompt_was_written_shares_nothing() -> None:
     class Failing(FakeEngine):
         fails = True
 
-        def prefill(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def prefilling(self, *args: Any, **kwargs: Any) -> Steps[torch.Tensor]:
             if self.fails:
                 raise RuntimeError("the device hung up")
-            return super().prefill(*args, **kwargs)
+            return super().prefilling(*args, **kwargs)
 
     engine, request = Failing(), Request(list(range(1, 20)), 3)
     generator = Generator([engine], share_prefixes=True)
