@@ -45,3 +45,20 @@ def link_bytes(whole: int, chips: int, *, ring: bool) -> int:
     both ways, the farthest one half and half.
     """
     return whole * (chips - 1) // chips // (2 if ring and chips > 2 else 1)
+
+
+def shared_rows(rows: int, columns: int, grid: tuple[int, int]) -> tuple[int, int]:
+    """Tiles (rows, columns) of a core where rows of tiles and their columns are dealt to a grid.
+
+    As the norms of shares do it: each side is cut into the most equal parts up to the grid's rows;
+    a column of cores takes whole rows. Nothing fits where parts outnumber the grid's columns.
+    """
+    most_columns, most = grid
+    across = max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)
+    if across > most_columns:
+        raise ValueError(
+            f"{rows} rows of tiles take {across} columns of cores, but there are {most_columns}: "
+            "leave rows whole"
+        )
+    down = max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
+    return rows // across, columns // down

@@ -56,9 +56,10 @@ class RMSNorm:
     def _distributed(self, x_11BD: Any, weight: Any, plan: NormPlan) -> Any:
         """Exchange sums of squares instead of activations."""
         x_11BD = ttnn.to_memory_config(x_11BD, plan.input_memory)
-        stats = ttnn.rms_norm_pre_all_gather(x_11BD, dtype=ttnn.bfloat16, **plan.arguments)
+        arguments = plan.halves(x_11BD.shape[2])
+        stats = ttnn.rms_norm_pre_all_gather(x_11BD, dtype=ttnn.bfloat16, **arguments)
         stats = self.ccl.gather_stats(stats, plan.stats_memory)
         normed = ttnn.rms_norm_post_all_gather(
-            x_11BD, stats, epsilon=self.epsilon, weight=weight, **plan.arguments, **plan.output
+            x_11BD, stats, epsilon=self.epsilon, weight=weight, **arguments, **plan.output
         )
         return self.ccl.after_distributed_norm(normed, plan.input_memory)

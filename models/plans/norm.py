@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from backends import ttnn
+from backends.work import shared_rows
 from models.plans.fused import fused_grid, fused_norm, on_ring
 from models.plans.matmul import Kwargs, Spread, rectangle
-from models.plans.target import Phase, Target
+from models.plans.target import Habits, Phase, Target
 from models.sharding import TILE
 
 # From this width on, 1D prefill normalises shards and gathers afterwards: gathering the
 # statistics alone is cheaper than repeating the norm of a wide stream on every chip.
 DISTRIBUTED_FROM_DIM = 4096
+# Where cores share rows, they sum up statistics together: microseconds, and cycles of a tile.
+SUM_US, TILE_CYCLES = 6.5, 567
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class NormPlan:
     arguments: Kwargs  # of rms_norm, or of its two halves
     fused: Kwargs | None = None  # of the op that sums and exchanges, too
     output: Kwargs = field(default_factory=dict)  # more of the second half
+    shares: Callable[[int], bool] = lambda rows: False  # whether cores share rows of that many
+
+    def halves(self, rows: int) -> Kwargs:
+        """Arguments of both halves for so many rows in DRAM."""
+        return {**self.arguments, "use_2d_core_grid": True} if self.shares(rows) else self.arguments
 
 
 def residual_memory(target: Target, phase: Phase) -> Any:
@@ -54,6 +65,7 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
             ttnn.DRAM_MEMORY_CONFIG,
             {"compute_kernel_config": target.norm_kernel},
             output={"dtype": target.activation_dtype(ttnn.bfloat8_b)} if blocks else {},
+            shares=partial(shares_rows, target),
         )
     stats = ttnn.create_sharded_memory_config(
         (TILE, TILE * sizes.cols),
@@ -72,6 +84,21 @@ def norm_plan(target: Target, phase: Phase) -> NormPlan:
         },
         fused_norm(target, on_ring(sizes.local_dim, target.spec)) if sizes.ring_cores else None,
     )
+
+
+def shares_rows(target: Target, rows: int) -> bool:
+    """Whether a norm of shares is done sooner where columns of cores take parts of each row.
+
+    With whole rows a core each, a short prompt leaves most cores idle.
+    """
+    if not target.is_own:
+        return target.habits is Habits.GALAXY_2025 and rows == 128  # as it was timed
+    high, wide = -(-rows // TILE), target.sharding.local_residual // TILE
+    grid = target.spec.compute_grid
+    if high > min(grid):
+        return False  # a second row of tiles on a core is right in the newest kernels only
+    saved = wide - math.prod(shared_rows(high, wide, grid))
+    return saved * TILE_CYCLES / (1000 * target.spec.clock_ghz) > SUM_US
 
 
 def sharded_norm_config(stream: Spread, width: int) -> Any:

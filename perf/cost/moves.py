@@ -6,6 +6,7 @@ import math
 
 from backends.device_specs import DeviceSpec
 from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
+from backends.work import shared_rows
 from perf.cost.units import Situation, bytes_us, cost_now, cycles_us, reach, tiles
 
 # ops that go through a tensor by rows of tiles: a row stays on one core
@@ -36,7 +37,20 @@ def sampling_us(record: OpRecord, state: Situation) -> float:
 def norm_us(record: OpRecord, state: Situation, *, start: float | None = None) -> float:
     """Cores that hold parts of a row exchange statistics, as a rule within the op."""
     c = state.constants
+    if record.attributes.get("use_2d_core_grid"):
+        return shared_norm_us(record, state)
     return _spread_us(record, state, c.norm_cycles, in_l1=c.norm_us if start is None else start)
+
+
+def shared_norm_us(record: OpRecord, state: Situation) -> float:
+    """Half a norm whose rows are shared by columns of cores; those sum up statistics together."""
+    c, spec = state.constants, state.spec
+    x, out = record.inputs[0], record.outputs[0]
+    columns = -(-x.padded_shape[-1] // 32)
+    per_core = math.prod(shared_rows(tiles(x.padded_shape) // columns, columns, spec.compute_grid))
+    start = c.norm_us if out.padded_shape[-1] < x.padded_shape[-1] else c.dram_op_us
+    traffic = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
+    return start + max(cycles_us(per_core * c.norm_cycles, spec), traffic)
 
 
 def move_us(record: OpRecord, state: Situation) -> float:

@@ -132,6 +132,15 @@ def distributed_norms() -> Cases:
             make(*x, dtype=dtype), **{k: getattr(t, v) for k, v in options.items()}
         )
 
+    def shared(t: Any, make: Maker) -> Any:
+        x = make(1, 1, 128, 576)
+        stats = t.rms_norm_pre_all_gather(x, use_2d_core_grid=True)
+        return t.rms_norm_post_all_gather(
+            x, t.concat([stats, stats], dim=3), weight=make(1, 1, 18, 32, rows=True),
+            use_2d_core_grid=True,
+        )  # fmt: skip
+
+    yield "norm whose rows cores share", shared
     yield "statistics", before()
     yield "statistics of bfloat8_b", before(dtype="bfloat8_b")
     yield "statistics of float32", before(dtype="float32")

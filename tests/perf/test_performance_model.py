@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 import backends
 from backends.device_specs import SPECS
+from models.plans.norm import shares_rows
+from models.plans.target import Target
 from perf.calibrate.op_rows import (
     bank_product,
     collective,
@@ -18,6 +22,7 @@ from perf.calibrate.op_rows import (
     load_op_rows,
     prefill_scores,
     product,
+    simple,
     tensor,
 )
 from perf.cost.constants import load_constants
@@ -152,6 +157,24 @@ def test_sums_of_whole_parts_take_what_a_galaxy_was_timed_at(
     record = replace(known, name="experimental.all_reduce_async", outputs=(out,), cost=cost)
     us = op_time(record, state(spec, is_grid=True)).us
     assert 0.99 * timed <= us <= 1.2 * timed
+
+
+@pytest.mark.parametrize(("device", "width"), [("TG", 2048), ("T3K", 512), ("P150x4", 1024)])
+def test_cores_share_the_rows_of_a_norm_where_that_is_sooner(device: str, width: int) -> None:
+    spec, shared = SPECS[device], {"use_2d_core_grid": True}
+    sharding = SimpleNamespace(local_residual=width)
+    target = cast(Target, SimpleNamespace(is_own=True, spec=spec, sharding=sharding))
+    chosen = set()
+    for rows in range(32, 2049, 32):
+        x, stats = tensor((1, 1, rows, width)), tensor((1, 1, rows, 32))
+        halves = [simple("rms_norm_pre_all_gather", x, stats),
+                  simple("rms_norm_post_all_gather", x, x)]  # fmt: skip
+        alone = sum(op_time(half, state(spec)).us for half in halves)
+        chosen.add(shares_rows(target, rows))
+        if shares_rows(target, rows):
+            halves = [replace(half, attributes=shared) for half in halves]
+            assert sum(op_time(half, state(spec)).us for half in halves) < alone, rows
+    assert chosen == {True, False}
 
 
 def test_attention_gains_from_a_wide_grid_what_was_published() -> None:

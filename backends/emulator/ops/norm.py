@@ -113,6 +113,7 @@ def rms_norm_pre_all_gather(
     compute_kernel_config: Any = None,
     program_config: Any = None,
     memory_config: MemoryConfig | None = None,
+    use_2d_core_grid: bool | None = None,
 ) -> Tensor:
     """Sums of squares, one tile wide: the value is in the tile's first column."""
     x = input_tensor
@@ -136,6 +137,7 @@ def rms_norm_pre_all_gather(
         attributes={
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,
+            **_core_grid(x, use_2d_core_grid),
         },
     )
 
@@ -152,6 +154,7 @@ def rms_norm_post_all_gather(
     compute_kernel_config: Any = None,
     program_config: Any = None,
     dtype: DataType | None = None,
+    use_2d_core_grid: bool | None = None,
 ) -> Tensor:
     """The norm by every chip's sums of squares, side by side in `stats`."""
     x = input_tensor
@@ -181,8 +184,14 @@ def rms_norm_post_all_gather(
             "epsilon": epsilon,
             "program_config": program_config,
             "compute_kernel_config": compute_kernel_config,
+            **_core_grid(x, use_2d_core_grid),
         },
     )
+
+
+def _core_grid(x: Tensor, asked: bool | None) -> dict[str, Any]:
+    """How an op says that cores share rows: shards lie on cores of their own."""
+    return {"use_2d_core_grid": True} if asked and not x.is_sharded() else {}
 
 
 def _sum_squares(x: torch.Tensor) -> torch.Tensor:
