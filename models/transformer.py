@@ -149,7 +149,7 @@ class Transformer:
         """
         with scope("embedding"):
             x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
-            rotate = self.rope.prefill(rope_positions_1S)
+            rotate = self.rope.prefill(rope_positions_1S, users)
         for layer in self.layers_of(at):
             before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
             ttnn.deallocate(before)

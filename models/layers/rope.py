@@ -28,6 +28,7 @@ class Rotation:
     transformation: Any
     decode: bool
     together: bool = False  # queries and keys lie on cores of their own: one op turns both
+    folded: bool = False  # heads lie below each other while they are turned, as do the tables
 
     def __call__(self, q: Any, k: Any) -> tuple[Any, Any]:
         if self.together:
@@ -38,9 +39,13 @@ class Rotation:
         return self._turn(q), self._turn(k)
 
     def _turn(self, heads: Any) -> Any:
-        return ttnn.experimental.rotary_embedding_llama(
+        shape = tuple(heads.shape)
+        if self.folded:
+            heads = ttnn.reshape(heads, (1, 1, shape[1] * shape[2], shape[3]))
+        turned = ttnn.experimental.rotary_embedding_llama(
             heads, self.cos, self.sin, self.transformation, is_decode_mode=self.decode
         )
+        return ttnn.reshape(turned, shape) if self.folded else turned
 
 
 class RotaryEmbedding:
@@ -64,10 +69,15 @@ class RotaryEmbedding:
         turns = turn.repeat(plan.cores, 1)[None, None]
         self.turn_decode = _replicated(mesh, turns, ttnn.TILE_LAYOUT, plan.turn)
 
-    def prefill(self, positions_1S: Any) -> Rotation:
-        """Rotation of one prompt (or of prompts of equal length) by these rows (uint32)."""
+    def prefill(self, positions_1S: Any, users: int) -> Rotation:
+        """Rotation of `users` prompts of equal length by these rows (uint32)."""
         cos_11SW, sin_11SW = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
-        return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False)
+        folded = self.plan.folds(users, positions_1S.shape[1])
+        if folded:
+            cos_11SW, sin_11SW = (
+                ttnn.concat([table] * self.plan.heads, dim=2) for table in (cos_11SW, sin_11SW)
+            )
+        return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False, folded=folded)
 
     def decode(self, positions_1B: Any) -> Rotation:
         """Rotation of one token per user, one user per core; rows as `looked_up` gives them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,21 @@ class RopePlan:
     cores: int
     tables: Any
     turn: Any
+    heads: int  # of queries on a chip
+    most_cores: int  # of a chip that turn rows of prompts; 0: heads stay with their rows
+
+    def folds(self, users: int, rows: int) -> bool:
+        """Whether a prompt's heads are turned one below the other, each row of tiles on a core.
+
+        A core that turns all heads of a row reads its row of the tables once, but a short prompt
+        has fewer rows than there are cores.
+        """
+        high = -(-rows // TILE)
+        if users > 1 or rows % TILE or not self.most_cores:
+            return False
+        # in rows of tiles: two are of the tables
+        folded = 3 * math.ceil(self.heads * high / self.most_cores)
+        return folded < (self.heads + 2) * math.ceil(high / self.most_cores)
 
     def looked_up(self, positions_B: torch.Tensor) -> torch.Tensor:
         """Positions as a decode step looks them up, [1, n]; columns of a mesh have equal shares.
@@ -144,6 +160,9 @@ class RopePlan:
 
 def rope_plan(target: Target) -> RopePlan:
     sizes, spec = target.sharding, target.spec
+    shared: Kwargs = {
+        "heads": sizes.local_heads, "most_cores": spec.num_cores if target.is_own else 0
+    }  # fmt: skip
     if sizes.ring_cores:
         cores, rows = worker_cores(2 * target.users, spec), sizes.local_heads
         return RopePlan(
@@ -153,6 +172,7 @@ def rope_plan(target: Target) -> RopePlan:
             cores=2 * target.users,
             tables=sharded(cores, sizes.head_dim, rows=rows, by_height=True),
             turn=sharded(cores, TILE, by_height=True),
+            **shared,
         )
     together = heads_apart(target)
     count = 2 * target.users if together else target.users
@@ -163,6 +183,7 @@ def rope_plan(target: Target) -> RopePlan:
         cores=count,
         tables=height_sharded(count, sizes.head_dim, spec.compute_grid),
         turn=height_sharded(count, TILE, spec.compute_grid),
+        **shared,
     )
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from backends.mesh import open_mesh
+from models.layers.rope import Rotation
+from models.plans.attention import RopePlan
 from tests.ops.emulated import ROUNDED, get, per_user, put, put_heads, ttnn
 from tests.ops.golden_cases import operand
 
@@ -104,3 +106,22 @@ def test_a_replayed_rotation_follows_its_tables(mesh: Any) -> None:
             ttnn.copy_host_to_device_tensor(host, tensor)
         ttnn.execute_trace(mesh, trace, cq_id=0, blocking=True)
         torch.testing.assert_close(get(out), expected(x, *now, usual()), **ROUNDED)
+
+
+@pytest.mark.parametrize(("heads", "rows"), [(8, 64), (3, 32)])
+def test_heads_below_each_other_turn_as_heads_side_by_side(
+    mesh: Any, heads: int, rows: int
+) -> None:
+    """And the plan says so only where that is sooner: not of long or many prompts."""
+    cos, sin = (put(mesh, table[None, None]) for table in tables(torch.arange(rows)))
+    turn = put(mesh, usual()[None, None])
+    q, k = (put(mesh, operand(1, n, rows, WIDTH, seed=n)) for n in (heads, 1))
+    plain = Rotation(cos, sin, turn, decode=False)
+    folded = Rotation(
+        *(ttnn.concat([table] * heads, dim=2) for table in (cos, sin)), turn, decode=False,
+        folded=True,
+    )  # fmt: skip
+    for one, other in zip(plain(q, k), folded(q, k), strict=True):
+        assert torch.equal(get(one), get(other))
+    plan = RopePlan(False, None, 1, 1, None, None, heads=heads, most_cores=64)
+    assert plan.folds(1, rows) and not plan.folds(2, rows) and not plan.folds(1, 64 * 32)
