@@ -71,28 +71,25 @@ class RotaryEmbedding:
 
     def prefill(self, positions_1S: Any, users: int) -> Rotation:
         """Rotation of `users` prompts of equal length by these rows (uint32)."""
-        cos_11SW, sin_11SW = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
+        cos, sin = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
         folded = self.plan.folds(users, positions_1S.shape[1])
         if folded:
-            cos_11SW, sin_11SW = (
-                ttnn.concat([table] * self.plan.heads, dim=2) for table in (cos_11SW, sin_11SW)
-            )
-        return Rotation(cos_11SW, sin_11SW, self.turn_prefill, decode=False, folded=folded)
+            cos, sin = (ttnn.concat([table] * self.plan.heads, dim=2) for table in (cos, sin))
+        return Rotation(cos, sin, self.turn_prefill, decode=False, folded=folded)
 
     def decode(self, positions_1B: Any) -> Rotation:
         """Rotation of one token per user, one user per core; rows as `looked_up` gives them."""
-        together = self.plan.together
 
         def spread(table: Any) -> Any:
             if self.plan.head_rows:
                 return self._head_rows(table, positions_1B, self.plan.head_rows)
             rows_1B1W = ttnn.transpose(self._rows(table, positions_1B), 1, 2)
-            if together:  # the users' rows for their queries, and again for their keys
+            if self.plan.together:  # the users' rows for their queries, and again for their keys
                 rows_1B1W = ttnn.concat([rows_1B1W, rows_1B1W], dim=1)
             return ttnn.interleaved_to_sharded(rows_1B1W, self.plan.tables)
 
-        cos_1B1W, sin_1B1W = spread(self.cos), spread(self.sin)
-        return Rotation(cos_1B1W, sin_1B1W, self.turn_decode, decode=True, together=together)
+        cos, sin = spread(self.cos), spread(self.sin)
+        return Rotation(cos, sin, self.turn_decode, decode=True, together=self.plan.together)
 
     def _head_rows(self, table: Any, positions: Any, heads: int) -> Any:
         """[1, 2 B, H, W] in rows, where the rotation reads them."""
