@@ -14,7 +14,7 @@ from typing import Any
 
 from backends import configure_emulator
 from backends.mesh import open_mesh, split_mesh
-from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint
+from models.checkpoints import RandomCheckpoint, ShapeCheckpoint
 from models.config import ModelConfig
 from models.registry import load_config
 from models.transformer import Transformer
@@ -90,7 +90,7 @@ def _open(options: LoadOptions) -> Any:
     """The checkpoint the options name; random and placeholder weights need only a config."""
     vision = options.images > 0
     if options.weights == "placeholder":
-        return PlaceholderCheckpoint(load_config(options.model, vision=vision))
+        return ShapeCheckpoint(load_config(options.model, vision=vision))
     if options.weights == "random":
         return RandomCheckpoint(load_config(options.model, vision=vision), options.seed)
     from models.checkpoints.open import open_checkpoint

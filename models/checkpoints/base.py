@@ -87,7 +87,7 @@ def _text_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class PlaceholderCheckpoint:
-    """Right names and shapes without data: for dry runs and op lists."""
+    """Right names and shapes without data; models are built on shapes.py's."""
 
     is_placeholder = True  # weights.py reserves memory instead of converting
 

@@ -152,7 +152,7 @@ def blueprint(workload: Workload, config: ModelConfig) -> Blueprint:
 def _record_layer(workload: Workload, plan: Blueprint, index: int) -> RunOps:
     """Op lists of a model that has only the layer `index`."""
     from backends.emulator.chip.device import MeshDevice
-    from perf.op_lists.shapes import ShapeCheckpoint
+    from models.checkpoints import ShapeCheckpoint
     from runtime.loading import build_engine
 
     chunk = plan.max_prefill_chunk  # of the whole model

@@ -105,6 +105,7 @@ def main() -> None:
         "wrong dtype": planted("rotary_embedding_llama", "layers.1", packed_rotation, experimental),
         "DRAM full": full_dram(),
     }
+    found["compiler"] = "torch._dynamo" in sys.modules
     Path(sys.argv[1]).write_text(json.dumps(found))
 
 

@@ -38,6 +38,13 @@ def test_the_model_passes_without_a_fault(reports: dict[str, Any]) -> None:
     assert reports["none"]["status"] == "pass"
 
 
+def test_weights_without_data_are_arranged_without_torchs_compiler(
+    reports: dict[str, Any],
+) -> None:
+    """Tensors of device "meta" would load it, for longer than a small model's checks take."""
+    assert reports["compiler"] is False
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named_with_its_op_its_layer_and_the_reason(
     reports: dict[str, Any], fault: str

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from models.checkpoints import PlaceholderCheckpoint
+from models.checkpoints.base import PlaceholderCheckpoint
 
 
 class ShapeTensor:
@@ -87,7 +87,7 @@ class ShapeTensor:
 
 
 class ShapeCheckpoint(PlaceholderCheckpoint):
-    """Right names and shapes, no data at all."""
+    """Right names and shapes, no data at all: for dry runs and op lists."""
 
     def get(self, name: str) -> Any:
         return ShapeTensor(self._shapes[name])
