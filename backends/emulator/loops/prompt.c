@@ -1,161 +1,304 @@
-/* Attention of prompts with products of bfloat16: scores are exact before they are summed, and their
-   softmax weights go in as two bfloat16 numbers each, so 16 bits of them count. */
+/* Attention of prompts with products of 16-bit integers, which processors sum in pairs twice as
+   fast as floats and without rounding.
 
-#include "amx.h"
+   Queries and keys are scaled by powers of two so that their lengths fit 15 bits: no score
+   overflows, and bfloat16 numbers are exact in this but for those below some hundredth of the
+   largest. Values are scaled key by key; what that takes away is given to the softmax weights, which
+   become integers anew for every PROMPT_KEYS keys, as large as their sum allows: of 15 bits, or of
+   13 where all keys count alike. From there on sums are floats. Vectors hold neighbouring queries. */
 
-#if HAS_TILES
-#define ROWS EDGE
+#include "vectors.h"
+
+#define MANY 32 /* queries at work at once */
+#define ACROSS (MANY / LANES)
+#define AT_ONCE (LANES == 16 ? PROMPT_ROWS : 2) /* keys, or columns, whose sums stay in registers */
+#define HALF (PROMPT_KEYS / 2)
+
+#define LENGTH_BITS 15            /* of queries and keys */
+#define VALUE_BITS 13             /* of values, 8 of which count: at most 255 / 256 of that */
+#define MOST_WEIGHT 32767.0f      /* and together 2^18, for 2^31 in a product */
+#define MOST_WEIGHTS 262144.0f
+#define FAR 60                    /* powers of two from 1: what is larger is refused */
+#define LOG2_E 1.4426950408889634
+#define NO_KEY (-1e30f)           /* score of a key that is not seen */
+#define OLD 10                    /* powers of two by which scores may exceed their reference */
+
+static inline floats all(float x) { return (floats){0} + x; }
+
+static inline floats larger(floats x, floats y) {
+#ifdef __AVX512F__
+  return (floats)_mm512_max_ps((__m512)x, (__m512)y);
 #else
-#define ROWS (PROMPT_ROWS / 4 * 3)
+  return (floats)chosen((words)x, (words)y, (words)(x > y));
 #endif
-#define VECTORS (TILE / LANES)
-#define AT_ONCE (LANES != 16 ? 2 : ROWS == 12 ? 12 : 8) /* rows whose sums stay in registers */
+}
+
+/* 2 to the power of x, right to 18 bits. */
+static inline floats power_of(floats x) {
+#ifdef __AVX512DQ__
+  const floats rest = (floats)_mm512_reduce_ps((__m512)x, 1); /* above the next whole number */
+#else
+  x = larger(x, all(-126));
+  floats whole = (x + INTEGERS) - INTEGERS;
+  whole += __builtin_convertvector(whole > x, floats); /* which is -1 where it is so */
+  const floats rest = x - whole;
+#endif
+  floats series = rest * 0.0135341678f + 0.0520114601f;
+  series = series * rest + 0.241442755f;
+  series = series * rest + 0.693003833f;
+  series = series * rest + 1.00000262f;
+#ifdef __AVX512DQ__
+  return (floats)_mm512_scalef_ps((__m512)series, (__m512)x);
+#else
+  return series * (floats)(__builtin_convertvector(whole + 127, words) << PLACE);
+#endif
+}
+
+static inline float power_of_two(int64_t n) { return as_float((uint32_t)(n + 127) << PLACE); }
+
+/* The power of two that a size is below, within limits. 0 where it is too large, or no number. */
+static inline int exponent_of(double size, int *exponent) {
+  *exponent = -FAR;
+  if (size > 0) frexp(size, exponent);
+  if (*exponent < -FAR) *exponent = -FAR;
+  return size - size == 0 && *exponent <= FAR;
+}
+
+/* Integers [width] of a query or key, and what a unit is. 0 where it is not for C. */
+static int whole_numbers(const uint16_t *x, int64_t width, int16_t *out, float *unit) {
+  double squares = 0;
+  int exponent;
+  for (int64_t j = 0; j < width; j++) squares += (double)widened(x[j]) * widened(x[j]);
+  if (!exponent_of(sqrt(squares), &exponent)) return 0;
+  const float scale = power_of_two(LENGTH_BITS - exponent);
+  for (int64_t j = 0; j < width; j++) out[j] = (int16_t)rintf(widened(x[j]) * scale);
+  *unit = power_of_two(exponent - LENGTH_BITS);
+  return 1;
+}
 
 void arrange_keys(const void *given, Share *share) {
   ARGUMENTS(arrange_keys);
-  const uint32_t mask = (uint32_t)a.mask | (uint32_t)a.mask << 16;
-  EACH(piece, a.matrices * a.tiles, TILE * a.width) {
-    const int64_t first = piece % a.tiles * TILE;
-    const uint16_t *x = a.x + piece / a.tiles * a.length * a.width;
-    uint32_t *out = a.out + piece * a.half * TILE;
-    for (int64_t j = 0; j < TILE; j++)
-      for (int64_t p = 0; p < a.half; p++) {
-        uint32_t pair = 0;
-        if (first + j < a.length) memcpy(&pair, x + (first + j) * a.width + 2 * p, sizeof pair);
-        out[p * TILE + j] = pair & mask;
-      }
+  EACH(piece, a.matrices * a.groups, PROMPT_ROWS * a.width) {
+    const int64_t first = piece % a.groups * PROMPT_ROWS;
+    const uint16_t *x = a.x + piece / a.groups * a.length * a.width;
+    uint32_t *out = a.out + piece * a.half * PROMPT_ROWS;
+    for (int64_t j = 0; j < PROMPT_ROWS; j++) {
+      int16_t own[MOST_WIDTH] = {0};
+      float *unit = a.units + piece * PROMPT_ROWS + j;
+      *unit = 0;
+      if (first + j < a.length && !whole_numbers(x + (first + j) * a.width, a.width, own, unit))
+        refuse(share);
+      for (int64_t p = 0; p < a.half; p++)
+        memcpy(out + p * PROMPT_ROWS + j, own + 2 * p, sizeof *out);
+    }
   }
 }
 
 void arrange_values(const void *given, Share *share) {
   ARGUMENTS(arrange_values);
-  const uint32_t mask = (uint32_t)a.mask | (uint32_t)a.mask << 16;
   EACH(piece, a.matrices * a.pairs, 2 * a.width) {
-    const int64_t matrix = piece / a.pairs, pair = piece % a.pairs, at = 2 * pair;
-    const uint16_t *x = a.x + (matrix * a.length + at) * a.width;
-    for (int64_t c = 0; c < a.width; c++) {
-      const uint32_t low = at < a.length ? x[c] : 0;
-      const uint32_t high = at + 1 < a.length ? x[a.width + c] : 0;
-      uint32_t *tile = a.out + (matrix * a.columns + c / TILE) * a.pairs * TILE;
-      tile[pair * TILE + c % TILE] = (low | high << 16) & mask;
+    const int64_t first = piece % a.pairs * 2;
+    int16_t own[2][MOST_WIDTH] = {{0}};
+    for (int64_t j = 0; j < 2; j++) {
+      const uint16_t *x = a.x + (piece / a.pairs * a.length + first + j) * a.width;
+      float most = 0;
+      int exponent;
+      for (int64_t c = 0; first + j < a.length && c < a.width; c++) {
+        const float size = fabsf(widened(x[c]));
+        most = size > most || size != size ? size : most;
+      }
+      if (!exponent_of(most, &exponent))
+        refuse(share);
+      else if (most > 0)
+        for (int64_t c = 0; c < a.width; c++)
+          own[j][c] = (int16_t)rintf(widened(x[c]) * power_of_two(VALUE_BITS - exponent));
+      a.exponents[2 * piece + j] = (float)exponent;
+      a.shrinks[2 * piece + j] = power_of_two(-exponent);
     }
+    for (int64_t c = 0; c < a.width; c++)
+      a.out[piece * a.width + c] = (uint16_t)own[0][c] | (uint32_t)(uint16_t)own[1][c] << 16;
   }
 }
 
-/* Sums [ROWS, VECTORS] of rows of pairs, `apart` from each other, with a tile of as many pairs. */
+/* Sums [PROMPT_ROWS, MANY] of as many words, `apart` for every pair, with words [pairs, MANY]. */
 static inline __attribute__((always_inline)) void
-add_products(floats *sums, const uint16_t *x, int64_t apart, const uint32_t *tile, int64_t pairs) {
-  for (int row = 0; row < ROWS; row += AT_ONCE) {
-    floats own[AT_ONCE][VECTORS];
-    memcpy(own, sums + row * VECTORS, sizeof own);
+multiply(const uint32_t *x, int64_t apart, const uint32_t *y, int64_t pairs,
+         integers (*sums)[ACROSS]) {
+  UNROLLED
+  for (int row = 0; row < PROMPT_ROWS; row += AT_ONCE) {
+    integers own[AT_ONCE][ACROSS];
+    UNROLLED
+    for (int i = 0; i < AT_ONCE; i++)
+      UNROLLED
+      for (int v = 0; v < ACROSS; v++) own[i][v] = (integers){0};
     for (int64_t k = 0; k < pairs; k++) {
-      words weights[VECTORS];
-      memcpy(weights, tile + k * TILE, sizeof weights);
+      words many[ACROSS];
+      UNROLLED
+      for (int v = 0; v < ACROSS; v++) many[v] = loaded_words(y + k * MANY + v * LANES);
       UNROLLED
       for (int i = 0; i < AT_ONCE; i++) {
-        uint32_t pair;
-        memcpy(&pair, x + (row + i) * apart + 2 * k, sizeof pair);
+        const uint32_t pair = x[k * apart + row + i];
         UNROLLED
-        for (int v = 0; v < VECTORS; v++) own[i][v] = plus_pairs(own[i][v], weights[v], pair);
+        for (int v = 0; v < ACROSS; v++) own[i][v] = plus_integers(own[i][v], many[v], pair);
       }
     }
-    memcpy(sums + row * VECTORS, own, sizeof own);
+    UNROLLED
+    for (int i = 0; i < AT_ONCE; i++)
+      UNROLLED
+      for (int v = 0; v < ACROSS; v++) sums[row + i][v] = own[i][v];
   }
 }
 
-/* Sums [ROWS, TILE], `to` apart, of one or two sets of rows of pairs with a tile. */
-static void multiply_rows(const uint16_t *x, const uint16_t *more, int64_t apart,
-                          const uint32_t *tile, int64_t pairs, float *out, int64_t to) {
-#if HAS_TILES
-  if (may_use_tiles) {
-    clear_sums();
-    add_tiles(x, apart, tile, pairs);
-    if (more) add_tiles(more, apart, tile, pairs);
-    store_sums(out, to);
-    return;
+/* Of MANY queries. Keys count with 2 to the power of their scores, the size of values included. */
+typedef struct {
+  uint32_t q[MOST_WIDTH / 2][MANY];
+  floats unit[ACROSS];                 /* of scores */
+  integers first[ACROSS], end[ACROSS]; /* of the keys that each sees */
+  floats scores[PROMPT_KEYS][ACROSS];
+  floats largest[ACROSS];
+  uint32_t weights[HALF][MANY];
+  floats weight_unit[ACROSS];
+  floats reference[ACROSS]; /* 2 to its power is the unit of what has been summed: */
+  floats total[ACROSS];     /* softmax weights */
+  floats found[MOST_WIDTH][ACROSS]; /* and weighted values */
+  int64_t place[MANY];              /* in q and out */
+} Work;
+
+static void score(Work *work, const uint32_t *keys, const float *units, const float *exponents,
+                  int64_t half) {
+  for (int v = 0; v < ACROSS; v++) work->largest[v] = all(NO_KEY);
+  for (int64_t k = 0; k < PROMPT_KEYS; k += PROMPT_ROWS) {
+    integers sums[PROMPT_ROWS][ACROSS];
+    multiply(keys + k * half, PROMPT_ROWS, work->q[0], half, sums);
+    UNROLLED
+    for (int i = 0; i < PROMPT_ROWS; i++)
+      UNROLLED
+      for (int v = 0; v < ACROSS; v++) {
+        const floats own = __builtin_convertvector(sums[i][v], floats) * units[k + i];
+        work->scores[k + i][v] = own * work->unit[v] + exponents[k + i];
+        work->largest[v] = larger(work->largest[v], work->scores[k + i][v]);
+      }
   }
-#endif
-  floats sums[ROWS * VECTORS];
-  memset(sums, 0, sizeof sums);
-  add_products(sums, x, apart, tile, pairs);
-  if (more) add_products(sums, more, apart, tile, pairs);
-  for (int i = 0; i < ROWS; i++) memcpy(out + i * to, sums + i * VECTORS, TILE * sizeof(float));
 }
 
-/* Softmax of scores from `low` to `high`, not yet divided by their sum, as two bfloat16 numbers
-   each; zeros up to `end`. Returns one over the sum. */
-static float weigh(float *scores, int64_t low, int64_t high, int64_t begin, int64_t end, float scale,
-                   uint16_t *large, uint16_t *small) {
-  float most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-  for (int64_t j = low; j < high; j++) most = scores[j] > most ? scores[j] : most;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = low; j < high; j++) {
-    scores[j] = exponential((scores[j] - most) * scale);
-    sum += scores[j];
-  }
-  for (int64_t j = begin; j < low; j++) scores[j] = 0;
-  for (int64_t j = high; j < end; j++) scores[j] = 0;
-  for (int64_t j = begin; j < end; j += LANES) {
-    const floats all = loaded(scores + j);
-    const halves first = narrowed_all(all);
-    memcpy(large + j, &first, sizeof first);
-    const halves rest = narrowed_all(all - widened_all(large + j));
-    memcpy(small + j, &rest, sizeof rest);
-  }
-  return 1.0f / sum;
-}
-
-static void attend_rows(const struct attend_prompt *a, int64_t matrix, int64_t row, float *room) {
-  const int64_t some = a->length - row < ROWS ? a->length - row : ROWS, wide = a->tiles * TILE;
-  const int64_t first_at = a->start + row, last_at = first_at + some - 1;
-  const int64_t high = a->is_causal && last_at + 1 < a->total ? last_at + 1 : a->total;
-  const int64_t low = a->window && first_at >= a->window ? first_at - a->window + 1 : 0;
-  const int64_t from = low / TILE, to = (high + TILE - 1) / TILE, begin = from * TILE;
-  const uint32_t *keys = a->keys + matrix / a->group * a->tiles * a->half * TILE;
-  const uint32_t *values = a->values + matrix / a->group * a->columns * a->pairs * TILE;
-  uint16_t *large = (uint16_t *)(room + ROWS * wide), *small = large + ROWS * wide;
-  uint32_t q[ROWS * MOST_WIDTH / 2];
-  const uint32_t mask = (uint32_t)a->q_seen | (uint32_t)a->q_seen << 16;
-  float share[ROWS];
-  for (int i = 0; i < ROWS; i++) { /* rows after the last repeat it, and are not kept */
-    const int64_t own = row + (i < some ? i : some - 1);
-    memcpy(q + i * a->half, a->q + (matrix * a->length + own) * a->width, (size_t)a->width * 2);
-  }
-  for (int64_t j = 0; j < ROWS * a->half; j++) q[j] &= mask;
-  for (int64_t t = from; t < to; t++)
-    multiply_rows((const uint16_t *)q, 0, a->width, keys + t * a->half * TILE, a->half,
-                  room + t * TILE, wide);
-  for (int i = 0; i < ROWS; i++) {
-    const int64_t at = first_at + (i < some ? i : some - 1);
-    const int64_t last = a->is_causal && at + 1 < a->total ? at + 1 : a->total;
-    const int64_t first = a->window && at >= a->window ? at - a->window + 1 : 0;
-    share[i] = weigh(room + i * wide, first, last, begin, to * TILE, (float)a->scale,
-                     large + i * wide, small + i * wide);
-  }
-  for (int64_t c = 0; c < a->columns; c++) {
-    float found[ROWS * TILE];
-    const uint32_t *tile = values + (c * a->pairs + begin / 2) * TILE;
-    const int64_t pairs = (to - from) * TILE / 2;
-    multiply_rows(large + begin, small + begin, wide, tile, pairs, found, TILE);
-    for (int64_t i = 0; i < some; i++) {
-      uint16_t *out = a->out + (matrix * a->length + row + i) * a->width + c * TILE;
-      for (int64_t j = 0; j < TILE; j++) found[i * TILE + j] *= share[i];
-      for (int64_t j = 0; j < TILE; j += BLOCK) store_as(found + i * TILE + j, out + j, 0);
+/* Leaves out keys, the first of which is `begin`, that a query does not see. */
+static void cut(Work *work, int64_t begin) {
+  for (int v = 0; v < ACROSS; v++) {
+    work->largest[v] = all(NO_KEY);
+    for (int k = 0; k < PROMPT_KEYS; k++) {
+      const integers at = (integers){0} + (int32_t)(begin + k);
+      const words seen = (words)((at >= work->first[v]) & (at < work->end[v]));
+      work->scores[k][v] = (floats)chosen((words)work->scores[k][v], (words)all(NO_KEY), seen);
+      work->largest[v] = larger(work->largest[v], work->scores[k][v]);
     }
   }
+}
+
+/* Has sums follow scores that have become much larger. */
+static void renew(Work *work, int64_t width) {
+  for (int v = 0; v < ACROSS; v++) {
+    const floats most = work->largest[v], before = work->reference[v];
+    const words is_old = (words)(most > before + OLD);
+    uint32_t any = 0;
+    for (int i = 0; i < LANES; i++) any |= is_old[i];
+    if (!any) continue;
+    const floats part = (floats)chosen((words)power_of(before - most), (words)all(1), is_old);
+    work->reference[v] = (floats)chosen((words)most, (words)before, is_old);
+    work->total[v] *= part;
+    for (int64_t j = 0; j < width; j++) work->found[j][v] *= part;
+  }
+}
+
+/* Softmax weights as integers. */
+static void weigh(Work *work, const float *shrinks) {
+  for (int v = 0; v < ACROSS; v++) {
+    const floats largest = work->largest[v], power = power_of(largest - work->reference[v]);
+    floats sum = {0}, own = {0};
+    for (int k = 0; k < PROMPT_KEYS; k++) {
+      const floats weight = power_of(work->scores[k][v] - largest);
+      work->scores[k][v] = weight;
+      own += weight * shrinks[k];
+      sum += weight;
+    }
+    work->total[v] += own * power;
+    const floats unit = larger(sum * (1 / MOST_WEIGHTS), all(1 / MOST_WEIGHT));
+    const floats scale = 1 / unit;
+    work->weight_unit[v] = power * unit;
+    for (int k = 0; k < HALF; k++) { /* the last bits of near INTEGERS are the integer */
+      const words low = (words)(work->scores[2 * k][v] * scale + INTEGERS);
+      const words high = (words)(work->scores[2 * k + 1][v] * scale + INTEGERS);
+      const words both = (low & 0xFFFF) | high << 16;
+      memcpy(work->weights[k] + v * LANES, &both, sizeof both);
+    }
+  }
+}
+
+static void add_values(Work *work, const uint32_t *values, int64_t width) {
+  for (int64_t c = 0; c < width; c += PROMPT_ROWS) {
+    integers sums[PROMPT_ROWS][ACROSS];
+    multiply(values + c, width, work->weights[0], HALF, sums);
+    UNROLLED
+    for (int i = 0; i < PROMPT_ROWS; i++)
+      UNROLLED
+      for (int v = 0; v < ACROSS; v++)
+        work->found[c + i][v] += __builtin_convertvector(sums[i][v], floats) * work->weight_unit[v];
+  }
+}
+
+/* Everything about MANY queries of a head of keys, from this number on: neighbours in a group, then
+   in time; those after the last repeat it. 0 where they are not for C. */
+static int begin_work(const struct attend_prompt *a, int64_t head, int64_t number, Work *work) {
+  const int64_t count = a->group * a->length;
+  for (int v = 0; v < ACROSS; v++) {
+    work->reference[v] = all(NO_KEY);
+    work->total[v] = all(0);
+    for (int64_t j = 0; j < a->width; j++) work->found[j][v] = all(0);
+  }
+  for (int64_t i = 0; i < MANY; i++) {
+    const int64_t own = number + i < count ? number + i : count - 1, row = own / a->group;
+    const int64_t at = a->start + row, v = i / LANES, lane = i % LANES;
+    int16_t whole[MOST_WIDTH];
+    float unit;
+    work->place[i] = ((head * a->group + own % a->group) * a->length + row) * a->width;
+    if (!whole_numbers(a->q + work->place[i], a->width, whole, &unit)) return 0;
+    for (int64_t p = 0; p < a->half; p++) memcpy(&work->q[p][i], whole + 2 * p, sizeof(uint32_t));
+    work->unit[v][lane] = unit * (float)(a->scale * LOG2_E);
+    work->first[v][lane] = a->window && at >= a->window ? (int32_t)(at - a->window + 1) : 0;
+    work->end[v][lane] = (int32_t)(a->is_causal && at + 1 < a->total ? at + 1 : a->total);
+  }
+  return 1;
+}
+
+static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t number) {
+  const int64_t width = a->width, wide = a->tiles * PROMPT_KEYS, from = head * wide;
+  Work work;
+  if (!begin_work(a, head, number, &work)) return 0;
+  const int last = ACROSS - 1, lane = LANES - 1;
+  const int64_t last_first = work.first[last][lane], end = work.end[last][lane];
+  int64_t begin = work.first[0][0] / PROMPT_KEYS * PROMPT_KEYS;
+  for (; begin < end; begin += PROMPT_KEYS) {
+    const int64_t at = from + begin;
+    score(&work, a->keys + at * a->half, a->units + at, a->exponents + at, a->half);
+    if (begin < last_first || begin + PROMPT_KEYS > work.end[0][0]) cut(&work, begin);
+    renew(&work, width);
+    weigh(&work, a->shrinks + at);
+    add_values(&work, a->values + at / 2 * width, width);
+  }
+  for (int64_t i = 0; i < MANY && number + i < a->group * a->length; i++) {
+    const int64_t v = i / LANES, own = i % LANES;
+    const float share = power_of_two(-VALUE_BITS) / work.total[v][own];
+    float row[MOST_WIDTH];
+    for (int64_t j = 0; j < width; j++) row[j] = work.found[j][v][own] * share;
+    for (int64_t j = 0; j < width; j += BLOCK) store_as(row + j, a->out + work.place[i] + j, 0);
+  }
+  return 1;
 }
 
 void attend_prompt(const void *given, Share *share) {
   ARGUMENTS(attend_prompt);
-  const int64_t blocks = (a.length + ROWS - 1) / ROWS;
-#if HAS_TILES
-  if (may_use_tiles) open_tiles();
-#endif
-  EACH_BY(job, a.matrices * blocks, 1) /* the longest rows first */
-    attend_rows(&a, job % a.matrices, (blocks - 1 - job / a.matrices) * ROWS,
-                a.room + share->thread * a.numbers);
-#if HAS_TILES
-  if (may_use_tiles) close_tiles();
-#endif
+  const int64_t blocks = (a.group * a.length + MANY - 1) / MANY;
+  EACH_BY(job, a.heads * blocks, 1) { /* the longest rows first */
+    if (has_refused(share)) continue;
+    if (!attend_rows(&a, job % a.heads, (blocks - 1 - job / a.heads) * MANY)) refuse(share);
+  }
 }

@@ -14,8 +14,6 @@ void round_blocks(const void *given, Share *share) {
   }
 }
 
-static inline words chosen(words x, words y, words which) { return (x & which) | (y & ~which); }
-
 #define CHUNK 256 /* columns worked on at once: memory gives whole stretches of rows */
 #define STRIDE (CHUNK + 32) /* so that rows do not contend for the same lines of a cache */
 

@@ -13,7 +13,8 @@
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
-#define PROMPT_ROWS 16   /* queries of a prompt that may be at work at once */
+#define PROMPT_KEYS 32   /* keys of a prompt whose softmax weights are made at once */
+#define PROMPT_ROWS 8    /* of them that are multiplied at once */
 
 /* x in blocks, rounded to `mantissa_bits`, or to bfloat16 (none). */
 struct round_blocks {
@@ -212,32 +213,37 @@ struct attend {
   double scale;
 };
 
-/* Keys of prompts in tiles of TILE keys, a word for two neighbours of a head's width; of values the
-   bits that `mask` keeps. Keys after the last are zeros. */
+/* Keys of prompts as integers, PROMPT_ROWS side by side, a word for two neighbours of a head's width,
+   and what a unit of each key is. Keys after the last are zeros. Refuses numbers beyond all measure. */
 struct arrange_keys {
   const uint16_t *x; /* [matrices, length, width] */
-  uint32_t *out;     /* [matrices, tiles, half, TILE] */
-  int64_t matrices, length, width, tiles, half, mask;
+  uint32_t *out;     /* [matrices, groups, half, PROMPT_ROWS] */
+  float *units;      /* [matrices, groups, PROMPT_ROWS] */
+  int64_t matrices, length, width, groups, half;
 };
 
-/* Values of prompts in tiles of TILE columns, a word for two neighbours in time. */
+/* Values of prompts as integers, a word for two keys, and for each key the power of two that they are
+   below, and one over that. Refuses like arrange_keys. */
 struct arrange_values {
   const uint16_t *x; /* [matrices, length, width] */
-  uint32_t *out;     /* [matrices, columns, pairs, TILE] */
-  int64_t matrices, length, width, columns, pairs, mask;
+  uint32_t *out;     /* [matrices, pairs, width] */
+  float *exponents;  /* [matrices, pairs, 2] */
+  float *shrinks;    /* [matrices, pairs, 2] */
+  int64_t matrices, length, width, pairs;
 };
 
 /* Attention of prompts, whose queries begin at position `start`, over keys and values arranged for
-   it: `group` neighbours share a head of those. Causal ones see the last `window` keys up to their
-   own, if not 0. Of queries the bits count that `q_seen` keeps. */
+   it, PROMPT_KEYS at once: `group` neighbours share a head of those. Causal ones see the last
+   `window` keys up to their own, if not 0. Refuses like arrange_keys. */
 struct attend_prompt {
-  const uint16_t *q;      /* [matrices, length, width] */
-  const uint32_t *keys;   /* [*, tiles, half, TILE] */
-  const uint32_t *values; /* [*, columns, pairs, TILE] */
-  uint16_t *out;          /* [matrices, length, width] */
-  float *room;            /* [threads, numbers] to work in */
-  int64_t matrices, length, width, group, total, start, window, is_causal, q_seen;
-  int64_t tiles, half, columns, pairs, threads, numbers;
+  const uint16_t *q;      /* [heads, group, length, width] */
+  const uint32_t *keys;   /* [heads, tiles, PROMPT_KEYS, half] */
+  const float *units;     /* [heads, tiles, PROMPT_KEYS] */
+  const uint32_t *values; /* [heads, tiles, PROMPT_KEYS, half] */
+  const float *exponents; /* [heads, tiles, PROMPT_KEYS] */
+  const float *shrinks;   /* [heads, tiles, PROMPT_KEYS] */
+  uint16_t *out;          /* [heads, group, length, width] */
+  int64_t heads, group, length, width, total, start, window, is_causal, tiles, half;
   double scale;
 };
 

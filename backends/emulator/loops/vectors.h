@@ -68,6 +68,14 @@ static inline floats loaded(const float *x) {
   return out;
 }
 
+static inline words chosen(words x, words y, words which) { return (x & which) | (y & ~which); }
+
+static inline words loaded_words(const uint32_t *x) {
+  words out;
+  memcpy(&out, x, sizeof out);
+  return out;
+}
+
 static inline words widened_bits(const uint16_t *x) {
   halves narrow;
   memcpy(&narrow, x, sizeof narrow);
@@ -86,6 +94,19 @@ static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
 static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
   sum += (floats)(weights << 16) * as_float(pair << 16);
   return sum + (floats)(weights & 0xFFFF0000u) * as_float(pair & 0xFFFF0000u);
+}
+#endif
+
+/* A sum and the products of two neighbours each, all 16-bit integers. */
+#ifdef __AVX512VNNI__
+static inline integers plus_integers(integers sum, words weights, uint32_t pair) {
+  const __m512i all = _mm512_set1_epi32((int32_t)pair);
+  return (integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, all);
+}
+#else
+static inline integers plus_integers(integers sum, words weights, uint32_t pair) {
+  sum += ((integers)(weights << 16) >> 16) * (int16_t)(pair & 0xFFFF);
+  return sum + ((integers)weights >> 16) * (int16_t)(pair >> 16);
 }
 #endif
 

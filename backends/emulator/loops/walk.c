@@ -1,17 +1,13 @@
 /* Walking a list of steps: the one way into the loops, for a single one as for a whole replay. */
 
-#include "amx.h"
+#include "vectors.h"
 
 int64_t lanes(void) { return LANES; }
 
-/* How the processor multiplies bfloat16: 0 not by itself, 1 by vectors as slowly as floats, 2 by
-   vectors twice as fast or more, 3 by tiles. */
-int64_t units(void) {
-#if HAS_TILES
-  if (may_use_tiles) return 3;
-#endif
-#ifdef __AVX512BF16__
-  return __builtin_cpu_is("amd") ? 2 : 1; /* Intel's take two cycles for one of AMD's */
+/* Whether the processor sums products of 16-bit integers in pairs. */
+int64_t sums_pairs(void) {
+#ifdef __AVX512VNNI__
+  return 1;
 #else
   return 0;
 #endif

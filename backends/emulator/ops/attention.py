@@ -1,7 +1,7 @@
 """Scaled dot-product attention of prompts: within themselves, and of a chunk over its pages.
 
 Scores, softmax and the weighted sum are computed in float32; over many keys, where the processor
-multiplies bfloat16, softmax weights count with 16 bits (loops/prompt.c). Math fidelity cuts the
+sums products of integers in pairs, in integers of 16 bits (loops/prompt.c). Math fidelity cuts the
 bits of queries, keys and values; that of the softmax weights and the kernel's running sums are not
 emulated. Shapes: N prompts, H query and K key heads, S queries, T keys, W head width.
 """
@@ -18,7 +18,7 @@ from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv.paging import flat_blocks, writable
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops import native
-from backends.emulator.loops.call import CONSTANTS, call, team_size
+from backends.emulator.loops.call import CONSTANTS, call
 from backends.emulator.loops.moves import contiguous
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.rules import attention as specs
@@ -44,7 +44,10 @@ def _attend(
     A mask [N or 1, H or 1, S, T] is added to the scores.
     """
     if mask is None and _in_c(q, k, v, causal=causal, window=window):
-        return attend_prompt(q, k, v, scale=scale, start=start, window=window, causal=causal)
+        how = {"scale": scale, "start": start, "window": window, "causal": causal}
+        found = attend_prompt(q, k, v, **how)
+        if found is not None:
+            return found
     q, k, v = q.float(), k.float(), v.float()
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
@@ -87,7 +90,7 @@ def _in_c(
     library, width = native.library(), q.shape[-1]
     return (
         library is not None
-        and library.units() > 1  # else torch is as fast, in float32
+        and library.sums_pairs()  # else torch is as fast, in float32
         and k.shape[2] >= _MANY_KEYS
         and q.dtype is k.dtype is v.dtype is torch.bfloat16
         and q.device.type == "cpu"
@@ -106,31 +109,31 @@ def attend_prompt(
     start: int = 0,
     window: int | None = None,
     causal: bool = True,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Queries [N, H, S, W] at positions start.. over keys [N, K, T, W] at positions 0..., bfloat16.
 
-    Of softmax weights 16 bits count; the rest is float32's.
+    Softmax weights have 13 to 15 bits. None where numbers are beyond 2^60, or none at all.
     """
     q, k, v = map(contiguous, (q, k, v))
     (users, heads, length, width), (kv_heads, total) = q.shape, k.shape[1:3]
     assert k.shape == v.shape == (users, kv_heads, total, width) and heads % kv_heads == 0
     assert not causal or start + length <= total
-    tiles, half, columns, matrices = -(-total // TILE), width // 2, width // TILE, users * kv_heads
-    pairs, threads = tiles * TILE // 2, team_size()
-    keys = torch.empty(matrices, tiles, half, TILE, dtype=torch.int32)
-    values = torch.empty(matrices, columns, pairs, TILE, dtype=torch.int32)
-    how = {"matrices": matrices, "length": total, "width": width, "mask": 0xFFFF}
-    call("arrange_keys", x=k, out=keys, tiles=tiles, half=half, **how)
-    call("arrange_values", x=v, out=values, columns=columns, pairs=pairs, **how)
-    out, numbers = torch.empty_like(q), 2 * CONSTANTS["PROMPT_ROWS"] * tiles * TILE
-    call(
-        "attend_prompt", q=q, keys=keys, values=values, out=out,
-        room=torch.empty(threads, numbers), matrices=users * heads, length=length, width=width,
-        group=heads // kv_heads, total=total, start=start, window=window or 0, is_causal=causal,
-        q_seen=0xFFFF, tiles=tiles, half=half, columns=columns, pairs=pairs, threads=threads,
-        numbers=numbers, scale=scale,
+    kv_matrices, many, rows = users * kv_heads, CONSTANTS["PROMPT_KEYS"], CONSTANTS["PROMPT_ROWS"]
+    tiles, half = -(-total // many), width // 2
+    keys, values = torch.empty(2, kv_matrices, tiles * many, half, dtype=torch.int32)
+    units, exponents, shrinks = torch.empty(3, kv_matrices, tiles * many)
+    out, given = torch.empty_like(q), {"matrices": kv_matrices, "length": total, "width": width}
+    done = (
+        call("arrange_keys", x=k, out=keys, units=units, groups=tiles * many // rows, half=half,
+             **given)
+        and call("arrange_values", x=v, out=values, exponents=exponents, shrinks=shrinks,
+                 pairs=tiles * many // 2, **given)
+        and call("attend_prompt", q=q, keys=keys, units=units, values=values, exponents=exponents,
+                 shrinks=shrinks, out=out, heads=kv_matrices, group=heads // kv_heads,
+                 length=length, width=width, total=total, start=start, window=window or 0,
+                 is_causal=causal, tiles=tiles, half=half, scale=scale)
     )  # fmt: skip
-    return out
+    return out if done else None
 
 
 def _chips_with_values(v: torch.Tensor) -> int:
