@@ -11,6 +11,7 @@ import torch
 import backends
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
+from backends.emulator.loops.call import Call, listening
 from backends.emulator.numerics import kernels
 from backends.emulator.numerics.kernels import KERNELS
 from backends.emulator.numerics.products import MeshWeight, Rounding
@@ -189,6 +190,31 @@ def test_products_without_padding_and_replicas_are_products_with_them(
         )
         assert (error <= 2**-6 * step.flatten(-2)).all()  # a unit in the last place of a block
         assert (error == 0).float().mean() > 0.95
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("axes", [(1, 1), (4, 1), (1, 2), (4, 2)])
+def test_rows_of_idle_users_are_multiplied_in_the_first_step_alone(axes: tuple[int, int]) -> None:
+    w = padded_weight(4, 2)[:, :, None, None]
+    rounding = Rounding(DataType.BFLOAT8_B, is_wide=False)
+    steps = [operand(*axes, 1, 1, 4, 96, seed=seed).bfloat16() for seed in (21, 22)]
+    for x in steps:  # of one user; the others are the same in every step
+        x[..., 1:, :] = 0.5
+    product = MeshWeight(w, None).product(steps[0], rounding)
+    product(steps[0])
+    calls: list[Call] = []
+    with listening(calls.append):
+        fast = product(steps[1])
+    assert torch.equal(fast, MeshWeight(w, None).product(steps[1], rounding)(steps[1]))
+    calls[0].given["known_results"].fill_(7)
+    with listening(calls.append):
+        looked_up = product(steps[1])
+        steps[1][..., 1:, :] = -0.5  # more users
+        afresh = product(steps[1])
+    assert torch.equal(looked_up[..., 0, :], fast[..., 0, :])
+    is_sum = fast[..., 1:, :] != 0  # chips without weights have zeros
+    assert is_sum.any() and (looked_up[..., 1:, :][is_sum] == 7).all()
+    assert torch.equal(afresh, MeshWeight(w, None).product(steps[1], rounding)(steps[1]))
 
 
 def test_equal_tiles_are_kept_once_and_zeros_never() -> None:

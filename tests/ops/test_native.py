@@ -19,6 +19,7 @@ from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
 from backends.emulator.loops.call import call
+from backends.emulator.loops.moves import gathered
 from backends.emulator.numerics import formats
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
@@ -214,12 +215,32 @@ def test_the_largest_come_first_and_equal_ones_in_their_order(
     x = torch.randn(3, 2, 1, 70, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[0] = x[0].round()  # many are equal
     x[1, 0, 0, 5], x[1, 1] = torch.inf, -torch.inf
+    x[0, 1], x[2, 1] = x[0, 0], x[2, 0]  # as those of idle users
     for k in (1, 32, 70):
         fast = reduction.largest_first(x, k)
         slow = without_c(monkeypatch, lambda k=k: reduction.largest_first(x, k))
         assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
     x[2, 1, 0, 69] = torch.nan
     assert reduction._by_loop(x, 3) is None and reduction.largest_first(x, 3)[0][2, 1].isnan().any()
+
+
+@every_build
+@pytest.mark.parametrize("table_mesh", [(1, 1), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("ids_mesh", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_every_chip_picks_the_rows_of_its_own_table(
+    table_mesh: tuple[int, int], ids_mesh: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    whole = torch.randn(*table_mesh, 9, 64, generator=generator).bfloat16()
+    ids = torch.randint(9, (*ids_mesh, 5), generator=generator).int()
+    mesh = torch.broadcast_shapes(table_mesh, ids_mesh)
+    for table in (whole, whole[..., 16:48]):  # part of its columns, too
+        found = gathered(table, ids)
+        every, own = table.expand(*mesh, -1, -1), ids.long().expand(*mesh, -1)
+        expected = every.gather(2, own[..., None].expand(*mesh, 5, table.shape[-1]))
+        assert found is not None and torch.equal(found, expected)
+    ids[0, 0, 3] = 9
+    assert gathered(whole, ids) is None
 
 
 @every_build

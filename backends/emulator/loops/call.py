@@ -137,6 +137,11 @@ def listening(listener: Callable[[Call], object]) -> Iterator[None]:
         _own.listener = before
 
 
+def is_heard() -> bool:
+    """Whether somebody listens to the calls of this thread."""
+    return _own.listener is not None
+
+
 def call(name: str, *, work: int | None = None, **given: torch.Tensor | int | float | None) -> bool:
     """Run one loop; False where it refused, and what it wrote means nothing.
 

@@ -29,11 +29,14 @@ void clear(const void *given, Share *share) {
 
 void gather_rows(const void *given, Share *share) {
   ARGUMENTS(gather_rows);
-  EACH(i, a.count, a.width) {
-    if (a.ids[i] < 0 || a.ids[i] >= a.rows)
+  EACH(i, a.chips * a.count, a.width) {
+    const int64_t row = i / a.count / a.cols, col = i / a.count % a.cols;
+    const int64_t id = a.ids[row * a.ids_r + col * a.ids_c + i % a.count];
+    const uint16_t *table = a.table + row * a.table_r + col * a.table_c;
+    if (id < 0 || id >= a.rows)
       refuse(share);
     else
-      memcpy(a.out + i * a.width, a.table + a.ids[i] * a.width, (size_t)a.width * 2);
+      memcpy(a.out + i * a.width, table + id * a.apart, (size_t)a.width * 2);
   }
 }
 

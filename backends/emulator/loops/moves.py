@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from backends.emulator.loops import native
-from backends.emulator.loops.call import call
+from backends.emulator.loops.call import call, can_run
 
 _MOST_DIMS = 4  # of a copy, beside the bytes that lie together
 
@@ -49,6 +49,27 @@ def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
         copy_into(out.narrow(dim, first, part.shape[dim]), part)
         first += part.shape[dim]
     return out
+
+
+def gathered(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor | None:
+    """Rows [r, c, n, D] of bfloat16 tables [r, c, V, D] by int32 numbers [r, c, n] of each chip.
+
+    Each of r and c is 1 where all share it. None where the C loop does not take them.
+    """
+    is_taken = (table.dtype, ids.dtype) == (torch.bfloat16, torch.int32) and table.stride(-1) == 1
+    if not is_taken or table.device.type != "cpu" or not can_run(ids):
+        return None
+    mesh = [max(a, b) for a, b in zip(table.shape[:2], ids.shape[:2], strict=True)]
+    rows, width = table.shape[2:]
+    out, (table_r, table_c), (ids_r, ids_c) = (
+        table.new_empty(*mesh, ids.shape[2], width), mesh_steps(table), mesh_steps(ids)
+    )  # fmt: skip
+    done = call(
+        "gather_rows", table=table, ids=ids, out=out, chips=mesh[0] * mesh[1], cols=mesh[1],
+        rows=rows, count=ids.shape[2], width=width, apart=table.stride(2), table_r=table_r,
+        table_c=table_c, ids_r=ids_r, ids_c=ids_c, work=out.numel(),
+    )  # fmt: skip
+    return out if done else None
 
 
 def copy_into(out: torch.Tensor, x: torch.Tensor) -> None:

@@ -7,7 +7,6 @@
 #define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
 #define MOST_WIDE (LANES == 16 ? 2 : 1) /* tiles at once */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
-#define FEW 4 /* rows that are multiplied while weights are unpacked; more find them in a cache */
 
 static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t row) {
   const int64_t *to = p->goals + 2 * goal;
@@ -43,26 +42,28 @@ typedef struct {
   const uint32_t *weights;
   const uint8_t *mantissas;
   const uint32_t *exponents;
+  int64_t last, jump; /* pairs from `last` on lie `jump` further on: those of a later tile */
 } Pairs;
 
 #define WORDS 0 /* of a pair, not packed */
 
 static inline Pairs pairs_of(const struct multiply *p, int64_t first) {
-  if (p->weights) return (Pairs){p->weights + first * TILE, 0, 0};
-  return (Pairs){0, p->mantissas + first * p->packed, p->exponents + first * 2};
+  if (p->weights) return (Pairs){p->weights + first * TILE, 0, 0, INT64_MAX, 0};
+  return (Pairs){0, p->mantissas + first * p->packed, p->exponents + first * 2, INT64_MAX, 0};
 }
 
 static inline __attribute__((always_inline)) void read_pair(const Pairs *from, int64_t k,
                                                             const int packed, words *own) {
+  const int64_t later = k + AHEAD, then = later < from->last ? later : later + from->jump;
   if (packed == WORDS) {
     const uint32_t *weights = from->weights + k * TILE;
-    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(weights + AHEAD * TILE + j);
+    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(from->weights + then * TILE + j);
     UNROLLED
     for (int v = 0; v < VECTORS; v++) memcpy(&own[v], weights + v * LANES, sizeof own[v]);
     return;
   }
-  __builtin_prefetch(from->mantissas + (k + AHEAD) * packed);
-  if (k % 8 == 0) __builtin_prefetch(from->exponents + (k + 2 * AHEAD) * 2);
+  __builtin_prefetch(from->mantissas + then * packed);
+  if (k % 8 == 0) __builtin_prefetch(from->exponents + then * 2);
   if (packed == 64)
     unpack_bytes(from->mantissas + k * 64, from->exponents + k * 2, own);
   else
@@ -105,13 +106,20 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, 
   }
 }
 
-/* Few rows times `wide` tiles that are unpacked as they are read. */
+/* Few rows times `wide` tiles that are unpacked as they are read, while memory is asked for as many
+   more. */
 static inline __attribute__((always_inline)) void
 multiply_few(const struct multiply *p, const int64_t *tile, int64_t row, int64_t end,
              const int packed, const int wide) {
+  const int64_t *end_of_tiles = p->tiles + 5 * p->count;
   Pairs from[MOST_WIDE];
   UNROLLED
-  for (int w = 0; w < wide; w++) from[w] = pairs_of(p, tile[5 * w + 2]);
+  for (int w = 0; w < wide; w++) {
+    const int64_t *own = tile + 5 * w, *later = own + 5 * wide;
+    from[w] = pairs_of(p, own[2]);
+    from[w].last = own[1];
+    from[w].jump = later < end_of_tiles ? later[2] - own[2] - own[1] : 0;
+  }
   for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(p, tile, from, row, 4, packed, wide);
   for (; end - row >= 2; row += 2) multiply_rows(p, tile, from, row, 2, packed, wide);
   for (; end - row >= 1; row += 1) multiply_rows(p, tile, from, row, 1, packed, wide);
@@ -126,6 +134,23 @@ static inline int64_t different_rows(const struct multiply *p, int64_t place) {
                               (size_t)p->depth * sizeof *x))
     count--;
   return count;
+}
+
+/* Whether what a row gives is known. */
+static inline int is_known(const struct multiply *p, int64_t place, int64_t row) {
+  return p->known && !memcmp(p->x + (place * p->rows + row) * p->depth, p->known + place * p->depth,
+                             (size_t)p->depth * sizeof *p->x);
+}
+
+static inline const uint16_t *known_of(const struct multiply *p, int64_t goal) {
+  const int64_t *to = p->goals + 2 * goal;
+  return p->known_results + to[0] * p->width + to[1];
+}
+
+/* Known results to a row. */
+static inline void put_known(const struct multiply *p, const int64_t *tile, int64_t row) {
+  for (int64_t goal = tile[3]; goal < tile[4]; goal++)
+    memcpy(goal_of(p, goal, row), known_of(p, goal), TILE * sizeof(uint16_t));
 }
 
 /* Results of the last row that is different, to those that repeat it. */
@@ -156,7 +181,7 @@ static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs
     read_pair(from, k, 32, own);
     memcpy(room + k * TILE, own, sizeof own);
   }
-  return (Pairs){room, 0, 0};
+  return (Pairs){room, 0, 0, INT64_MAX, 0};
 }
 
 #if HAS_TILES
@@ -184,7 +209,7 @@ void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
   const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
   const int64_t grain = panels * a.count / most < 4 ? panels * a.count / most + 1 : 4;
-  int64_t place = -1, different = 0;
+  int64_t place = -1, different = 0, has_known = 0;
 #if HAS_TILES
   const int has_tiles = may_use_tiles && a.rows >= EDGE;
   if (has_tiles) open_tiles();
@@ -198,21 +223,29 @@ void multiply(const void *given, Share *share) {
       continue;
     }
     if (a.rows <= FEW) {
-      if (place != tile[0]) different = different_rows(&a, place = tile[0]);
+      if (place != tile[0]) {
+        different = different_rows(&a, place = tile[0]);
+        has_known = is_known(&a, place, different - 1);
+      }
       const int64_t last = piece - piece % a.count + a.count;
       const int wide = width_of(&a, piece % a.count, (range.last < last ? range.last : last) - piece +
                                                          piece % a.count);
       piece += wide - 1;
+      for (int64_t goal = tile[3]; has_known && goal < tile[5 * wide - 1]; goal++)
+        __builtin_prefetch(known_of(&a, goal));
 #define FEW_ROWS(packed)                                                                          \
-  wide == 1 ? multiply_few(&a, tile, row, different, packed, 1)                                   \
-            : multiply_few(&a, tile, row, different, packed, MOST_WIDE)
+  wide == 1 ? multiply_few(&a, tile, row, different - has_known, packed, 1)                       \
+            : multiply_few(&a, tile, row, different - has_known, packed, MOST_WIDE)
       if (a.packed == 64)
         FEW_ROWS(64);
       else if (a.packed == 32)
         FEW_ROWS(32);
       else
         FEW_ROWS(WORDS);
-      for (int w = 0; w < wide; w++) repeat_rows(&a, tile + 5 * w, different);
+      for (int w = 0; w < wide; w++) {
+        if (has_known) put_known(&a, tile + 5 * w, different - 1);
+        repeat_rows(&a, tile + 5 * w, different);
+      }
       continue;
     }
     Pairs from = pairs_of(&a, tile[2]);

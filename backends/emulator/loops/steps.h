@@ -11,6 +11,7 @@
 
 #define BLOCK 16         /* values that share one exponent; widths are multiples of it */
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
+#define FEW 4            /* rows multiplied while weights are unpacked; more find them in a cache */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
 #define PROMPT_KEYS 32   /* keys of a prompt whose softmax weights are made at once */
@@ -113,12 +114,12 @@ struct clear {
   int64_t bytes;
 };
 
-/* Rows of a table by their numbers. Refuses numbers beyond it. */
+/* Rows of each chip's table, which lie `apart`, by its numbers. Refuses numbers beyond it. */
 struct gather_rows {
-  const uint16_t *table; /* [rows, width] */
-  const int32_t *ids;    /* [count] */
-  uint16_t *out;         /* [count, width] */
-  int64_t rows, count, width;
+  const uint16_t *table; /* strided */
+  const int32_t *ids;    /* strided */
+  uint16_t *out;         /* [chips, count, width] */
+  int64_t chips, cols, rows, count, width, apart, table_r, table_c, ids_r, ids_c;
 };
 
 /* Whether every user's position lies in the pages it has, and those in the cache; else refused. */
@@ -180,7 +181,8 @@ struct unpack_tiles {
 /* Products of rows with weights in tiles of columns: for each tile the place it belongs to, its
    pairs of depth, which pair is its first, its first goal and the one after its last; a goal is a
    chip and a first column. Weights are packed, or bfloat16 in pairs. A processor's cache holds
-   `panel` rows. Sums pass through bfloat16 unless `is_wide`. */
+   `panel` rows. Sums pass through bfloat16 unless `is_wide`. Of few rows `known` is one of each
+   place whose results are known, too. */
 struct multiply {
   const uint16_t *x;         /* [places, rows, depth] */
   const uint32_t *weights;   /* [*, TILE] pairs of rows, or NULL */
@@ -189,6 +191,8 @@ struct multiply {
   uint32_t *room;            /* [threads, most_pairs, TILE] to unpack in, or NULL */
   const int64_t *tiles;    /* [count, 5] */
   const int64_t *goals;    /* [*, 2] */
+  const uint16_t *known;         /* [places, depth] or NULL */
+  const uint16_t *known_results; /* [chips, width] or NULL */
   uint16_t *out;           /* [chips, rows, width] */
   int64_t places, count, chips, rows, depth, width, mantissa_bits, is_wide, panel;
   int64_t threads, most_pairs, packed;

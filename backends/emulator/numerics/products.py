@@ -17,8 +17,8 @@ import torch
 
 from backends.emulator.api.types import TILE, DataType
 from backends.emulator.loops import native
-from backends.emulator.loops.call import LANES, call, can_run, team_size
-from backends.emulator.loops.moves import contiguous
+from backends.emulator.loops.call import CONSTANTS, LANES, call, is_heard, team_size
+from backends.emulator.loops.moves import contiguous, gathered
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
@@ -26,6 +26,7 @@ from backends.emulator.numerics.tiles import Packed, Place, Store, Tiles, part_o
 
 _PANEL_VALUES = 1 << 19  # of as many rows as stay in a core's cache
 _PANEL = 240  # rows of a product that stay in a core's cache while weights pass
+FEW = CONSTANTS["FEW"]
 _ROWS_ANYWHERE = 16  # with more of them narrow vectors do worse than libraries
 
 Forms = dict[Hashable, Any]  # what was made of a constant operand, kept on its tensor
@@ -71,6 +72,19 @@ def _renew(forms: Forms, data: torch.Tensor) -> None:
     if forms.get("source") is not data:  # first use, or new values
         forms.clear()
         forms["source"] = data
+
+
+class _Known(NamedTuple):
+    """The last row of each place and what it gave: that of an idle user, in every step the same."""
+
+    rows: torch.Tensor  # [places, K]
+    results: torch.Tensor  # [chips, N]
+
+    @classmethod
+    def of(cls, x: torch.Tensor, places: int, shape: tuple[int, ...]) -> _Known:
+        """Nothing known yet but what zeros give."""
+        chips = shape[0] * shape[1]
+        return cls(x.new_zeros(places, x.shape[-1]), x.new_zeros(chips, shape[-1]))
 
 
 class MeshWeight:
@@ -135,11 +149,17 @@ class MeshWeight:
         mesh = (max(a, b) for a, b in zip(x.shape, self.mesh, strict=False))
         shape = (*mesh, *x.shape[2:-1], self._width)
         bits = MANTISSA_BITS.get(rounding.dtype, 0)
-        spread = x.shape[0] * x.shape[1]
+        places = x.shape[0] * x.shape[1]
+        is_few = 1 < x.numel() // places // x.shape[-1] <= FEW
+        known = _Known.of(x, places, shape) if is_few else None
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            rows = contiguous(x).view(spread, -1, x.shape[-1])
-            return multiply(rows, tiles, shape, bits, rounding.is_wide)
+            rows = contiguous(x).view(places, -1, x.shape[-1])
+            out = multiply(rows, tiles, shape, bits, rounding.is_wide, known)
+            if known is not None and not is_heard():
+                known.rows.copy_(rows[:, -1])
+                known.results.copy_(out.view(len(known.results), -1, shape[-1])[:, -1])
+            return out
 
         return run
 
@@ -209,18 +229,14 @@ def _look_up(rows: torch.Tensor, shape: torch.Size) -> Product:
     places = places.expand(*mesh, *rows.shape[2:])
     flat = places.reshape(-1)
     shape_out = (*places.shape, shape[-1])
-    ids = flat.int()
+    ids = flat.int().view(1, 1, -1)
 
     def pick(w: torch.Tensor) -> torch.Tensor:
-        table = w.reshape(-1, shape[-1])
-        if table.dtype is torch.bfloat16 and can_run(table, ids):
-            out, total, width = table.new_empty(shape_out), len(table), shape[-1]
-            if call(
-                "gather_rows", table=table, ids=ids, out=out, rows=total, count=len(ids),
-                width=width, work=out.numel(),
-            ):  # fmt: skip
-                return out
-        return table.index_select(0, flat).view(shape_out)
+        table = w.reshape(1, 1, -1, shape[-1])
+        found = gathered(table, ids)
+        if found is None:
+            found = table[0, 0].index_select(0, flat)
+        return found.view(shape_out)
 
     return pick
 
@@ -243,8 +259,9 @@ def can_multiply(x: torch.Tensor, rows: int) -> bool:
 
 
 def multiply(
-    x: torch.Tensor, tiles: Tiles, shape: tuple[int, ...], mantissa_bits: int, is_wide: bool
-) -> torch.Tensor:
+    x: torch.Tensor, tiles: Tiles, shape: tuple[int, ...], mantissa_bits: int, is_wide: bool,
+    known: _Known | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Rows x [places, M, K] of bfloat16 times a weight, as a result of this shape.
 
     Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of `mantissa_bits`.
@@ -259,7 +276,8 @@ def multiply(
         "multiply", x=x, weights=words, mantissas=mantissas, exponents=exponents,
         room=room, threads=threads, packed=0 if mantissas is None else mantissas.shape[1],
         most_pairs=tiles.most_pairs, tiles=tiles.records,
-        goals=tiles.goals, out=out,
+        goals=tiles.goals, out=out, known=None if known is None else known.rows,
+        known_results=None if known is None else known.results,
         places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
         depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
         panel=max(_PANEL, _PANEL_VALUES // depth),

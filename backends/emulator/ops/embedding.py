@@ -7,7 +7,7 @@ import torch
 from backends.emulator.api.types import BufferType, DataType, Layout, MemoryConfig, stored_bytes
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.moves import gathered
 
 
 @op("embedding")
@@ -37,11 +37,11 @@ def embedding(
 
     def compute(numbers: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         rows = rows.flatten(2, -2)  # [r, c, V, D]
-        if numbers.shape[:2] == rows.shape[:2] == (1, 1) and rows.dtype is torch.bfloat16:
-            found = _gathered(rows, numbers)
-            if found is not None:
-                return found.view(1, 1, *shape)
-        numbers = numbers.flatten(2).long()  # [r, c, n]
+        numbers = numbers.flatten(2)  # [r, c, n]
+        found = gathered(rows, numbers)
+        if found is not None:
+            return found.view(*found.shape[:2], *shape)
+        numbers = numbers.long()
         if numbers.shape[:2] == (1, 1):
             found = rows.index_select(2, numbers[0, 0])
         else:
@@ -62,16 +62,3 @@ def embedding(
     return launch(
         "embedding", [ids, table], [out], compute, dram_bytes=read + (written if where else 0)
     )
-
-
-def _gathered(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor | None:
-    """Rows [n, D] of a table [..., V, D] by int32 numbers; None where the C loop does not."""
-    if ids.dtype is not torch.int32 or not can_run(table, ids):
-        return None
-    *_, rows, width = table.shape
-    out, count = table.new_empty(ids.numel(), width), ids.numel()
-    done = call(
-        "gather_rows", table=table, ids=ids, out=out, rows=rows, count=count, width=width,
-        work=out.numel(),
-    )  # fmt: skip
-    return out if done else None
