@@ -28,18 +28,19 @@ class ImageGenerator(Generator):
         slot = super()._free_slot(request)
         if slot is None or not isinstance(request, ImageRequest) or not request.images:
             return slot
-        return slot if self._engine_of(slot).has_room(request.images) else None
+        return slot if self._eyes_of(slot).has_room(request.images) else None
 
     def _seat(self, slot: int, user: Any) -> None:
         super()._seat(slot, user)
         request = user.request
         if isinstance(request, ImageRequest) and request.images:
             own = slot % self.slots_per_engine
-            self._engine_of(slot).attach(own, request.prompt, request.images)
+            self._eyes_of(slot).attach(own, request.prompt, request.images)
 
     def _release(self, slot: int) -> None:
         super()._release(slot)
-        self._engine_of(slot).detach(slot % self.slots_per_engine)
+        self._eyes_of(slot).detach(slot % self.slots_per_engine)
 
-    def _engine_of(self, slot: int) -> Any:
-        return self.engines[slot // self.slots_per_engine]
+    def _eyes_of(self, slot: int) -> Any:
+        """The engine of a slot."""
+        return self.engines[self._engine_of(slot)]
