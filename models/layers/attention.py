@@ -106,23 +106,21 @@ class Attention:
         rows, width = summed.shape[2], summed.shape[3]
         qkv = ttnn.reshape(summed, (users, 1, rows // users, width))
         q_NHSW, k_NKSW, v_NKSW = ttnn.experimental.nlp_create_qkv_heads(
-            qkv, **self.heads, transpose_k_heads=False, memory_config=ttnn.DRAM_MEMORY_CONFIG
+            qkv, **self.heads, transpose_k_heads=False, memory_config=plan.heads
         )
         self.ccl.free(summed)
         q_NHSW, k_NKSW = self._norm_heads(q_NHSW, k_NKSW)
         q_NHSW, k_NKSW = rotate(q_NHSW, k_NKSW)
-        k_NKSW = ttnn.typecast(k_NKSW, dtype=self.cache.dtype)
-        v_NKSW = ttnn.typecast(v_NKSW, dtype=self.cache.dtype)
+        k_NKSW, v_NKSW = (ttnn.typecast(x, dtype=self.cache.dtype) for x in (k_NKSW, v_NKSW))
         self.cache.fill(k_NKSW, v_NKSW, at)
-        q_NHSW = ttnn.typecast(q_NHSW, dtype=plan.query_dtype)
+        if q_NHSW.dtype != plan.query_dtype:
+            q_NHSW = ttnn.typecast(q_NHSW, dtype=plan.query_dtype)
         mixed_NHSW = self.cache.attend_prefill(
             q_NHSW, k_NKSW, v_NKSW, at, ways=plan.ways, **plan.scores, **self.window
         )
         for used in (q_NHSW, k_NKSW, v_NKSW):
             ttnn.deallocate(used)
-        mixed = ttnn.experimental.nlp_concat_heads(
-            mixed_NHSW, memory_config=ttnn.DRAM_MEMORY_CONFIG
-        )
+        mixed = ttnn.experimental.nlp_concat_heads(mixed_NHSW, memory_config=plan.heads)
         if plan.ways > 1:
             mixed = self.ccl.join_queries(mixed)
         mixed = ttnn.reshape(mixed, (1, 1, rows, mixed.shape[3]))

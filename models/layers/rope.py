@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from backends import ttnn
 from models.config import ModelConfig
-from models.plans.attention import RopePlan
+from models.plans.attention import RopePlan, heads_memory
 from models.rope_tables import rope_frequencies, short_context
 from models.sharding import TILE, round_up
 
@@ -65,7 +65,8 @@ class RotaryEmbedding:
         even = torch.arange(0, TILE, 2)
         turn[even, even + 1] = 1
         turn[even + 1, even] = -1
-        self.turn_prefill = _replicated(mesh, turn[None, None], ttnn.TILE_LAYOUT)
+        memory = heads_memory(1, own=plan.most_cores > 0)
+        self.turn_prefill = _replicated(mesh, turn[None, None], ttnn.TILE_LAYOUT, memory)
         turns = turn.repeat(plan.cores, 1)[None, None]
         self.turn_decode = _replicated(mesh, turns, ttnn.TILE_LAYOUT, plan.turn)
 
@@ -74,7 +75,8 @@ class RotaryEmbedding:
         cos, sin = (self._rows(table, positions_1S) for table in (self.cos, self.sin))
         folded = self.plan.folds(users, positions_1S.shape[1])
         if folded:
-            cos, sin = (ttnn.concat([table] * self.plan.heads, dim=2) for table in (cos, sin))
+            place = {"dim": 2, "memory_config": heads_memory(positions_1S.shape[1])}
+            cos, sin = (ttnn.concat([table] * self.plan.heads, **place) for table in (cos, sin))
         return Rotation(cos, sin, self.turn_prefill, decode=False, folded=folded)
 
     def decode(self, positions_1B: Any) -> Rotation:

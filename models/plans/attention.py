@@ -27,6 +27,7 @@ from models.precision import OpGroup, TensorGroup
 from models.sharding import MAX_USERS, TILE
 
 SHARED_FROM = 2048  # positions whose attention costs more than dealing it out: 130 us a layer
+SHORT = 128  # rows of prompts whose heads fit into L1 beside the ops that take them
 MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)
 
 
@@ -60,6 +61,7 @@ class AttentionPrefill:
     """Arguments of each prefill op for one length."""
 
     qkv: PrefillLinear
+    heads: Any  # memory of queries, keys and values, and of what they give
     scores: Kwargs
     query_dtype: Any
     o: PrefillLinear
@@ -288,6 +290,11 @@ def _on_ring(target: Target) -> AttentionDecode:
     )
 
 
+def heads_memory(rows: int, *, own: bool = True) -> Any:
+    """Where heads of so many rows of whole prompts lie; older software kept all in DRAM."""
+    return ttnn.L1_MEMORY_CONFIG if own and rows <= SHORT else ttnn.DRAM_MEMORY_CONFIG
+
+
 def score_chunk(length: int, start: int, ways: int = 1) -> int:
     """Rows per attention block: as long as they divide what a chip takes, and the chunk's start."""
     longest, piece = 256 if length >= 2048 else 64, length if ways == 1 else length // (2 * ways)
@@ -316,6 +323,9 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
     """Plan for `users` prompts of `length` positions from `start`, projected in one product."""
     sizes, spec = target.sharding, target.spec
     ways = query_ways(target, users, length)
+    heads = heads_memory(users * length, own=target.is_own and not start)
+    is_short = heads == ttnn.L1_MEMORY_CONFIG
+    scores = _score_arguments(target, score_chunk(length, start, ways), OpGroup.SDPA_PREFILL)
     return AttentionPrefill(
         qkv=prefill_linear(
             users * length,
@@ -327,8 +337,10 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
             dtype=ttnn.bfloat16,  # rotary embedding takes bfloat16 only
             spec=spec,
         ),
-        scores=_score_arguments(target, score_chunk(length, start, ways), OpGroup.SDPA_PREFILL),
-        query_dtype=target.activation_dtype(ttnn.bfloat8_b),
+        heads=heads,
+        scores=scores | {"memory_config": heads},
+        # few queries are read sooner than made smaller
+        query_dtype=ttnn.bfloat16 if is_short else target.activation_dtype(ttnn.bfloat8_b),
         o=prefill_linear(
             users * length,
             sizes.local_q_width,

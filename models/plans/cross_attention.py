@@ -90,6 +90,7 @@ def cross_prefill(target: Target, length: int, rows: int, slice_rows: int) -> Cr
         )
 
     scores = dict(own.scores) | {
+        "memory_config": ttnn.DRAM_MEMORY_CONFIG,
         "program_config": ttnn.SDPAProgramConfig(
             compute_with_storage_grid_size=target.scores_grid,
             exp_approx_mode=False,
@@ -102,7 +103,7 @@ def cross_prefill(target: Target, length: int, rows: int, slice_rows: int) -> Cr
         q=linear(length, sizes.local_q_width),
         kv=linear(rows, _kv_width(target), most=slice_rows),
         scores=scores,
-        query_dtype=own.query_dtype,
+        query_dtype=target.activation_dtype(ttnn.bfloat8_b),
         o=own.o,
     )
 
