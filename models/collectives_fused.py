@@ -134,9 +134,7 @@ class FusedMesh:
         """Heads of every user side by side, one user below the other."""
         every = self._gather(mixed_1BHW, 1, self.joined, "WO")
         _, users, heads, width = every.shape
-        rows = ttnn.reshape(
-            every, (1, 1, users, heads * width), memory_config=ttnn.L1_MEMORY_CONFIG
-        )
+        rows = ttnn.experimental.view(every, (1, 1, users, heads * width))  # a core has a user
         return ttnn.tilize(rows, memory_config=memory, dtype=ttnn.bfloat16)
 
     def _gather(self, x: Any, dim: int, into: Any, name: str) -> Any:

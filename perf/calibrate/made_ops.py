@@ -142,8 +142,10 @@ def decode_scores(
     )
 
 
-def ring_product(inner: int, columns: int, dtype: str, fidelity: str) -> OpRecord:
-    """A product of one tile row on a ring of 24 cores that weights come to ahead of time."""
+def ring_product(
+    inner: int, columns: int, dtype: str, fidelity: str, *, ahead: bool = True
+) -> OpRecord:
+    """A product of one tile row on a ring of 24 cores; weights may come to it ahead of time."""
     cores = 24
     weight = tensor((1, 1, inner, columns), dtype, banks=12)
     at = {
@@ -156,7 +158,7 @@ def ring_product(inner: int, columns: int, dtype: str, fidelity: str) -> OpRecor
         (tensor((1, 1, 32, columns), buffer="L1", cores=cores),),
         at,
         flops=product_flops(32, inner, columns),
-        dram_bytes=0,
+        dram_bytes=0 if ahead else weight.sharded_bytes,
     )
 
 

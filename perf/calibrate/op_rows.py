@@ -127,6 +127,7 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
         "decode/AllGather (mul)": (row_op("all_gather_async", 3840, "bfp8"),),
         "decode/FF2 matmul": (ring_product(3840, 2048, "bfp8", "HiFi2"),),
         "decode/AllReduce FF2": (all_parts(2048, "bfp8"),),
+        "tail/LM head matmul": (ring_product(2048, 16384, "bfp8", "HiFi2", ahead=False),),
         "tail/TopK": (simple("topk", logits, tensor((1, 1, 32, 32))),),
         "tail/Sampling": (simple("sampling", tensor((1, 1, 32, 256)), tensor((1, 1, 1, 32))),),
         "tail/AllReduce logits": (total(16384, "bfp8"),),

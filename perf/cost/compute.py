@@ -67,11 +67,13 @@ def dram_sharded_matmul_us(record: OpRecord, state: Situation) -> float:
 def ring_matmul_us(record: OpRecord, state: Situation) -> float:
     """Blocks of activations go round a ring of cores, each with columns of the weight.
 
-    What is not there ahead of time is read from DRAM, by cores wherever they lie.
+    What is not there ahead of time is read from DRAM: by the cores beside each bank where the
+    weight is dealt to the banks, else by cores wherever they lie.
     """
     c, spec = state.constants, state.spec
     compute = _ring_us(record, state)
-    stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
+    share = c.dram_sharded if record.inputs[1].shard else c.dram_interleaved
+    stream = bytes_us(cost_now(record, state).dram_bytes, share * spec.dram_gbps)
     return c.galaxy_matmul_us + max(compute, stream)
 
 

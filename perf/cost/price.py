@@ -72,6 +72,7 @@ PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
                 "concat", "slice", "transpose", "permute", "pad", "tilize", "untilize", "to_layout",
                 "experimental.nlp_create_qkv_heads", "experimental.nlp_create_qkv_heads_decode",
                 "experimental.nlp_concat_heads", "experimental.nlp_concat_heads_decode",
+                "experimental.view",
             ),
             moves.move_us,
         ),

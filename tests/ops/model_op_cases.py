@@ -221,6 +221,20 @@ def distributed_norms() -> Cases:
 
 
 def heads() -> Cases:
+    def viewed(height: int, width: int, *shape: int) -> Case:
+        return lambda t, make: t.experimental.view(
+            make(1, 32, 8, 128, rows=True, memory=make.shards(height, width, 8, 4, "HEIGHT")), shape
+        )
+
+    yield "heads in rows as a row of each user", viewed(8, 128, 1, 1, 32, 1024)
+    yield "heads in rows as half of them", viewed(8, 128, 1, 1, 16, 1024)
+    yield (
+        "heads in rows in tiles of a user",
+        lambda t, make: t.tilize(
+            viewed(8, 128, 1, 1, 32, 1024)(t, make), memory_config=make.shards(32, 64, 8, 2)
+        ),
+    )
+
     def whole(x: tuple[int, ...] = (1, 1, 128, 960), h: int = 9, k: int | None = 3, *, dtype: str = "bfloat16", rows: bool = False, **options: Any) -> Case:  # fmt: skip  # noqa: E501
         def call(t: Any, make: Maker) -> Any:
             asked = {n: getattr(t, v) if isinstance(v, str) else v for n, v in options.items()}

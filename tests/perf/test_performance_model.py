@@ -177,6 +177,12 @@ def test_cores_share_the_rows_of_a_norm_where_that_is_sooner(device: str, width:
     assert chosen == {True, False}
 
 
+def test_the_output_projection_on_a_ring_takes_what_a_galaxy_was_timed_at() -> None:
+    (row,) = (row for row in load_op_rows()[0] if row.name == "tail/LM head matmul")
+    (record,) = row.records
+    assert op_time(record, row.state(CONSTANTS)).us == pytest.approx(row.us, rel=0.03)
+
+
 def test_attention_gains_from_a_wide_grid_what_was_published() -> None:
     """2,950 us on 8 x 8 cores of a p100a, 2,237 us on 11 x 10 (tt-metal#56694)."""
     narrow, wide = (

@@ -99,3 +99,34 @@ def unsqueeze_to_4D(tensor: Tensor) -> Tensor:
     missing = 4 - len(tensor.dims)
     require(missing >= 0, "Tensor rank is greater than 4")
     return _reshape("unsqueeze_to_4D", tensor, (1,) * missing + tensor.dims)
+
+
+@op("experimental.view")
+def view(input_tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Rows in memory as rows of another width; shards stay where they are, and as large."""
+    x, new = input_tensor, tuple(shape)
+    require(x.layout is Layout.ROW_MAJOR, "only rows are viewed as rows of another width here")
+    require(math.prod(new) == math.prod(x.dims), "Invalid arguments to view: volumes differ")
+    memory = x.memory_config()
+    if memory.shard_spec is not None:
+        spec, size = memory.shard_spec, math.prod(memory.shard_spec.shape)
+        require(
+            memory.memory_layout is TensorMemoryLayout.HEIGHT_SHARDED and size % new[-1] == 0,
+            f"shards of {list(spec.shape)} hold no whole rows of {new[-1]}",
+        )
+        own = ShardSpec(spec.grid, (size // new[-1], new[-1]), spec.orientation)
+        memory = MemoryConfig(memory.memory_layout, memory.buffer_type, own)
+
+    def compute(data: torch.Tensor) -> torch.Tensor:
+        return data.reshape(*data.shape[:2], *new)
+
+    return launch(
+        "experimental.view",
+        [x],
+        [Out(new, x.dtype, x.layout, memory)],
+        compute,
+        view=True,
+        exact=True,
+        host=True,
+        attributes={"shape": new},
+    )
