@@ -37,8 +37,8 @@ class FusedMesh:
         self.sizes, self.links, self.mesh, self.grid = sharding, links, mesh, grid
         self.sub_device = ttnn.SubDeviceId(0)
         self.semaphores = [
-            [ttnn.create_global_semaphore(mesh, grid.workers, 0) for _ in range(2)]
-            for _ in range(2)
+            [[ttnn.create_global_semaphore(mesh, grid.workers, 0) for _ in range(2)] for _ in turns]
+            for turns in (range(2), range(2))
         ]
         self.turn = [0, 0]
         sizes = sharding
@@ -85,9 +85,12 @@ class FusedMesh:
         if self.prefetcher is not None:
             self.prefetcher.start()
 
-    def _semaphore(self, axis: int) -> Any:
+    def _semaphores(self, axis: int) -> Any:
         self.turn[axis] ^= 1
         return self.semaphores[axis][self.turn[axis]]
+
+    def _semaphore(self, axis: int) -> Any:
+        return self._semaphores(axis)[0]
 
     def add(self, x: Any, more: Any, memory: Any) -> Sum:
         """The sum is made by the norm that reads it."""
@@ -114,6 +117,8 @@ class FusedMesh:
 
     def scatter_heads(self, qkv: Any, num_heads: int, num_kv_heads: int) -> Any:
         """Queries, keys and values of this column's users, summed over the columns."""
+        if qkv.layout is not ttnn.ROW_MAJOR_LAYOUT:
+            qkv = ttnn.untilize(qkv, memory_config=qkv.memory_config())
         return ttnn.experimental.llama_rs_create_heads(
             qkv,
             self.head_packets,
@@ -144,7 +149,7 @@ class FusedMesh:
             1,
             self.mesh,
             self.links.gather_topology(name),
-            self._semaphore(1),
+            self._semaphores(1),
             persistent_output_tensor=into,
             num_links=self.links.num_links[1],
             memory_config=into.memory_config(),

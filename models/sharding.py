@@ -17,6 +17,7 @@ from models.config import ModelConfig
 TILE = 32
 BUCKET = 128  # tokens; prompts are padded to a multiple of it, as the device plans are made for
 MAX_USERS = 32  # one tile row of decode activations holds one user each
+HEADS_TILE = TILE * TILE  # values of a user's heads on a chip that rotary embedding turns in rows
 
 # logical axis -> mesh axis (None: every chip has all of it); "residual" is the activations' width
 MESH_AXES_1D: dict[str, int | None] = {
@@ -64,6 +65,12 @@ def lay_out_heads(num_heads: int, num_kv_heads: int, shards: int) -> HeadLayout:
         tuple(tuple(h for part in row for h in part) for row in query),
         tuple(tuple(row) for row in kv),
     )
+
+
+def fill_heads(heads: HeadLayout, count: int) -> HeadLayout:
+    """The same with zero heads after each shard's queries, up to `count`."""
+    filled = [(*row, *(None,) * (count - len(row))) for row in heads.query]
+    return HeadLayout(tuple(filled), heads.key_value)
 
 
 def _real(index: int, count: int) -> int | None:
@@ -125,9 +132,11 @@ class Sharding:
         unit = TILE * self.ways("hidden") * (self.cols if self.is_2d else 1)
         if self.pad_mlp_cores:
             return round_up(self.config.hidden_dim, unit * self.pad_mlp_cores)
-        if self.ring_cores:  # whole tiles for every core of the ring, and for every column
-            unit = math.lcm(unit, TILE * self.ways("hidden") * self.ring_cores)
-            return round_up(self.config.hidden_dim, unit)
+        if self.ring_cores:  # columns of chips share whole cores of the ring
+            each = self.hidden_on_ring(self.ring_cores)
+            # of 5 tiles from each core, and all cores, the wheel has a faster gather
+            used = self.ring_cores if each == 5 else math.ceil(self.hidden_tiles / each)
+            return round_up(used, self.cols) * each * TILE * self.ways("hidden")
         padded = round_up(self.config.hidden_dim, unit)
         # a tile count without a good divisor would leave most cores idle: pad it a little
         while not _has_good_grid(padded // self.ways("hidden") // TILE):
@@ -135,12 +144,23 @@ class Sharding:
         return padded
 
     @property
+    def hidden_tiles(self) -> int:
+        """Tiles of a chip's inner activations, before they are padded further."""
+        return math.ceil(self.config.hidden_dim / (TILE * self.ways("hidden")))
+
+    def hidden_on_ring(self, cores: int) -> int:
+        """Tiles of them that a core of a ring makes."""
+        return math.ceil(self.hidden_tiles / cores)
+
+    @property
     def vocab(self) -> int:
         return round_up(self.config.vocab_size, TILE * self.ways("vocab"))
 
     @cached_property
     def heads(self) -> HeadLayout:
-        return lay_out_heads(self.config.num_heads, self.config.num_kv_heads, self.ways("heads"))
+        config = self.config
+        heads = lay_out_heads(config.num_heads, config.num_kv_heads, self.ways("heads"))
+        return fill_heads(heads, HEADS_TILE // self.head_dim) if self.ring_cores else heads
 
     # --- per chip
     @property

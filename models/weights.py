@@ -178,7 +178,7 @@ class WeightLoader:
         return arrange
 
     def fused_qkv_bias(self, prefix: str) -> Callable[[], torch.Tensor]:
-        """The bias row that goes with `fused_qkv`."""
+        """The bias row that goes with `fused_qkv`: the share of each chip whose products add up."""
         sizes = self.sharding
 
         def arrange() -> torch.Tensor:
@@ -186,7 +186,8 @@ class WeightLoader:
             parts = []
             for query, kv in zip(sizes.heads.query, sizes.heads.key_value, strict=True):
                 parts += [pick_heads(q, query), pick_heads(k, kv), pick_heads(v, kv)]
-            return torch.cat(parts).reshape(1, 1, 1, -1)
+            whole = torch.cat(parts).reshape(1, 1, 1, -1)
+            return whole * (1 / sizes.ways("dim"))  # a power of two: as exact as the whole
 
         return arrange
 

@@ -47,9 +47,8 @@ class Attention:
         )
         self.b_qkv = None
         if config.qkv_bias:
-            self.b_qkv = weights.place(
-                f"{name}.bqkv", weights.fused_qkv_bias(name), (None, "heads"), dtype=ttnn.bfloat16
-            )
+            bias, axes = weights.fused_qkv_bias(name), (None, "heads")
+            self.b_qkv = weights.place(f"{name}.bqkv_share", bias, axes, dtype=ttnn.bfloat16)
         self.head_norms: tuple[HeadNorm, HeadNorm] | None = None
         if config.qk_norm:
             norms = [HeadNorm(f"{name}.{part}", weights) for part in ("q_norm", "k_norm")]
@@ -71,13 +70,12 @@ class Attention:
     def _own_heads(self, qkv: Any, plan: AttentionDecode) -> tuple[Any, Any, Any]:
         """Queries, keys and values of the users that this chip attends for."""
         if plan.fused:
-            return self.ccl.decode.scatter_heads(qkv, **self.heads)
-        qkv = ttnn.to_memory_config(qkv, plan.heads_input)
-        qkv = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.L1_MEMORY_CONFIG)
-        qkv = self.ccl.own_users(qkv)
-        q_1BHW, k_1BKW, v_1BKW = ttnn.experimental.nlp_create_qkv_heads_decode(
-            qkv, **self.heads, **plan.heads
-        )
+            heads = self.ccl.decode.scatter_heads(self._bias(qkv), **self.heads)
+        else:
+            qkv = self._bias(ttnn.to_memory_config(qkv, plan.heads_input))
+            qkv = self.ccl.own_users(self.ccl.sum_columns(qkv, "QKV"))
+            heads = ttnn.experimental.nlp_create_qkv_heads_decode(qkv, **self.heads, **plan.heads)
+        q_1BHW, k_1BKW, v_1BKW = heads
         return *self._norm_heads(q_1BHW, k_1BKW), v_1BKW
 
     def _joined(self, mixed_1BHW: Any, plan: AttentionDecode) -> Any:
@@ -102,7 +100,7 @@ class Attention:
         """`x_11SD` holds `users` prompts of equal length one after the other."""
         qkv = sliced_linear(x_11SD, self.w_qkv, plan.qkv)
         ttnn.deallocate(x_11SD)
-        summed = self._bias(self.ccl.sum_columns(qkv, "QKV"), ttnn.DRAM_MEMORY_CONFIG)
+        summed = self.ccl.sum_columns(self._bias(qkv), "QKV")
         rows, width = summed.shape[2], summed.shape[3]
         qkv = ttnn.reshape(summed, (users, 1, rows // users, width))
         q_NHSW, k_NKSW, v_NKSW = ttnn.experimental.nlp_create_qkv_heads(
@@ -127,8 +125,10 @@ class Attention:
         out_11SD = sliced_linear(mixed, self.w_o, plan.o)
         return self.ccl.sum_rows(out_11SD, residual, "WO")
 
-    def _bias(self, qkv: Any, memory: Any) -> Any:
-        return qkv if self.b_qkv is None else ttnn.add(qkv, self.b_qkv, memory_config=memory)
+    def _bias(self, qkv: Any) -> Any:
+        """The product with this chip's share of the bias, before chips add up their products."""
+        bias = self.b_qkv
+        return qkv if bias is None else ttnn.add(qkv, bias, memory_config=qkv.memory_config())
 
     def _norm_heads(self, q: Any, k: Any) -> tuple[Any, Any]:
         if self.head_norms is None:

@@ -75,11 +75,12 @@ def float32_exact(value: float) -> float:
 
 def attention_weights(target: Target) -> AttentionWeights:
     sizes, spec = target.sharding, target.spec
+    ring = sizes.ring_cores
     return AttentionWeights(
         qkv_dtype=target.weight_dtype(TensorGroup.WQKV),
-        qkv_memory=weight_memory(sizes.local_dim, sizes.local_qkv_width, spec),
+        qkv_memory=weight_memory(sizes.local_dim, sizes.local_qkv_width, spec, ring=ring),
         o_dtype=target.weight_dtype(TensorGroup.WO),
-        o_memory=weight_memory(sizes.local_q_width, sizes.local_dim, spec),
+        o_memory=weight_memory(sizes.local_q_width, sizes.local_dim, spec, ring=ring),
         cache_dtype=target.weight_dtype(TensorGroup.KV_CACHE),
     )
 
@@ -260,7 +261,7 @@ def _on_ring(target: Target) -> AttentionDecode:
             kernel=target.kernel(OpGroup.LI_QKV_DECODE),
             dtype=ttnn.bfloat16,
             target=target,
-            in_rows=True,
+            in_rows=not sizes.config.qkv_bias,  # biases are added in tiles
         ),
         heads_input=None,
         heads={},
@@ -319,6 +320,15 @@ def query_ways(target: Target, users: int, length: int) -> int:
     return sizes.cols if shared else 1
 
 
+def _query_dtype(target: Target, ways: int, *, is_short: bool) -> Any:
+    """Few queries are read sooner than made smaller; those that are shared are as the keys are."""
+    if is_short:
+        return ttnn.bfloat16
+    if ways > 1:
+        return target.weight_dtype(TensorGroup.KV_CACHE)
+    return target.activation_dtype(ttnn.bfloat8_b)
+
+
 def attention_prefill(target: Target, users: int, length: int, start: int) -> AttentionPrefill:
     """Plan for `users` prompts of `length` positions from `start`, projected in one product."""
     sizes, spec = target.sharding, target.spec
@@ -339,8 +349,7 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
         ),
         heads=heads,
         scores=scores | {"memory_config": heads},
-        # few queries are read sooner than made smaller
-        query_dtype=ttnn.bfloat16 if is_short else target.activation_dtype(ttnn.bfloat8_b),
+        query_dtype=_query_dtype(target, ways, is_short=is_short),
         o=prefill_linear(
             users * length,
             sizes.local_q_width,

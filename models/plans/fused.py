@@ -19,10 +19,9 @@ from backends.device_specs import DeviceSpec
 from models.config import ModelConfig
 from models.plans.matmul import Kwargs
 from models.plans.target import Target
-from models.sharding import TILE, Sharding
+from models.sharding import HEADS_TILE, TILE, Sharding
 
 RECEIVERS = 2  # cores that multiply for each reader: the columns to its right
-HEADS_TILE = TILE * TILE  # values of one user's heads, for which rotary embedding works in rows
 USERS = 8  # of one column of chips: a tile of users on four of them
 
 
@@ -44,21 +43,25 @@ def ring_for(sizes: Sharding, spec: DeviceSpec) -> tuple[int | None, str]:
     """Cores of the ring, or None and why there is none: for meshes that could have one."""
     if not spec.dram_readers or (sizes.rows, sizes.cols) != spec.mesh_shape:
         return None, ""
-    config: ModelConfig = sizes.config
-    heads = sizes.local_heads * sizes.head_dim
+    ring = RECEIVERS * len(spec.dram_readers)
+    heads, inner = sizes.local_heads * sizes.head_dim, sizes.hidden_on_ring(ring)
     reasons = {
-        "biases of the projections": config.qkv_bias,
-        "norms of queries and keys": config.qk_norm,
-        f"{heads} values of a user's heads on a chip, not {HEADS_TILE}": heads != HEADS_TILE,
+        # zero heads fill up the rest of a tile, where that is not most of it
+        f"{heads} values of a user's heads on a chip, not {HEADS_TILE // 2} to {HEADS_TILE}": (
+            not HEADS_TILE // 2 <= heads <= HEADS_TILE or HEADS_TILE % sizes.head_dim != 0
+        ),
         f"{sizes.local_kv_heads} key/value heads on a chip, not 1": sizes.local_kv_heads != 1,
         f"a width of {sizes.local_dim} on a chip that 4 cores cannot share": (
             residual_cores(sizes.local_dim) < 4
+        ),
+        f"{inner} tiles of inner activations on a core, which part no packet of 4 evenly": (
+            inner == 3
         ),
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         return None, ", ".join(found)
-    return RECEIVERS * len(spec.dram_readers), ""
+    return ring, ""
 
 
 def shard(
@@ -197,6 +200,7 @@ def ring_linear(
     spec = target.spec
     cores = RECEIVERS * len(spec.dram_readers)
     tiles = math.ceil(n / (TILE * cores))
+    longest = 4 if kernel.fp32_dest_acc_en else 8  # tiles that the accumulator holds
     return {
         "program_config": ttnn.MatmulMultiCoreReuseMultiCast1DProgramConfig(
             compute_with_storage_grid_size=spec.compute_grid,
@@ -204,7 +208,7 @@ def ring_linear(
                 w for w in range(1, max(1, k // TILE // cores) + 1) if k // TILE % w == 0
             ),
             out_subblock_h=1,
-            out_subblock_w=max(w for w in range(1, 9) if tiles % w == 0),
+            out_subblock_w=max(w for w in range(1, longest + 1) if tiles % w == 0),
             per_core_M=1,
             per_core_N=tiles,
             fuse_batch=True,

@@ -141,11 +141,15 @@ def height_sharded(users: int, width: int, grid: tuple[int, int] = (8, 8), rows:
     )
 
 
-def weight_memory(k: int, n: int, spec: DeviceSpec) -> Any:
-    """DRAM memory of a [k, n] weight: one slice of columns per DRAM bank, padded to whole tiles."""
+def weight_memory(k: int, n: int, spec: DeviceSpec, *, ring: int | None = None) -> Any:
+    """DRAM memory of a [k, n] weight: one slice of columns per DRAM bank, padded to whole tiles.
+
+    Where products are made on a `ring` of cores, each bank feeds some of them, all alike.
+    """
     banks = spec.dram_banks
     cores = ttnn.CoreRangeSet({ttnn.CoreRange(ttnn.CoreCoord(0, 0), ttnn.CoreCoord(banks - 1, 0))})
-    columns = math.ceil(n / (TILE * banks)) * TILE
+    fed = ring or banks
+    columns = math.ceil(n / (TILE * fed)) * TILE * (fed // banks)
     shard = ttnn.ShardSpec(cores, [k, columns], ttnn.ShardOrientation.ROW_MAJOR)
     return ttnn.MemoryConfig(ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard)
 

@@ -49,11 +49,12 @@ class MLPPrefill:
 
 def mlp_weights(target: Target) -> MLPWeights:
     sizes, spec = target.sharding, target.spec
+    ring = sizes.ring_cores
     return MLPWeights(
         gate_dtype=target.weight_dtype(TensorGroup.FF1_FF3),
-        gate_memory=weight_memory(sizes.local_dim, sizes.local_hidden, spec),
+        gate_memory=weight_memory(sizes.local_dim, sizes.local_hidden, spec, ring=ring),
         down_dtype=target.weight_dtype(TensorGroup.FF2),
-        down_memory=weight_memory(sizes.local_hidden, sizes.local_dim, spec),
+        down_memory=weight_memory(sizes.local_hidden, sizes.local_dim, spec, ring=ring),
     )
 
 

@@ -59,8 +59,10 @@ def move_us(record: OpRecord, state: Situation) -> float:
 
 
 def eltwise_us(record: OpRecord, state: Situation) -> float:
-    """Each tile is computed on by itself."""
-    return _spread_us(record, state, state.constants.eltwise_cycles)
+    """Each tile is computed on by itself; what one operand waits for in DRAM, all do."""
+    c = state.constants
+    waits = any(t.buffer == "DRAM" for t in record.inputs)
+    return _spread_us(record, state, c.eltwise_cycles, in_l1=c.dram_op_us if waits else None)
 
 
 def picked_rows_us(record: OpRecord, state: Situation) -> float:

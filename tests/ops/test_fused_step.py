@@ -136,6 +136,34 @@ def test_packets_must_lie_in_shards_of_a_tile_row(mesh: Any, products: Products)
         products.fused(packets)
 
 
+@pytest.mark.parametrize("each", [1, 2, 3, 4, 5])
+def test_tiles_of_a_core_must_part_a_packet_evenly(
+    mesh: Any, products: Products, each: int
+) -> None:
+    width = each * N // 2
+    x = apart(mesh, 32, width, ttnn.bfloat8_b, on_ring(width, SPEC), seed=10)
+    memory = sharded(worker_cores(width // COLS // 32, SPEC), 32)
+
+    def scatter() -> Any:
+        return ttnn.experimental.llama_reduce_scatter(
+            x, products.packets, 3, products.semaphore, ttnn.SubDeviceId(0), 1, mesh,
+            num_links=3, memory_config=memory, topology=ttnn.Topology.Ring,
+        )  # fmt: skip
+
+    if each == 3:
+        with pytest.raises(RuntimeError, match="num_pages per packet divisible"):
+            scatter()
+    else:
+        assert scatter().shape == (1, 1, 32, width // COLS)
+
+
+def test_queries_that_columns_share_have_the_format_of_keys(mesh: Any) -> None:
+    q, k, v = (apart_heads(mesh, 1, 512, 64, seed) for seed in (5, 6, 7))
+    q = ttnn.typecast(q, dtype=ttnn.bfloat8_b)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        ttnn.transformer.ring_distributed_scaled_dot_product_attention(q, k, v, COLS)
+
+
 @pytest.mark.parametrize("start", [0, 256])
 def test_queries_that_columns_share_attend_as_one_chip_does(mesh: Any, start: int) -> None:
     length, heads, width, size = 512, 4, 64, 32

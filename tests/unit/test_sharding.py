@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from models.registry import load_config, model_names
 from models.sharding import TILE, Sharding, lay_out_heads
 from models.weights import pad_to, pick_heads
+from tests.tiny_models import tiny_config
 
 HEADS = [(9, 3), (14, 2), (28, 4), (40, 8), (32, 8), (64, 8), (12, 12), (5, 1), (32, 32), (24, 8)]
 
@@ -76,3 +79,22 @@ def test_a_grid_has_as_few_slots_as_its_columns_share_evenly(
 def test_an_unknown_logical_axis_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown axis 'height': choose one of heads"):
         Sharding(load_config("default"), 1, 1).ways("height")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "on_chip"),
+    [(29568, 3840), (25600, 3840), (27648, 3840), (18944, 2560), (12288, 1536)],
+)
+def test_columns_of_chips_share_whole_cores_of_a_ring(hidden: int, on_chip: int) -> None:
+    config = dataclasses.replace(tiny_config("qwen2"), hidden_dim=hidden)
+    sizes = Sharding(config, 8, 4, ring_cores=24)
+    assert sizes.local_hidden == on_chip
+    each = -(-on_chip // 32 // 24)
+    assert on_chip % (4 * 32 * each) == 0
+
+
+def test_zero_heads_fill_a_tile_of_a_ring_after_the_real_ones() -> None:
+    config = dataclasses.replace(tiny_config("qwen2"), num_heads=40, num_kv_heads=8, head_dim=128)
+    heads = Sharding(config, 8, 4, ring_cores=24).heads
+    assert heads.query[1] == (5, 6, 7, 8, 9, None, None, None)
+    assert heads.key_value[1] == (1,)

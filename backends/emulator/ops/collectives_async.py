@@ -33,6 +33,7 @@ from backends.emulator.rules.collectives import (
     attributes,
     busiest_bytes,
     check_links,
+    check_packets,
     check_scattered,
     check_summed,
     line_of,
@@ -208,6 +209,7 @@ def llama_reduce_scatter(
     check_links(x, line, num_links)
     check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips)
     width = x.dims[-1]
+    check_packets(x.memory_config().shard_spec.shape[1] // TILE, x.dtype)
     require(
         width % x.memory_config().shard_spec.shape[1] == 0 and width % (TILE * chips) == 0,
         f"a width of {width} leaves shards or parts that are not whole",
@@ -319,7 +321,7 @@ def llama_rs_matmul(
     check_scattered(a, packets, dim, cluster_axis, chips)
     shape, inner = check_pair(a, b, second, chips)
     memory = output_memory(a, b, shape, inner, program_config, memory_config_mm)
-    dtype = dtype or a.dtype
+    check_packets(memory.shard_spec.shape[1] // TILE, dtype := dtype or a.dtype)
     rounding = Rounding(dtype, compute_kernel_config.fp32_dest_acc_en)
     multiply = [multiplication(a, w, compute_kernel_config.math_fidelity) for w in (b, second)]
 

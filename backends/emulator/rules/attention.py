@@ -161,6 +161,10 @@ def check_shared(
         check_chunked(q, k, table, start, config)
     check_program(q, config)
     require(
+        q.dtype is k.dtype is v.dtype,
+        f"All tensors must have the same dtype. Expected {q.dtype}, got {k.dtype}",
+    )
+    require(
         device is not None and tuple(device.shape)[1] == ring,
         f"a ring of {ring} needs rows of as many chips",
     )

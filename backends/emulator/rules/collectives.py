@@ -6,11 +6,19 @@ import math
 from typing import Any
 
 from backends.emulator.api.parts import cores_of
-from backends.emulator.api.types import TILE, MemoryConfig, TensorMemoryLayout, Topology
+from backends.emulator.api.types import (
+    TILE,
+    DataType,
+    MemoryConfig,
+    TensorMemoryLayout,
+    Topology,
+)
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, require
 from backends.emulator.numerics.sums import Line
 from backends.work import link_bytes
+
+PACKET_BYTES = 4352  # of a scatter: 4 tiles of bfloat8_b
 
 
 def line_of(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
@@ -62,6 +70,16 @@ def check_scattered(x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chi
         spec = tensor.memory_config().shard_spec
         require(spec is not None, f"{name} must have a shard spec")
         require(spec.shape[0] == TILE, f"{name} shard height must be 32 but got {spec.shape[0]}")
+
+
+def check_packets(tiles: int, dtype: DataType) -> None:
+    """A core's tiles go into packets in even parts of them, or fill more than one."""
+    pages = PACKET_BYTES // dtype.tile_bytes
+    require(
+        pages % tiles == 0 or tiles > pages,
+        "must have num_pages per packet divisible by num_tiles per core, or num_tiles per core "
+        f"larger than num_pages per packet, got {pages} pages and {tiles} tiles",
+    )
 
 
 def check_summed(x: Tensor, buffer: Tensor, memory: MemoryConfig, chips: int) -> None:
