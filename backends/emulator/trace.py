@@ -199,14 +199,18 @@ class Program:
 
     def _holds(self, data: list[torch.Tensor | None]) -> bool:
         """Whether all that the list reads is where it was, or small enough to be put there."""
-        for at, (value, known) in enumerate(zip(data, self._known, strict=True)):
-            if value is known or at in self._copied:
-                continue
+        moved = [
+            (at, value)
+            for at, (value, known) in enumerate(zip(data, self._known, strict=True))
+            if value is not known and at not in self._copied
+        ]
+        if not moved:
+            return True
+        for at, value in moved:  # all at once: buffers that a step writes have moved together
             if value is not None and value.nbytes <= _MOST_COPIED:
                 self._copied.add(at)
-            self._replay = None
-            return False
-        return True
+        self._replay = None
+        return False
 
     def _write_copies(self, data: list[torch.Tensor | None]) -> None:
         for at in self._copied:

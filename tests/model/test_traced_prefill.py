@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backends.emulator.loops import native
 from backends.op_record import record_ops
 from tests.model.helpers import engine_of, random_pages, random_prompt
 from tests.tiny_models import TinyCheckpoint, tiny_config
@@ -40,6 +41,23 @@ def test_replayed_prefills_equal_those_sent_op_by_op(device: str) -> None:
         answers(device, traced=True), answers(device, traced=False), strict=True
     ):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
+def test_replayed_prefills_leave_attention_alone_to_python(device: str) -> None:
+    lists = []
+    with engine_of(CHECKPOINT, device, batch=3) as engine:
+        pages = random_pages(engine)
+        for seed in range(6):
+            engine.prefill(
+                [random_prompt(VOCAB, 100, seed=seed)], slots=[seed % 3], page_table=pages
+            )
+            (program,) = engine.model.mesh.traces.values()
+            lists.append(program._replay)
+    assert lists[-3] is lists[-2] is lists[-1]
+    assert len(lists[-1]._reads) == CHECKPOINT.config.num_layers
+    assert all(len(reads) == 3 for reads in lists[-1]._reads.values())
 
 
 def test_a_replay_is_recorded_like_the_pass_it_repeats() -> None:

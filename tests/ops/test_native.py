@@ -19,7 +19,6 @@ from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
 from backends.emulator.loops.call import call
-from backends.emulator.loops.moves import gathered
 from backends.emulator.numerics import formats
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
@@ -106,6 +105,12 @@ def norm_by_sums(mesh: Any) -> Any:
     return ttnn.rms_norm_post_all_gather(x, sums, epsilon=1e-5, weight=put(mesh, weight, rows=True))
 
 
+def norm_in_blocks(mesh: Any) -> Any:
+    x = put(mesh, torch.randn(1, 1, 40, 96, generator=torch.Generator().manual_seed(1)))
+    sums = ttnn.rms_norm_pre_all_gather(x)
+    return ttnn.rms_norm_post_all_gather(x, sums, epsilon=1e-5, dtype=ttnn.bfloat8_b)
+
+
 def gated_product(mesh: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     gate, up = (put(mesh, torch.randn(1, 1, 40, 320, generator=generator) * 4) for _ in range(2))
@@ -126,7 +131,9 @@ def rotation(mesh: Any) -> Any:
 
 
 @every_build
-@pytest.mark.parametrize("run", [norm, norm_without_weight, norm_by_sums, gated_product, rotation])
+@pytest.mark.parametrize(
+    "run", [norm, norm_without_weight, norm_by_sums, norm_in_blocks, gated_product, rotation]
+)
 def test_ops_are_the_same_up_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]
 ) -> None:
@@ -222,25 +229,6 @@ def test_the_largest_come_first_and_equal_ones_in_their_order(
         assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
     x[2, 1, 0, 69] = torch.nan
     assert reduction._by_loop(x, 3) is None and reduction.largest_first(x, 3)[0][2, 1].isnan().any()
-
-
-@every_build
-@pytest.mark.parametrize("table_mesh", [(1, 1), (1, 3), (2, 1), (2, 3)])
-@pytest.mark.parametrize("ids_mesh", [(1, 1), (1, 3), (2, 1), (2, 3)])
-def test_every_chip_picks_the_rows_of_its_own_table(
-    table_mesh: tuple[int, int], ids_mesh: tuple[int, int]
-) -> None:
-    generator = torch.Generator().manual_seed(4)
-    whole = torch.randn(*table_mesh, 9, 64, generator=generator).bfloat16()
-    ids = torch.randint(9, (*ids_mesh, 5), generator=generator).int()
-    mesh = torch.broadcast_shapes(table_mesh, ids_mesh)
-    for table in (whole, whole[..., 16:48]):  # part of its columns, too
-        found = gathered(table, ids)
-        every, own = table.expand(*mesh, -1, -1), ids.long().expand(*mesh, -1)
-        expected = every.gather(2, own[..., None].expand(*mesh, 5, table.shape[-1]))
-        assert found is not None and torch.equal(found, expected)
-    ids[0, 0, 3] = 9
-    assert gathered(whole, ids) is None
 
 
 @every_build

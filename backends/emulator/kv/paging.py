@@ -117,10 +117,22 @@ def written_rows(
     return rows[active].reshape(-1), kept
 
 
+@remember_last
 def flat_blocks(
     table: torch.Tensor, users: torch.Tensor, *, mesh: Mesh, blocks: int, count: int
 ) -> torch.Tensor:
     """Flat numbers [r, c, n, count] of the first pages of users [r, c, n]; below zero: no page."""
+    if table.dtype is users.dtype is torch.int32 and can_run(table, users):
+        (table_r, table_c), (users_r, users_c) = mesh_steps(table), mesh_steps(users)
+        count, some = min(count, table.shape[3]), users[0, 0].numel()
+        pages = torch.empty(*mesh, some, count, dtype=torch.int64)
+        if call(
+            "find_pages", table=table, users=users, pages=pages, chips=mesh[0] * mesh[1],
+            cols=mesh[1], some=some, count=count, all=table.shape[2], width=table.shape[3],
+            blocks=blocks, table_r=table_r, table_c=table_c, users_r=users_r, users_c=users_c,
+            work=pages.numel(),
+        ):  # fmt: skip
+            return pages
     table = table[..., :count].expand(*mesh, -1, -1)
     rows = users.flatten(2).long().expand(*mesh, -1)[..., None].expand(*mesh, -1, table.shape[3])
     pages = table.gather(2, rows).long()

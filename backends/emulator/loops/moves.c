@@ -52,6 +52,23 @@ void check_pages(const void *given, Share *share) {
   }
 }
 
+void find_pages(const void *given, Share *share) {
+  ARGUMENTS(find_pages);
+  EACH(i, a.chips * a.some, a.count) {
+    const int64_t chip = i / a.some, row = chip / a.cols, col = chip % a.cols;
+    const int64_t user = a.users[row * a.users_r + col * a.users_c + i % a.some];
+    if (user < 0 || user >= a.all) {
+      refuse(share);
+      continue;
+    }
+    const int32_t *own = a.table + row * a.table_r + col * a.table_c + user * a.width;
+    for (int64_t p = 0; p < a.count; p++) {
+      if (own[p] >= a.blocks) refuse(share);
+      a.pages[i * a.count + p] = own[p] < 0 ? -1 : own[p] + chip * a.blocks;
+    }
+  }
+}
+
 #define FAR 24 /* rows that memory is asked for before they are needed */
 
 /* Where a head's row of a user's position begins in a cache; -1: nowhere. */

@@ -24,6 +24,14 @@ def contiguous(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def reshaped(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """x in another shape: a view where its values' places allow one."""
+    try:
+        return x.view(shape)
+    except RuntimeError:
+        return contiguous(x).view(shape)
+
+
 def padded(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """x with zeros after the ends of its dims, up to a shape."""
     if tuple(x.shape) == tuple(shape):

@@ -126,8 +126,15 @@ void rms_norm(const void *given, Share *share) {
     else
       sum = squares_of(own, a.width);
     const float inverse = 1.0f / sqrtf(sum * (float)a.share + (float)a.epsilon);
-    if (a.weight) {
-      const float *scale = a.weight + (a.has_weights ? r / a.rows * a.width : 0);
+    const float *scale = a.weight ? a.weight + (a.has_weights ? r / a.rows * a.width : 0) : 0;
+    if (a.mantissa_bits) {
+      for (int64_t j = 0; j < a.width; j += BLOCK) {
+        float block[BLOCK];
+        for (int i = 0; i < BLOCK; i++)
+          block[i] = widened(own[j + i]) * inverse * (scale ? scale[j + i] : 1.0f);
+        store_as(block, to + j, a.mantissa_bits);
+      }
+    } else if (scale) {
       for (int64_t j = 0; j < a.width; j++)
         to[j] = narrowed(widened(own[j]) * inverse * scale[j]);
     } else {

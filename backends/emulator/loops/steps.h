@@ -64,13 +64,14 @@ struct sum_squares {
 };
 
 /* Rows of x divided by their root mean square, times a weight. Sums of squares are the row's own,
-   or in the first columns of the tiles of `sums`; `share` of them is the mean. */
+   or in the first columns of the tiles of `sums`; `share` of them is the mean. Results are as their
+   format holds them. */
 struct rms_norm {
   const uint16_t *x;    /* [chips, rows, width] */
   const float *weight;  /* [*, width], of one or of all chips, or NULL */
   const uint16_t *sums; /* [*, rows, tiles, TILE], of one or of all chips, or NULL */
   uint16_t *out;        /* [chips, rows, width] */
-  int64_t chips, rows, width, tiles, has_weights, has_sums;
+  int64_t chips, rows, width, tiles, has_weights, has_sums, mantissa_bits;
   double share, epsilon;
 };
 
@@ -127,6 +128,15 @@ struct check_pages {
   const int32_t *positions; /* strided */
   const int32_t *table;     /* strided */
   int64_t rows, cols, users, pages, blocks, size, at_r, at_c, table_r, table_c;
+};
+
+/* Where the first pages of `users` of a table lie in the caches of all chips, -1 where there is none.
+   Refuses users beyond the table, and pages beyond the cache. */
+struct find_pages {
+  const int32_t *table; /* strided */
+  const int32_t *users; /* strided */
+  int64_t *pages;       /* [chips, some, count] */
+  int64_t chips, cols, some, count, all, width, blocks, table_r, table_c, users_r, users_c;
 };
 
 /* One row per head of every user put where its position lies, as the cache's format holds it. Users

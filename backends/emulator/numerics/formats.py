@@ -59,7 +59,7 @@ def _by_row(x: torch.Tensor, mantissa_bits: int, rounding: _Rounding) -> torch.T
     if width % BLOCK or not x.dim():
         padded = F.pad(x.reshape(*x.shape[:-1], width), (0, -width % BLOCK))
         return _by_row(padded, mantissa_bits, rounding)[..., :width].reshape(x.shape)
-    blocks = x.contiguous().view(-1, BLOCK)
+    blocks = contiguous(x).view(-1, BLOCK)
     if rounding is _round and can_run(blocks):
         return round_blocks(blocks, mantissa_bits).view(x.shape)
     if blocks.numel() <= _PIECE or x.is_cuda:

@@ -6,6 +6,7 @@ Shapes: [r, c] mesh, B users, K key heads, W head width, S positions, P pages of
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -155,16 +156,16 @@ def paged_fill_cache(
     def compute(
         old: torch.Tensor, data: torch.Tensor, table: torch.Tensor, *places: torch.Tensor
     ) -> torch.Tensor | None:
-        cache = writable(old, table, *places)
+        cache, data = writable(old, table, *places), contiguous(data)
         alike.note_write(cache, data, table, *places)
         mesh = tuple(cache.shape[:2])
-        own = places[0] if places else table.new_full((1, 1, 1), batch_idx)
+        own = places[0] if places else _user(batch_idx, table.device)
         whole, rest = divmod(rows, size)
         pages = flat_blocks(table, own, mesh=mesh, blocks=blocks, count=whole + bool(rest))
         target = cache.view(-1, *cache.shape[3:])  # [blocks of all chips, K, size, W]
         data = padded(data, (*data.shape[:4], rows, data.shape[5]))
         if not rest and target.dtype is data.dtype and can_run(target, pages):
-            put_pages(target, pages, contiguous(data))
+            put_pages(target, pages, data)
             return None if cache is old else cache
         data = data.expand(*mesh, *data.shape[2:])
         full = data[..., : whole * size, :].unflatten(4, (whole, size))
@@ -246,10 +247,21 @@ def put_pages(table: torch.Tensor, pages: torch.Tensor, x: torch.Tensor) -> None
     `pages` [R, C, N, S / size] says where each chip wants them; below zero: nowhere.
     """
     rows, cols, users, count = pages.shape
-    own = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]).expand(rows, cols).contiguous()
-    heads = table.shape[1]
+    heads, sources = table.shape[1], _sources(tuple(x.shape[:2]), (rows, cols))
     call(
-        "put_pages", table=table, pages=pages, sources=own.view(-1), x=x, total=len(table),
+        "put_pages", table=table, pages=pages, sources=sources, x=x, total=len(table),
         chips=rows * cols, users=users, heads=heads, count=count, bytes=table[0, 0].nbytes,
         work=x.numel(),
     )  # fmt: skip
+
+
+@lru_cache
+def _sources(held: tuple[int, ...], mesh: tuple[int, ...]) -> torch.Tensor:
+    """For every chip of a mesh its place in data [r, c, ...], each 1 or the mesh's."""
+    return torch.arange(held[0] * held[1]).view(held).expand(mesh).flatten()
+
+
+@lru_cache
+def _user(number: int, device: torch.device) -> torch.Tensor:
+    """[1, 1, 1], the same tensor each time."""
+    return torch.full((1, 1, 1), number, dtype=torch.int32, device=device)

@@ -12,6 +12,7 @@ from backends.emulator.api.types import (
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
+from backends.emulator.loops.moves import contiguous
 
 _KINDS = (DataType.FLOAT32, DataType.BFLOAT16, DataType.BFLOAT8_B)
 
@@ -94,6 +95,6 @@ def nlp_concat_heads(input_tensor: Tensor, *, memory_config: MemoryConfig | None
         "experimental.nlp_concat_heads",
         [input_tensor],
         [Out((users, 1, length, heads * head), input_tensor.dtype, Layout.TILE, memory)],
-        lambda x: x.transpose(-2, -3).flatten(-2).unsqueeze(3),
+        lambda x: contiguous(x.transpose(-2, -3)).flatten(-2).unsqueeze(3),
         exact=head % TILE == 0,
     )

@@ -10,6 +10,7 @@ from backends.emulator.api.types import TILE, DataType, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops.call import LANES, call, can_run
+from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED
 from backends.emulator.rules.norm import (
     check_input,
     check_shards,
@@ -165,13 +166,14 @@ def rms_norm_post_all_gather(
     by = Weight(x, weight)
     share = TILE / (x.dims[-1] * stats.padded_shape[-1])
 
-    is_plain = _is_plain(x, dtype or x.dtype, stats.dtype)
+    is_plain = _is_plain(x, stats.dtype) and (dtype or x.dtype) in ROUNDED
+    bits = MANTISSA_BITS.get(dtype or x.dtype, 0)
 
     def compute(data: torch.Tensor, sums: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
         is_own = sums.shape[:2] in ((1, 1), data.shape[:2]) and sums.shape[-1] % TILE == 0
         if is_plain and is_own and _fits(row, data) and can_run(data, sums):
-            return _normalised(data, row, sums, share, epsilon)
+            return _normalised(data, row, sums, share, epsilon, bits)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
         return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
 
@@ -208,8 +210,9 @@ def _normalised(
     sums: torch.Tensor | None,
     share: float,
     epsilon: float,
+    mantissa_bits: int = 0,
 ) -> torch.Tensor:
-    """Rows [r, c, ..., D] of bfloat16, D a multiple of 16, normalised.
+    """Rows [r, c, ..., D] of bfloat16, D a multiple of 16, normalised, in blocks of bits if not 0.
 
     `weight` is float32 [D] or [r, c, ..., D]; `sums` are those of squares, in tiles' first columns
     [..., 32 n], of x's mesh or of one place, of which `share` is the mean (None: the row's own).
@@ -222,6 +225,6 @@ def _normalised(
         "rms_norm", x=x, weight=weight, sums=sums, out=out, chips=chips, rows=rows, width=width,
         tiles=tiles, has_weights=weight is not None and weight.numel() > width,
         has_sums=sums is not None and sums.numel() > rows * tiles * TILE,
-        share=share, epsilon=epsilon,
+        mantissa_bits=mantissa_bits, share=share, epsilon=epsilon,
     )  # fmt: skip
     return out

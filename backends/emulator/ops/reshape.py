@@ -10,6 +10,7 @@ import torch
 from backends.emulator.api.types import Layout, MemoryConfig, ShardSpec, TensorMemoryLayout, padded
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require, unchanged
+from backends.emulator.loops.moves import reshaped
 
 
 @op("reshape")
@@ -44,7 +45,7 @@ def _reshape(
     if math.prod(new) == math.prod(old):
 
         def compute(data: torch.Tensor) -> torch.Tensor:
-            return data.reshape(*data.shape[:2], *new)
+            return reshaped(data, (*data.shape[:2], *new))
 
     else:
         require(padded_shape is not None, "Invalid arguments to reshape")
