@@ -234,7 +234,14 @@ def _gemm(line: dict[str, str]) -> OpRow:
 
 _BLACKHOLE: dict[str, tuple[OpRecord, int, int]] = {  # record, context, users
     "sdpa_decode b8 s32768 K+V 570 MB": (decode_scores(8, 32, 8, 128, "11x10"), 32768, 8),
-    "sdpa prefill S4096 32q/8kv d128": (prefill_scores(32, 8, 4096, 128, 128), 0, 1),
+    **{
+        f"sdpa prefill S{length} 32q/8kv d128": (
+            prefill_scores(32, 8, length, 128, 256 if length >= 2048 else 64),
+            0,
+            1,
+        )
+        for length in (1024, 4096, 8192)
+    },
 }
 
 

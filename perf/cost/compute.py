@@ -217,5 +217,7 @@ def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:
     per_pair = 2 * -(-width // 32) * c.sdpa_matmul_cycles + c.sdpa_softmax_cycles
     if state.software.plans == "galaxy 2025":
         per_pair *= c.galaxy_scores
+    elif state.software.later_scores:  # timed with blocks of two to eight tiles
+        per_pair *= c.later_scores + c.later_scores_step / min(chunk // 32, 8)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     return c.sdpa_prefill_us + max(cycles_us(pairs / cores * per_pair, spec), stream)

@@ -19,6 +19,11 @@ PATH = Path(__file__).with_name("constants.json")
 _CCL = "asymptotes of the tables in tt-metal's tech report CCLs"
 _DECODER = "llama3_70b_galaxy decoder_perf_targets_6u.json"
 _PREFILL = "llama3_70b_galaxy perf_targets/prefill_128.json"
+_SCORES = (
+    "tt-metal#56693, #56942, #57267: 8B's heads on a p100a, HiFi4, float32 sums, 64 cores: 333 and "
+    "372 us of 1024 tokens in blocks of 64, 2950 of 4096 and 11568 of 8192 in blocks of 256, where "
+    "a pair takes 920 cycles; what 64K and 128K on a Galaxy differ by in #41837 says 880"
+)
 _SERVER = "release reports of tt-inference-server"
 _QWEN = "tt_transformers QWEN3_8B_LONG_CONTEXT.md, N300"
 
@@ -152,6 +157,15 @@ class Constants:
         "prefill attention's softmax of a tile of scores",
         "ops prefill",
     )
+
+    later_scores: float = _known(
+        0.404, "ratio", "a pair of tiles in the prefill attention of 2026 to one of mid 2025",
+        _SCORES,
+    )  # fmt: skip
+    later_scores_step: float = _known(
+        1.13, "ratio", "the same: a step through a tile of keys, shared by the tiles of a block",
+        _SCORES,
+    )  # fmt: skip
 
     # --- links
     gather_us: float = _fitted(4, 1, 12, "us", "start and end of an all-gather", "ops", _CCL)

@@ -25,6 +25,7 @@ class Software:
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
     batched_prefill: bool = False  # prompts of one length run together
     fabric: bool = False  # collectives of 2026: pipelined, on 2D meshes as fast as on lines
+    later_scores: bool = False  # prefill attention is the kernel of 2026
     sharded_on_grid: bool = False  # DRAM-sharded matmuls work there, too
     reads_behind: bool = False  # a step's tokens are read while the device takes the next step
     shared_grids: bool = False  # activations of a gated product lie on a grid that suits K and N
@@ -74,6 +75,7 @@ _LATER: dict[str, Any] = {
     "device_sampling_on_grid": True,
     "groups_beside": True,  # tt-metal#33146, November 2025
     "fabric": True,
+    "later_scores": True,
     "sharded_on_grid": True,
 }
 
