@@ -154,7 +154,8 @@ class Sharding:
 
     @property
     def vocab(self) -> int:
-        return round_up(self.config.vocab_size, TILE * self.ways("vocab"))
+        ways = self.ways("vocab")
+        return ways * searched_width(-(-self.config.vocab_size // ways))
 
     @cached_property
     def heads(self) -> HeadLayout:
@@ -240,3 +241,34 @@ def best_core_count(tiles: int, most: int, columns: int = 8, rows: int = 8) -> i
         ):
             return count
     return 1
+
+
+# Columns of a row that many cores search together for its largest values. Other widths fall to one
+# core, which takes thirty times as long: kernels of the wheel, and tt-metal#53108.
+LEAST_SEARCHED, MOST_SEARCHED = 1024, 32_768
+SPARE = 0.08  # columns that may be added for it
+
+
+def searched_width(columns: int) -> int:
+    """`columns` padded to a sum of few powers of two that many cores search, else to tiles."""
+    width, rest = 0, columns
+    while rest > 0:
+        whole = max(LEAST_SEARCHED, 1 << (rest - 1).bit_length())
+        if whole <= MOST_SEARCHED and width + whole - columns <= SPARE * columns:
+            return width + whole
+        if rest < LEAST_SEARCHED:
+            return round_up(columns, TILE)
+        part = min(MOST_SEARCHED, 1 << (rest.bit_length() - 1))
+        width, rest = width + part, rest - part
+    return width
+
+
+def searched_parts(width: int) -> list[int]:
+    """The powers of two that a width is the sum of, largest first; a width that is none, whole."""
+    if width % LEAST_SEARCHED:
+        return [width]
+    parts: list[int] = []
+    while width:
+        parts.append(min(MOST_SEARCHED, 1 << (width.bit_length() - 1)))
+        width -= parts[-1]
+    return parts

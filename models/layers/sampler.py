@@ -2,21 +2,24 @@
 
 Each chip offers the 32 best tokens of its share of the vocabulary; the draw (temperature, top-k,
 top-p per user) happens among those. k = 1 is greedy. A nucleus wider than 32 tokens is cut there.
-Finding candidates takes as long as a row has columns, up to 32 rows: few users fold their rows.
+Finding candidates takes the longer the wider a row is, up to 32 rows: few users fold their rows.
+Rows are searched in powers of two, by many cores (models/sharding.py).
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from backends import ttnn
-from models.sharding import TILE, Sharding
+from models.plans.matmul import Kwargs
+from models.sharding import LEAST_SEARCHED, TILE, Sharding, searched_parts
 
 CANDIDATES = 32
-MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; they are halved first
+MOST_COLUMNS = 65_536  # wider rows do not fit the top-k kernel; older software halved them
 MOST_FOUND = 8  # tiles of candidates of all chips: the draw's time grows with them
 
 
@@ -43,11 +46,9 @@ class DeviceSampler:
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
         self.folds = self._folds(local, batch) if fold else 1
         width = local // self.folds
-        parts = 1  # the draw takes a power of two of candidate tiles
-        while parts * MOST_COLUMNS < width:
-            parts *= 2
-        bounds = [width // TILE * i // parts * TILE for i in range(parts + 1)]
-        self.bounds = list(zip(bounds[:-1], bounds[1:], strict=True))
+        parts = searched_parts(width) if fold else _halves(width)
+        ends = list(itertools.accumulate(parts))
+        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         starts = [row * width + first for row in range(self.ways * self.folds)
                   for first, _ in self.bounds]  # fmt: skip
         offsets = torch.tensor(starts, dtype=torch.int32).repeat_interleave(CANDIDATES)
@@ -68,20 +69,45 @@ class DeviceSampler:
             device=mesh,
             mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
         )
-        self.padding_mask = None
-        if sharding.vocab > vocab:  # padded columns must never be drawn
-            mask = torch.zeros(1, 1, 1, sharding.vocab)
-            mask[..., vocab:] = -1e9
-            self.padding_mask = ttnn.from_torch(mask, dtype=ttnn.bfloat16, **place)
+        # the draw takes a power of two of candidate tiles
+        tiles = len(starts)
+        missing = (1 << (tiles - 1).bit_length()) - tiles
+        self.filler = None
+        if missing:
+            shape = (1, 1, batch, missing * CANDIDATES)
+            whole = {**place, "mesh_mapper": ttnn.ReplicateTensorToMesh(mesh)}
+            self.filler = (
+                ttnn.from_torch(torch.full(shape, -1e9), dtype=ttnn.bfloat16, **whole),
+                ttnn.from_torch(torch.zeros(shape, dtype=torch.int32), dtype=ttnn.int32, **whole),
+            )
+        self.masks = self._masks(sharding, batch, place) if fold else [None] * len(self.bounds)
+        self.padding_mask = None  # of whole rows, as older software added it
+        if not fold and sharding.vocab > vocab:
+            self.padding_mask = ttnn.from_torch(
+                _mask(sharding)[None, None, None], dtype=ttnn.bfloat16, **place
+            )
+
+    def _masks(self, sharding: Sharding, batch: int, place: Kwargs) -> list[Any]:
+        """What keeps padded columns of each part from being drawn; None where no chip has any."""
+        rows = _mask(sharding).view(self.ways, self.folds, -1)
+        masks: list[Any] = []
+        for first, last in self.bounds:
+            part = rows[..., first:last].transpose(0, 1).flatten(1)  # chips side by side
+            if self.folds > 1:
+                part = part.repeat(batch, 1)
+            empty = not part.any()
+            masks.append(
+                None if empty else ttnn.from_torch(part[None, None], dtype=ttnn.bfloat16, **place)
+            )
+        return masks
 
     def _folds(self, local: int, batch: int) -> int:
         """Parts of equal whole tiles that a user's row is cut into, to lie below each other."""
         folds = 1
-        while (
-            2 * folds * batch <= TILE
-            and 2 * folds * self.ways <= MOST_FOUND
-            and local % (2 * folds * TILE) == 0
-        ):
+        while 2 * folds * batch <= TILE and local % (2 * folds * LEAST_SEARCHED) == 0:
+            tiles = 2 * folds * self.ways * len(searched_parts(local // (2 * folds)))
+            if tiles > MOST_FOUND:
+                break
             folds *= 2
         return folds
 
@@ -99,6 +125,11 @@ class DeviceSampler:
                     part, dim=3, cluster_axis=self.axis, memory_config=ttnn.DRAM_MEMORY_CONFIG
                 )
                 for part in (values, indices)
+            )
+        if self.filler is not None:
+            values, indices = (
+                ttnn.concat([found, more], dim=3)
+                for found, more in zip((values, indices), self.filler, strict=True)
             )
         indices = ttnn.untilize(indices, use_multicore=True)
         if inputs.seeds is not None:
@@ -119,18 +150,19 @@ class DeviceSampler:
             width = logits_11BV.shape[3] // self.folds
             logits_11BV = ttnn.reshape(logits_11BV, (1, 1, rows, width))
         found = []
-        for first, last in self.bounds:
+        for (first, last), mask in zip(self.bounds, self.masks, strict=True):
             part = logits_11BV
             if len(self.bounds) > 1:
                 part = ttnn.slice(logits_11BV, [0, 0, 0, first], [1, 1, rows, last])
+            if mask is not None:
+                part = ttnn.add(part, mask, memory_config=ttnn.DRAM_MEMORY_CONFIG)
             values, indices = ttnn.topk(part, k=CANDIDATES, dim=-1)
             found.append((values, ttnn.typecast(indices, ttnn.int32)))
-        if len(found) == 1:
-            return self._unfolded(found[0][0]), self._unfolded(found[0][1])
-        return (
-            ttnn.concat([values for values, _ in found], dim=3),
-            ttnn.concat([indices for _, indices in found], dim=3),
+        values, indices = (
+            parts[0] if len(parts) == 1 else ttnn.concat(list(parts), dim=3)
+            for parts in zip(*found, strict=True)
         )
+        return self._unfolded(values), self._unfolded(indices)
 
     def _unfolded(self, found: Any) -> Any:
         """A user's candidates side by side again."""
@@ -138,3 +170,19 @@ class DeviceSampler:
             return found
         rows, width = found.shape[2], found.shape[3]
         return ttnn.reshape(found, (1, 1, rows // self.folds, width * self.folds))
+
+
+def _mask(sharding: Sharding) -> torch.Tensor:
+    """What is added to all columns [V]: nothing to those of the vocabulary."""
+    mask = torch.zeros(sharding.vocab)
+    mask[sharding.config.vocab_size :] = -1e9
+    return mask
+
+
+def _halves(width: int) -> list[int]:
+    """A row in as few equal parts as the kernel takes, as older software cut it."""
+    parts = 1
+    while parts * MOST_COLUMNS < width:
+        parts *= 2
+    ends = [width // TILE * i // parts * TILE for i in range(parts + 1)]
+    return [end - first for first, end in itertools.pairwise(ends)]

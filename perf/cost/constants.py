@@ -207,6 +207,16 @@ class Constants:
     topk_cycles: float = _known(
         17.6, "cycles/column", "top-k of 32 rows", _DECODER + ": 288.7 us for 16384 columns"
     )
+    topk_pass_cycles: float = _known(
+        1018, "cycles", "seventh part of a tile that a core searches, half of one that is merged",
+        "tt-metal#53793; tt-metal#56797: 132.8 us for 16384 columns on 32 cores of a p100a",
+    )  # fmt: skip
+    topk_alone_cycles: float = _known(
+        569, "cycles/column", "top-k of 32 rows on one core", "tt-metal#38487: 10.8 ms for 18992"
+    )
+    topk_alone_cycles_bh: float = _known(
+        215, "cycles/column", "the same on Blackhole", "tt-metal#53108: 20.4 ms for twice 64128"
+    )
     sampling_us: float = _known(67.7, "us", "a draw from 256 candidates", _DECODER)
 
     # --- host

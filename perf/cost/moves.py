@@ -7,6 +7,7 @@ import math
 from backends.device_specs import DeviceSpec
 from backends.op_record import TILE_BYTES, OpRecord, TensorSpec
 from backends.work import shared_rows
+from models.sharding import LEAST_SEARCHED, MOST_SEARCHED
 from perf.cost.units import Situation, bytes_us, cost_now, cycles_us, reach, tiles
 
 # ops that go through a tensor by rows of tiles: a row stays on one core
@@ -20,8 +21,21 @@ ROW_OPS = frozenset(
 
 
 def topk_us(record: OpRecord, state: Situation) -> float:
-    """Every row is gone through column by column."""
-    return cycles_us(state.constants.topk_cycles * record.inputs[0].shape[-1], state.spec)
+    """Columns are searched part by part on many cores, and one merges what they found.
+
+    That is of widths that are powers of two; others are gone through by one core. Older software's
+    rows were timed whole.
+    """
+    c, width = state.constants, record.inputs[0].shape[-1]
+    if state.software.plans != "own" or record.name == "argmax":
+        return cycles_us(c.topk_cycles * width, state.spec)
+    if width & (width - 1) or not LEAST_SEARCHED <= width <= MOST_SEARCHED:
+        alone = c.topk_alone_cycles_bh if state.spec.arch == "blackhole" else c.topk_alone_cycles
+        return cycles_us(alone * width, state.spec)
+    splits = (1 << n for n in range(1, 7))  # cores, up to 64; each has two tiles at least
+    share = width // 32
+    passes = min(7 * share // n + 2 * n for n in splits if share // n >= 2)
+    return cycles_us(c.topk_pass_cycles * passes, state.spec)
 
 
 def seed_us(record: OpRecord, state: Situation) -> float:

@@ -10,15 +10,18 @@ import torch
 
 from backends.mesh import open_mesh
 from models.layers.sampler import DeviceSampler, SamplingInputs
-from models.sharding import Sharding
+from models.sharding import Sharding, searched_parts, searched_width
 from tests.ops.emulated import get, put, ttnn
 from tests.tiny_models import tiny_config
 
-VOCAB = 4090  # padded: what is drawn must lie before the padding
+VOCAB = 16_300  # padded: what is drawn must lie before the padding
+ODD = 19_900  # padded to 20,480 = 16,384 + 4,096 columns of one chip, and halves of both of two
 
 
-def _tokens(mesh: Any, users: int, *, fold: bool, greedy: bool) -> tuple[list[int], int]:
-    sizes = Sharding(dataclasses.replace(tiny_config("llama"), vocab_size=VOCAB), *mesh.shape)
+def _tokens(
+    mesh: Any, users: int, *, fold: bool, greedy: bool, vocab: int = VOCAB
+) -> tuple[list[int], int]:
+    sizes = Sharding(dataclasses.replace(tiny_config("llama"), vocab_size=vocab), *mesh.shape)
     sampler = DeviceSampler(mesh, sizes, users, fold=fold)
     logits = torch.randn(1, 1, users, sizes.vocab, generator=torch.Generator().manual_seed(users))
     logits[..., 5] = logits[..., 3000] = 6  # equals: the first counts
@@ -53,3 +56,27 @@ def test_folded_rows_give_the_tokens_of_whole_rows(
         assert found == [5] * users
     else:
         assert users == 1 or len(set(found)) > 1
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize(
+    ("device", "users", "folds"), [("N150", 32, 1), ("N150", 1, 4), ("N300", 1, 2), ("T3K", 32, 1)]
+)
+def test_rows_of_several_powers_of_two_give_the_tokens_of_whole_rows(
+    device: str, users: int, folds: int, greedy: bool
+) -> None:
+    with open_mesh(device) as mesh:
+        found, cut = _tokens(mesh, users, fold=True, greedy=greedy, vocab=ODD)
+        wanted, _ = _tokens(mesh, users, fold=False, greedy=greedy, vocab=ODD)
+    assert cut == folds and found == wanted and max(found) < ODD
+
+
+@pytest.mark.parametrize("chips", [1, 2, 4, 8])
+@pytest.mark.parametrize("vocab", [128256, 151936, 32000, 32064, 100352, 262144, 49152])
+def test_many_cores_search_every_part_of_a_known_vocabulary(vocab: int, chips: int) -> None:
+    """What ttnn.topk asks of a width; any other is gone through by one core."""
+    columns = -(-vocab // chips)
+    width = searched_width(columns)
+    parts = searched_parts(width)
+    assert columns <= width == sum(parts) <= 1.08 * columns
+    assert all(part & (part - 1) == 0 and 1024 <= part < 65536 for part in parts)
