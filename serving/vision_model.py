@@ -6,14 +6,17 @@ runtime/image_engine.py's; the runner hands them on through `images_of_request`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from PIL.Image import DecompressionBombError
 from transformers import BatchFeature
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -24,12 +27,36 @@ from vllm.multimodal.processing import (
 from models.numbers import NUMBERS
 from models.registry import load_config
 from models.vision_config import VisionConfig
-from runtime.images import Image, load_image
+from runtime.images import MAX_PIXELS, Image, load_image
 from runtime.prompts import IMAGE_WORD
 from runtime.settings import Settings
 from serving.model_files import checkpoint_of
 from serving.options import ServeOptions, serving_device
 from serving.text_model import TextModel
+
+# both are read with each request
+os.environ.setdefault("VLLM_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "tt")
+
+
+@MEDIA_CONNECTOR_REGISTRY.register("tt")
+class Connector(MediaConnector):
+    """Fetches what a request names; vLLM takes two of its mistakes for the server's."""
+
+    async def fetch_image_async(self, image_url: str, **options: Any) -> Any:
+        try:
+            return await super().fetch_image_async(image_url, **options)
+        except DecompressionBombError:
+            raise ValueError(
+                f"an image has far more pixels than the {MAX_PIXELS // 2**20} million (2^20) that "
+                "are read: make it smaller"
+            ) from None
+
+    def _load_file_url(self, url_spec: Any, media_io: Any) -> Any:
+        try:
+            return super()._load_file_url(url_spec, media_io)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
 
 def most_images(model_config: Any) -> int:

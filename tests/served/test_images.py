@@ -1,7 +1,9 @@
-"""Images through vLLM's multimodal interface: what the demos' generator answers, to the token."""
+"""Images through vLLM's multimodal interface and over HTTP: what the demos' generator answers."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +15,15 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make setup-vllm")
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM makes an engine
 
 import numpy as np
+import openai
 from PIL import Image as pillow
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 import backends
+from runtime.find import find_model
 from runtime.settings import Settings
+from tests.served.server import Server, start
 from tests.tiny_models import tiny_config, write_tiny
 
 CONFIG = tiny_config("mllama")
@@ -75,7 +80,9 @@ def served(directory: Path) -> Iterator[LLM]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def answers_of_the_generator(directory: Path) -> list[list[int]]:
+def answers_of_the_generator(
+    directory: Path, questions: list[tuple[list[int], list[Any]]]
+) -> list[list[int]]:
     """Greedy tokens of each question."""
     backends.select("emulator", "N300")
     from models.kv_cache import CacheConfig
@@ -93,7 +100,7 @@ def answers_of_the_generator(directory: Path) -> list[list[int]]:
             prompt, COUNT, images=tuple(load_image(image, VISION) for image in images),
             image_token=VISION.image_token,
         )
-        for prompt, images in QUESTIONS
+        for prompt, images in questions
     ]  # fmt: skip
     found: list[list[int]] = [[] for _ in requests]
     with load_engines(options, Settings(backend="emulator", device="N300")) as loaded:
@@ -116,7 +123,7 @@ def ask(served: LLM, questions: list[tuple[list[int], list[Any]]]) -> list[list[
 def test_prompts_with_and_without_images_are_answered_as_by_the_demos(
     served: LLM, directory: Path
 ) -> None:
-    expected = answers_of_the_generator(directory)
+    expected = answers_of_the_generator(directory, QUESTIONS)
     assert ask(served, QUESTIONS) == expected
     for question, answer in zip(QUESTIONS, expected, strict=True):
         assert ask(served, [question]) == [answer]  # alone, where vLLM knows its beginning
@@ -132,3 +139,87 @@ def test_images_and_image_tokens_that_are_not_as_many_are_one_line(served: LLM) 
         ask(served, [(asked(20, 3), [])])
     with pytest.raises(VLLMValidationError, match="At most 2 image"):
         ask(served, [(asked(20, 3, 4, 5), [WIDE] * 3)])
+
+
+@pytest.fixture(scope="module")
+def server(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same model behind HTTP."""
+    running = start(
+        tmp_path_factory.mktemp("server") / "log.txt", "--model", str(directory),
+        users=USERS, context=CONTEXT, env={"TT_BACKEND": "emulator", "MESH_DEVICE": "N300"},
+    )  # fmt: skip
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def file_of(image: Any) -> bytes:
+    """The image as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def over_http(server: Server, directory: Path, text: str, *urls: str) -> Any:
+    """One greedy answer, with the tokens of both sides."""
+    content: Any = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    content.append({"type": "text", "text": text})
+    return server.client.chat.completions.create(
+        model=str(directory), messages=[{"role": "user", "content": content}], temperature=0.0,
+        max_tokens=COUNT, extra_body={"return_token_ids": True, "ignore_eos": True},
+    )  # fmt: skip
+
+
+def test_images_in_requests_over_http_are_answered_as_by_the_demos(
+    server: Server, directory: Path
+) -> None:
+    text, tokenizer = "Describe this image.", find_model(str(directory)).tokenizer
+    asked_with: list[list[Any]] = [[WIDE], [TALL], []]
+    found = [
+        over_http(server, directory, text, *(data_url(file_of(image)) for image in images))
+        for images in asked_with
+    ]
+    prompts = [answer.prompt_token_ids for answer in found]
+    assert [prompt.count(VISION.image_token) for prompt in prompts] == [1, 1, 0]
+    expected = answers_of_the_generator(directory, list(zip(prompts, asked_with, strict=True)))
+    said = [answer.choices[0].message.content for answer in found]
+    assert [answer.choices[0].token_ids for answer in found] == expected
+    assert said == [tokenizer.decode(tokens) for tokens in expected]
+    assert len(set(said)) == 3
+
+
+WHOLE = file_of(WIDE)
+BAD_IMAGES = {
+    "no image": (data_url(b"hello"), "cannot identify image"),
+    "cut short": (data_url(WHOLE[: len(WHOLE) // 2]), "truncated"),
+    "no base64": ("data:image/png;base64,%%%", "base64"),
+    "a file of the server": ("file:///etc/hostname", "local files"),
+    "no address": ("image", "URL"),
+    "a bomb": (data_url(file_of(pillow.new("1", (20_000, 20_000)))), "64 million"),
+    "too large": (data_url(file_of(pillow.new("1", (9_000, 9_000)))), "67108864 pixels"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_over_http_is_the_requests_fault_and_one_line(
+    server: Server, directory: Path, kind: str
+) -> None:
+    url, said = BAD_IMAGES[kind]
+    with pytest.raises(openai.BadRequestError) as error:
+        over_http(server, directory, "What is it?", url)
+    message = error.value.body["message"]  # type: ignore[index]
+    assert said in message and "\n" not in message
+
+
+def test_images_and_image_words_over_http_that_are_not_as_many_are_refused(
+    server: Server, directory: Path
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="1 <.image.> and 0 images"):
+        over_http(server, directory, "See <|image|> here.")
+    with pytest.raises(openai.BadRequestError, match="At most 1 image"):
+        over_http(server, directory, "What are they?", *[data_url(WHOLE)] * 2)
+    assert server.get("/health") == ""
