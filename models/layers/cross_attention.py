@@ -79,6 +79,7 @@ class CrossAttention:
         q_11SW = sliced_linear(x_11SD, self.w_q, plan.q)
         ttnn.deallocate(x_11SD)
         q_1HSW = self.q_norm(split_heads(q_11SW, self.num_heads))
+        ttnn.deallocate(q_11SW)
         mixed_1HSW = ttnn.transformer.scaled_dot_product_attention(
             ttnn.typecast(q_1HSW, dtype=plan.query_dtype),
             k_1KTW,

@@ -148,11 +148,12 @@ def _check_batch(
             run["dram"] = dram = _dram_report(engine, loaded_bytes, passes.dram())
             run["programs"] = engine.model.mesh.num_program_cache_entries()
             run["fits"] = _what_fits(engine, dram)
+            together = BUCKET * engine.max_batch_size if engine.batched_prefill else 0
             longest = min(engine.max_prefill_chunk, bucket_length(engine.max_seq_len - 1))
             run["estimate"] = {
                 "weights": needs.weights + needs.tables,
                 "cache": needs.cache,
-                "rest": needs.prefill_peak(longest),
+                "rest": needs.prefill_peak(max(longest, together)),
             }
 
 
