@@ -6,7 +6,6 @@ runtime/image_engine.py's; the runner hands them on through `images_of_request`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -34,12 +33,8 @@ from serving.model_files import checkpoint_of
 from serving.options import ServeOptions, serving_device
 from serving.text_model import TextModel
 
-# both are read with each request
-os.environ.setdefault("VLLM_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-os.environ.setdefault("VLLM_MEDIA_CONNECTOR", "tt")
 
-
-@MEDIA_CONNECTOR_REGISTRY.register("tt")
+@MEDIA_CONNECTOR_REGISTRY.register("http")  # in place of vLLM's own
 class Connector(MediaConnector):
     """Fetches what a request names; vLLM takes two of its mistakes for the server's."""
 
