@@ -199,6 +199,7 @@ struct multiply {
   const uint8_t *mantissas;  /* [*, packed] pairs of rows, or NULL */
   const uint32_t *exponents; /* [*, 2] or NULL */
   uint32_t *room;            /* [threads, most_pairs, TILE] to unpack in, or NULL */
+  float *wide;               /* [threads, *, depth] for rows as floats: of a panel, and TILE more */
   const int64_t *tiles;    /* [count, 5] */
   const int64_t *goals;    /* [*, 2] */
   const uint16_t *known;         /* [places, depth] or NULL */

@@ -272,14 +272,17 @@ def multiply(
     room, threads = None, team_size()
     if mantissas is not None:
         room = torch.empty(threads, tiles.most_pairs, TILE, dtype=torch.int32)
+    panel = min(rows, max(_PANEL, _PANEL_VALUES // depth))
+    wide = torch.empty(threads, panel + TILE, depth)
     call(
         "multiply", x=x, weights=words, mantissas=mantissas, exponents=exponents,
-        room=room, threads=threads, packed=0 if mantissas is None else mantissas.shape[1],
+        room=room, wide=wide, threads=threads,
+        packed=0 if mantissas is None else mantissas.shape[1],
         most_pairs=tiles.most_pairs, tiles=tiles.records,
         goals=tiles.goals, out=out, known=None if known is None else known.rows,
         known_results=None if known is None else known.results,
         places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
         depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
-        panel=max(_PANEL, _PANEL_VALUES // depth),
+        panel=panel,
     )  # fmt: skip
     return out
