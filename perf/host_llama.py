@@ -1,7 +1,9 @@
 """The emulator beside llama.cpp on this machine: one user and many, short and long, in turns.
 
 llama.cpp reads the default model's own GGUF file (Q4_1) through llama-cpp-python, which is nobody's
-requirement: `pip install --no-deps --target DIR llama-cpp-python==0.3.36`, DIR on PYTHONPATH.
+requirement: `pip install --no-deps --target DIR llama-cpp-python==0.3.36 diskcache`, DIR on
+PYTHONPATH. On some processors its own AMX code ends it by an illegal instruction: there it is
+asked for its plain weights (`llama_extra_buffers` false).
 Ratios are its time / ours. Times are host wall clock; host_speed.py says what they are not.
 """
 
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -32,8 +35,8 @@ ROUNDS = 3  # in turns
 LONG, LONGEST = 2048, 8000  # tokens of prompts beside 128
 USERS = 32
 MISSING = (
-    "llama_cpp is not installed: pip install --no-deps --target DIR llama-cpp-python==0.3.36, "
-    "then run with PYTHONPATH=DIR"
+    "llama_cpp is not installed: pip install --no-deps --target DIR llama-cpp-python==0.3.36 "
+    "diskcache, then run with PYTHONPATH=DIR"
 )
 
 
@@ -46,16 +49,17 @@ def _quiet(cpp: Any) -> Any:
 class Llama:
     """llama.cpp on one context for some users of one prompt length, greedy."""
 
-    def __init__(self, prompts: torch.Tensor, steps: int) -> None:
+    def __init__(self, prompts: torch.Tensor, steps: int, extra_buffers: bool) -> None:
+        """`extra_buffers`: weights may be arranged for special instructions."""
         import llama_cpp as cpp
 
         self.cpp, self.steps, self.prompts = cpp, steps, prompts.tolist()
         cpp.llama_log_set(_quiet(cpp), None)
         users, self.length = prompts.shape
         threads, room = torch.get_num_threads(), users * (self.length + steps + 8)
-        self.model = cpp.llama_model_load_from_file(
-            str(default_model_path()).encode(), cpp.llama_model_default_params()
-        )
+        how = cpp.llama_model_default_params()
+        how.use_extra_bufts = extra_buffers
+        self.model = cpp.llama_model_load_from_file(str(default_model_path()).encode(), how)
         settings = cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = room, users
         settings.n_batch = min(room, 4096)
@@ -114,8 +118,8 @@ class Llama:
 
 
 @contextmanager
-def llama(prompts: torch.Tensor, steps: int) -> Iterator[Llama]:
-    made = Llama(prompts, steps)
+def llama(prompts: torch.Tensor, steps: int, extra_buffers: bool) -> Iterator[Llama]:
+    made = Llama(prompts, steps, extra_buffers)
     try:
         yield made
     finally:
@@ -151,7 +155,9 @@ def take_turns(ours: Ours, theirs: Llama, rounds: int) -> tuple[Pair, Pair]:
     )
 
 
-def compare(users: int, length: int, optimizations: str, steps: int, rounds: int) -> dict[str, Any]:
+def compare(
+    users: int, length: int, optimizations: str, steps: int, rounds: int, *, extra_buffers: bool
+) -> dict[str, Any]:
     """Prefill and decode of some users after prompts of a length, and what a step reads."""
     with our_engine(users, optimizations, max_seq_len=-(-(length + steps + 8) // 1024) * 1024) as e:
         prompts = random_prompts(users, e.vocab_size, length)
@@ -164,7 +170,7 @@ def compare(users: int, length: int, optimizations: str, steps: int, rounds: int
         assert steps_taken == steps
         one = len(records) // 2 or len(records)  # the first step, and its capture
         read = sum(r.cost.dram_bytes - r.cost.cached_bytes for r in records[:one] if r.cost)
-        with llama(prompts, steps) as theirs:
+        with llama(prompts, steps, extra_buffers) as theirs:
             theirs.prefill()
             prefill, decode = take_turns(ours, theirs, rounds)
     return {"prefill": prefill, "decode": decode, "flops": flops, "bytes": read}
@@ -198,13 +204,22 @@ def our_start(optimizations: str, cache: str | None = None) -> tuple[float, floa
     return loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def their_start() -> tuple[float, float]:
+def their_start(extra_buffers: bool) -> tuple[float, float]:
     """The same of llama.cpp; what this module's own imports take is in both, and stated apart."""
     start = time.perf_counter()
-    with llama(random_prompts(1, 1000), 4) as model:
+    with llama(random_prompts(1, 1000), 4, extra_buffers) as model:
         loaded = time.perf_counter() - start
         list(model.decode_after(model.prefill()))
     return loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def survives(run: Callable[..., Any], *given: Any) -> bool:
+    """Whether a process of its own lives to the end of this."""
+    try:
+        alone(run, *given)
+    except BrokenProcessPool:
+        return False
+    return True
 
 
 def nothing_but_imports() -> float:
@@ -216,7 +231,9 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
     """All figures by name, or why there are none."""
     if importlib.util.find_spec("llama_cpp") is None:
         return {"skipped": MISSING}
+    extra_buffers = survives(their_start, True)
     found: dict[str, Any] = {
+        "llama_extra_buffers": extra_buffers,
         "llama_cpp_python": importlib.import_module("llama_cpp").__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -226,7 +243,7 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
         "b1": (1, 128, ROUNDS), f"b1_{LONG}": (1, LONG, 2), f"b1_{LONGEST}": (1, LONGEST, 1),
         f"b{USERS}": (USERS, 128, 1),
     }.items():  # fmt: skip
-        times = compare(users, length, optimizations, steps, rounds)
+        times = compare(users, length, optimizations, steps, rounds, extra_buffers=extra_buffers)
         for phase in ("prefill", "decode"):
             pair = times[phase]
             found[f"{phase}_{name}_ms"] = round(pair.ours * 1e3, 2)
@@ -245,7 +262,9 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as fresh:
         found["load_cold_s"] = round2(alone(our_start, optimizations, fresh)[0])
     found["load_warm_s"], found["peak_mib"] = map(round2, alone(our_start, optimizations))
-    found["load_llamacpp_s"], found["peak_llamacpp_mib"] = map(round2, alone(their_start))
+    found["load_llamacpp_s"], found["peak_llamacpp_mib"] = map(
+        round2, alone(their_start, extra_buffers)
+    )
     found["peak_imports_mib"] = round2(alone(nothing_but_imports))
     return found
 
