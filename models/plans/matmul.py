@@ -201,15 +201,19 @@ def prefill_linear(
 ) -> PrefillLinear:  # fmt: skip
     """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most.
 
-    Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks.
+    Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
+    many rows as the chip, where that leaves fewer tiles to a core.
     """
     # bytes of a tile; where the weight's format is not told, nothing is known to be small
     result = 1088 if weight is not None and dtype == ttnn.bfloat8_b else 2048
     of_weight = TILE_BYTES[weight or Precision.BF16]
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
+    most_rows = GRID_ROWS if weight is None else spec.compute_grid[1]
     while True:
         rows = prefill_rows(length, most)
-        grid_rows = min(GRID_ROWS, rows // TILE)
+        grid_rows, fewest = min(GRID_ROWS, rows // TILE), math.ceil(rows / TILE / most_rows)
+        if math.ceil(rows / TILE / grid_rows) > fewest:
+            grid_rows = math.ceil(rows / TILE / fewest)
         per_core_m = math.ceil(rows / TILE / grid_rows)
         per_core_n = math.ceil(n / TILE / columns)
         # the output block and its accumulators
