@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import backends
+from backends.device_specs import SPECS
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
 from backends.emulator.loops.call import Call, listening
@@ -17,6 +18,8 @@ from backends.emulator.numerics.kernels import KERNELS
 from backends.emulator.numerics.products import MeshWeight, Rounding
 from backends.emulator.numerics.tiles import Tiles, store_of
 from backends.mesh import open_mesh
+from models.plans.matmul import prefill_linear
+from models.precision import Precision
 from tests.ops.golden_cases import operand
 
 backends.select("emulator")
@@ -270,3 +273,19 @@ def test_room_for_forms_of_weights_is_given_back() -> None:
         assert kernels._budget["left"] == before - 32 * (32 + 8)  # one tile, packed
         del multiply, on_mesh
         assert kernels._budget["left"] == before
+
+
+@pytest.mark.parametrize(
+    ("device", "length", "grid"),
+    [("P150", 640, (8, 10)), ("P150", 1024, (8, 8)), ("P100", 640, (7, 10)), ("N150", 640, (8, 8))],
+)
+def test_prefill_takes_more_rows_of_cores_where_that_leaves_each_less(
+    device: str, length: int, grid: tuple[int, int]
+) -> None:
+    plan = prefill_linear(
+        length, 4096, 6144, kernel=None, fp32=False, dtype=DataType.BFLOAT8_B,
+        spec=SPECS[device], weight=Precision.BFP8,
+    )  # fmt: skip
+    config = plan.kwargs["program_config"]
+    assert config.compute_with_storage_grid_size == grid
+    assert config.per_core_M == -(-length // 32 // grid[1])
