@@ -258,7 +258,8 @@ def put_pages(table: torch.Tensor, pages: torch.Tensor, x: torch.Tensor) -> None
 @lru_cache
 def _sources(held: tuple[int, ...], mesh: tuple[int, ...]) -> torch.Tensor:
     """For every chip of a mesh its place in data [r, c, ...], each 1 or the mesh's."""
-    return torch.arange(held[0] * held[1]).view(held).expand(mesh).flatten()
+    places = torch.arange(held[0] * held[1]).view(held)
+    return places.expand(mesh).flatten().contiguous()  # flat, what is one for all still repeats it
 
 
 @lru_cache
