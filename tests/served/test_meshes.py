@@ -76,12 +76,12 @@ def answers_of_the_generator(directory: Path, device: str, groups: int) -> list[
 @pytest.mark.parametrize(
     ("device", "groups", "shape"),
     [
-        ("N300", 1, (1, 2)),
-        ("N300", 2, (1, 1)),
+        pytest.param("N300", 1, (1, 2), marks=pytest.mark.full),
+        pytest.param("N300", 2, (1, 1), marks=pytest.mark.full),
         ("T3K", 1, (1, 8)),
         ("T3K", 4, (1, 2)),
         ("TG", 1, (8, 4)),
-        ("TG", 4, (1, 8)),
+        pytest.param("TG", 4, (1, 8), marks=pytest.mark.full),
     ],
 )
 def test_meshes_serve_what_the_generator_says(

@@ -6,9 +6,12 @@ import argparse
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,55 +171,61 @@ def test_old_flags_are_said_to_have_no_effect(capsys: pytest.CaptureFixture[str]
     assert (Path(arguments["model"]) / "tokenizer.json").is_file()
 
 
+# program, arguments, what it says; and whether it needs vLLM for that
+ENDINGS = [
+    ("server_example_tt.py", ["--override_tt_config", '{"nope": 1}'], "known keys are", False),
+    ("offline_inference_tt.py", ["--model", "no/such/model"], "does not exist", False),
+    ("server_example_tt.py", ["--model", "no/such/model"], "does not exist", True),
+    ("server_example_tt.py", ["--max_seqs_in_batch", "0"], "from 1", False),
+    ("server_example_tt.py", ["--port", "65536"], "from 1 to 65535", False),
+    ("example_requests_client.py", ["--prompt_json_path", "nothing.json"], "one of", False),
+    ("example_requests_client.py", ["--num_concurrent", "0"], "from 1", False),
+    ("example_requests_client.py", ["--base_url", "http://127.0.0.1:1/v1"], "is it up", True),
+    ("offline_inference_tt.py", ["--num_gpu_blocks_override", "2"], "request needs 64", True),
+    (
+        "server_example_tt.py",
+        ["--num-gpu-blocks-override", "2", "--port", "8199"],
+        "one request needs 64",
+        True,
+    ),
+    ("offline_inference_tt.py", ["--max_model_len", "100000"], "8192 tokens", True),
+    (
+        "offline_inference_tt.py",
+        ["--measure_perf", "--perf_prompt_len", "2048"],
+        "--max_model_len",
+        True,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def endings(request: pytest.FixtureRequest) -> Iterator[dict[int, Future[Any]]]:
+    """The programs that this run asks about, two at a time."""
+
+    def end(number: int) -> Any:
+        program, arguments, _, _ = ENDINGS[number]
+        command = [sys.executable, str(ROOT / "demo" / program), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    given = (item.callspec.params for item in request.session.items if hasattr(item, "callspec"))
+    numbers = [params["ending"] for params in given if "ending" in params]
+    if find_spec("vllm") is None:
+        numbers = [number for number in numbers if not ENDINGS[number][3]]
+    with ThreadPoolExecutor(2) as pool:
+        yield {number: pool.submit(end, number) for number in numbers}
+
+
 @pytest.mark.parametrize(
-    ("program", "arguments", "said"),
+    "ending",
     [
-        ("server_example_tt.py", ["--override_tt_config", '{"nope": 1}'], "known keys are"),
-        ("offline_inference_tt.py", ["--model", "no/such/model"], "does not exist"),
-        pytest.param(
-            "server_example_tt.py", ["--model", "no/such/model"], "does not exist", marks=HAS_VLLM
-        ),
-        ("server_example_tt.py", ["--max_seqs_in_batch", "0"], "from 1"),
-        ("server_example_tt.py", ["--port", "65536"], "from 1 to 65535"),
-        ("example_requests_client.py", ["--prompt_json_path", "nothing.json"], "one of"),
-        ("example_requests_client.py", ["--num_concurrent", "0"], "from 1"),
-        pytest.param(
-            "example_requests_client.py",
-            ["--base_url", "http://127.0.0.1:1/v1"],
-            "is it up",
-            marks=HAS_VLLM,
-        ),
-        pytest.param(
-            "offline_inference_tt.py",
-            ["--num_gpu_blocks_override", "2"],
-            "one request needs 64",
-            marks=HAS_VLLM,
-        ),
-        pytest.param(
-            "server_example_tt.py",
-            ["--num-gpu-blocks-override", "2", "--port", "8199"],
-            "one request needs 64",
-            marks=HAS_VLLM,
-        ),
-        pytest.param(
-            "offline_inference_tt.py",
-            ["--max_model_len", "100000"],
-            "8192 tokens",
-            marks=HAS_VLLM,
-        ),
-        pytest.param(
-            "offline_inference_tt.py",
-            ["--measure_perf", "--perf_prompt_len", "2048"],
-            "--max_model_len",
-            marks=HAS_VLLM,
-        ),
+        pytest.param(i, id=f"{program} {said}", marks=[HAS_VLLM] if needs_vllm else [])
+        for i, (program, _, said, needs_vllm) in enumerate(ENDINGS)
     ],
 )
 def test_programs_end_with_one_line_about_bad_input(
-    program: str, arguments: list[str], said: str
+    endings: dict[int, Future[Any]], ending: int
 ) -> None:
-    command = [sys.executable, str(ROOT / "demo" / program), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result, said = endings[ending].result(), ENDINGS[ending][2]
     lines = result.stderr.strip().splitlines()
     assert result.returncode and said in lines[-1], result.stderr[-2000:]
     assert "Traceback" not in result.stderr

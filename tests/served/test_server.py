@@ -163,10 +163,14 @@ def test_the_client_measures_and_records_what_answered(server: Server, tmp_path:
     assert (tmp_path / "latency.png").stat().st_size > 1000
 
 
-def test_a_minute_of_soak_leaves_nothing_behind(server: Server) -> None:
-    found = soak(server, 60)
+@pytest.mark.parametrize(
+    ("seconds", "least"), [(20, 2), pytest.param(60, 6, marks=pytest.mark.full)]
+)
+def test_a_soak_leaves_nothing_behind(server: Server, seconds: int, least: int) -> None:
+    found = soak(server, seconds)
     assert not found.errors
-    assert all(found.requests.get(kind, 0) > 5 for kind in ("compared", "drawn", "left", "refused"))
+    kinds = ("compared", "drawn", "left", "refused")
+    assert all(found.requests.get(kind, 0) >= least for kind in kinds), found.requests
     assert found.pages_in_use == found.running == 0
     # pages and traces are still new in the first minute; half an hour of soak stayed below 2.7 GiB
     assert max(sum(mib.values()) for _, mib in found.memory_mib) < 3 * 1024
