@@ -2,7 +2,8 @@
 
 No chip asks before it sends, since whatever it sends to is there already. Each place in a layer has
 buffers of its own, which the next layer's use again: what comes between, along the same axis,
-cannot begin before every chip is done with them. A 70B model on a Galaxy keeps 29 KB a token.
+cannot begin before every chip is done with them. A 70B model on a Galaxy keeps 29 KB a token,
+which models/footprint.py counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 from backends import ttnn
 
+LONGEST_KEPT = 1024  # tokens of a prefill whose results are kept
+MOST_SHAPES = 8  # replayed prefills, each with buffers of its own; the first made goes first
 TURNS = 2  # sets of semaphores: an op may begin while another chip still ends the one before
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from backends.device_specs import DeviceSpec
+from models.collectives_kept import LONGEST_KEPT, MOST_SHAPES
 from models.kv_cache import CacheConfig, image_pages, kept_images
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
@@ -41,6 +42,12 @@ class Footprint:
         0  # peak of activations while a prompt's images are looked at, before its prefill
     )
     image_states: int = 0  # what images take while their prompt is prefilled
+    kept: int = 0  # where chips send each other what replayed prefills sum and gather
+
+    @property
+    def standing(self) -> int:
+        """Bytes of all that stays, beside the cache."""
+        return self.weights + self.tables + self.kept
 
     def prefill_peak(self, tokens: int) -> int:
         """Bytes of activations when `tokens` are prefilled at once, or an image is looked at."""
@@ -101,6 +108,11 @@ def footprint(
         prefill_per_token=math.ceil(per_token),
         looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), images)),
         image_states=math.ceil(states_peak(sharding, images)),
+        kept=math.ceil(
+            MOST_SHAPES
+            * LONGEST_KEPT
+            * max(kept_bytes_per_token(sharding, precision.layer(index)) for index in built)
+        ),
     )
 
 
@@ -271,6 +283,22 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     return rotation + max(attention, mlp)
 
 
+def kept_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:
+    """Bytes per chip and token of the buffers of a replayed prefill, which all layers share.
+
+    Follows the calls of layers/ into collectives_kept.py; only meshes of rows and columns have any.
+    """
+    if not sharding.is_2d:
+        return 0
+    inner, rows, columns = activation_bytes(layer), sharding.rows, sharding.cols
+    stats = WIDE * TILE * columns
+    # of each sum the parts, this chip's share, and the whole
+    heads = WIDE * sharding.local_qkv_width * (2 + 1 / columns)
+    out = inner * sharding.local_dim * (2 + 1 / rows)
+    gates = 2 * inner * sharding.local_hidden * (1 + 1 / columns)
+    return stats + heads + 2 * out + gates + inner * sharding.local_hidden
+
+
 def dram_bytes(spec: DeviceSpec) -> int:
     """DRAM of one chip that a model may use."""
     return int(spec.dram_banks * spec.dram_bank_bytes * (1 - RESERVE))
@@ -279,7 +307,7 @@ def dram_bytes(spec: DeviceSpec) -> int:
 def check_fits(needs: Footprint, spec: DeviceSpec, what: str) -> None:
     """Refuse with the numbers what cannot fit into one chip's share of DRAM."""
     looking = HOLES * needs.looking
-    total = needs.weights + needs.cache + needs.tables + looking
+    total = needs.standing + needs.cache + looking
     room = dram_bytes(spec)
     if total > room:
         gib = 2**30
@@ -303,7 +331,7 @@ def max_prefill_chunk(sharding: Sharding, spec: DeviceSpec, needs: Footprint) ->
     """Tokens to prefill at once: the published size of a known model, or less if DRAM is full."""
     name = canonical_name(sharding.config.name) or sharding.config.name
     known = published_chunks().get(name, {}).get(spec.name)
-    free = dram_bytes(spec) - needs.weights - needs.cache - needs.tables
+    free = dram_bytes(spec) - needs.standing - needs.cache
     chunk = known * 1024 if known else LONGEST_CHUNK
     while chunk > SHORTEST_CHUNK and needs.prefill_room(chunk) > free:
         chunk //= 2

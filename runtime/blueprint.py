@@ -226,7 +226,7 @@ class Blueprint:
         empty = self.with_cache(0, max_seq_len)
         per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024
         chunk = min(empty.max_prefill_chunk, max_seq_len)
-        free = dram_bytes(self.spec) - empty.needs.weights - empty.needs.tables
+        free = dram_bytes(self.spec) - empty.needs.standing
         return int((free - empty.needs.prefill_room(chunk)) // per_block)
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from models.collectives_kept import KeptResults
+from models.collectives_kept import LONGEST_KEPT, MOST_SHAPES, KeptResults
 from models.kv_cache import CacheAddress
 from runtime.inputs import InputPlacer
 from runtime.traces import Trace
 
-LONGEST = 1024  # tokens of a bucket that is traced
-MOST_SHAPES = 8  # traces kept; the one that was made first goes first
+LONGEST = LONGEST_KEPT  # tokens of a bucket that is traced
 
 
 class ShortPrefills:

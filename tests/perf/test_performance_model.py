@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 import backends
 from backends.device_specs import SPECS
+from models.footprint import kept_bytes_per_token
+from models.plans.fused import shard
 from models.plans.norm import shares_rows
 from models.plans.target import Target
+from models.precision import ModelPrecision
+from models.registry import load_config
 from perf.calibrate.op_rows import (
     bank_product,
     collective,
@@ -267,3 +271,19 @@ def test_the_command_line_answers_in_json_and_refuses_in_one_line(tmp_path, caps
         with pytest.raises(ValueError, match="unknown") as refusal:
             predict_main([*common, *wrong])
         assert "\n" not in str(refusal.value)
+
+
+def test_the_footprint_counts_what_replayed_prefills_keep() -> None:
+    """Buffers of one layer, as its op list names them; both norms exchange through one."""
+    work = workload_for("Llama-3.3-70B", SPECS["TG"], batch_size=1, prefill_len=128)
+    kept = 0
+    for op in run_ops(work).prefill.ops:
+        if op.count == 80 and op.record.name.endswith("_minimal_async"):
+            kept += sum(buffer.stored_bytes for buffer in op.record.inputs[1:])
+        if op.count == 80 and op.record.name.endswith("all_gather_async"):
+            share = 0.5 if op.record.outputs[0].shape[-1] == 128 else 1
+            kept += round(share * op.record.outputs[0].stored_bytes)
+    config = load_config("Llama-3.3-70B")
+    sizes = shard(config, SPECS["TG"].mesh_shape, SPECS["TG"])
+    layer = ModelPrecision.preset("performance", config).layer(0)
+    assert 128 * kept_bytes_per_token(sizes, layer) == pytest.approx(kept, rel=0.01)
