@@ -97,6 +97,8 @@ def gated_products(ccl: Any, x: Any, w_gate: Any, w_up: Any, arguments: Any) -> 
 class LineMesh:
     """Collectives of a 1 x N mesh; N = 1 needs none."""
 
+    gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
+
     def __init__(self, target: Target, links: Links, mesh: Any) -> None:
         self.chips = target.sharding.num_chips
         self.links = links
@@ -160,6 +162,11 @@ class LineMesh:
 
     scatter_columns = sum_columns
     regather_columns = sum_columns
+
+    def sum_logits(self, x: Any) -> Any:
+        """Logits of a share of the vocabulary are complete."""
+        return x
+
     gated_products = gated_products
 
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
@@ -215,6 +222,9 @@ class GridMesh:
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
         self.kept = KeptCollectives(mesh, links)
+        # of logits and candidates of a step of ours
+        self.last = KeptResults() if target.is_own else None
+        self.batch = target.batch
         self.exact = ttnn.init_device_compute_kernel_config(
             mesh.arch(),
             math_fidelity=ttnn.MathFidelity.HiFi4,
@@ -226,11 +236,11 @@ class GridMesh:
     @contextmanager
     def keeping(self, results: KeptResults | None) -> Iterator[None]:
         """While a prefill runs whose results have places of their own."""
-        self.kept.results = results
+        before, self.kept.results = self.kept.results, results
         try:
             yield
         finally:
-            self.kept.results = None
+            self.kept.results = before
 
     def free(self, x: Any) -> None:
         """Let go of a result, unless it lies where results stay."""
@@ -290,6 +300,16 @@ class GridMesh:
         """Sum of partial products over the columns, whole on each chip."""
         memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
         return self._all_reduce(x, 1, memory, name)
+
+    def sum_logits(self, x: Any) -> Any:
+        """Partial logits of all users as `sum_columns` has them, or of some prompts."""
+        with self.keeping(self.last if x.shape[2] == self.batch else None):
+            return self.sum_columns(x, "LM_HEAD")
+
+    def gather_candidates(self, x: Any) -> Any:
+        """What the rows found in their shares of the vocabulary, side by side."""
+        with self.keeping(self.last):
+            return self.kept.gather(x, 3, 0, "candidates")
 
     def scatter_columns(self, x: Any, name: str) -> Any:
         """Sum over the columns, each keeping its share: half the traffic of a whole sum."""

@@ -102,7 +102,7 @@ class Transformer:
         )
         self.lm_head = LMHead(weights, lm_head_plan(last), self.ccl)
         own = options.habits is Habits.OWN
-        self.sampler = DeviceSampler(mesh, self.sharding, self.batch, fold=own)
+        self.sampler = DeviceSampler(mesh, self.sharding, self.batch, fold=own, ccl=self.ccl)
 
     def _cache(self, index: int, target: Target) -> PagedKVCache:
         sizes, cache = self.sharding, self.options.cache

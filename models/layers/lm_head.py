@@ -51,4 +51,4 @@ class LMHead:
             for weight, arguments in zip(self.pieces, self.plan.linear, strict=True)
         ]
         logits = parts[0] if len(parts) == 1 else ttnn.concat(parts, dim=3)
-        return self.ccl.sum_columns(logits, "LM_HEAD")
+        return self.ccl.sum_logits(logits)

@@ -39,8 +39,14 @@ class SamplingInputs:
 class DeviceSampler:
     """Draws one token per user from logits split over chips."""
 
-    def __init__(self, mesh: Any, sharding: Sharding, batch: int, *, fold: bool = True) -> None:
-        """`fold` False is for op lists of software that did not."""
+    def __init__(
+        self, mesh: Any, sharding: Sharding, batch: int, *, fold: bool = True, ccl: Any = None
+    ) -> None:
+        """`fold` False is for op lists of software that did not.
+
+        `ccl` may have a gather of its own for what all shares of the vocabulary found.
+        """
+        self.gather = (ccl.gather_candidates if ccl and fold else None) or self._gather
         self.axis = sharding.mesh_axes["vocab"]
         self.ways = sharding.ways("vocab")
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
@@ -120,12 +126,7 @@ class DeviceSampler:
         values, indices = self._candidates(logits_11BV)
         indices = ttnn.add(indices, self.offsets, dtype=ttnn.int32)
         if self.ways > 1:
-            values, indices = (
-                ttnn.all_gather(
-                    part, dim=3, cluster_axis=self.axis, memory_config=ttnn.DRAM_MEMORY_CONFIG
-                )
-                for part in (values, indices)
-            )
+            values, indices = self.gather(values), self.gather(indices)
         if self.filler is not None:
             values, indices = (
                 ttnn.concat([found, more], dim=3)
@@ -143,6 +144,10 @@ class DeviceSampler:
             temp=inputs.inverse_temperature,
             output_tensor=tokens,
         )
+
+    def _gather(self, x: Any) -> Any:
+        memory = ttnn.DRAM_MEMORY_CONFIG
+        return ttnn.all_gather(x, dim=3, cluster_axis=self.axis, memory_config=memory)
 
     def _candidates(self, logits_11BV: Any) -> tuple[Any, Any]:
         rows = self.folds * logits_11BV.shape[2]
