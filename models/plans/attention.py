@@ -28,6 +28,8 @@ from models.sharding import MAX_USERS, TILE
 
 SHARED_FROM = 2048  # positions whose attention costs more than dealing it out: 130 us a layer
 SHORT = 128  # rows of prompts whose heads fit into L1 beside the ops that take them
+# Cores for a long context of one head: 16 read it at 56 GB/s (T3K), a chip's DRAM gives 198.
+SHARERS = 32
 MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)
 
 
@@ -85,7 +87,7 @@ def attention_weights(target: Target) -> AttentionWeights:
     )
 
 
-def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, Any]:
+def _score_arguments(target: Target, chunk: int, group: OpGroup, **program: int) -> dict[str, Any]:
     return {
         "scale": float32_exact(target.sharding.config.attention_scale),
         "program_config": ttnn.SDPAProgramConfig(
@@ -93,6 +95,7 @@ def _score_arguments(target: Target, chunk: int, group: OpGroup) -> dict[str, An
             exp_approx_mode=False,
             q_chunk_size=chunk,
             k_chunk_size=chunk,
+            **program,
         ),
         "compute_kernel_config": target.kernel(group),
         "memory_config": ttnn.DRAM_MEMORY_CONFIG,
@@ -208,6 +211,11 @@ def _o_input(target: Target) -> Spread:
     return Spread(sizes.local_heads, (sizes.local_heads, 1), joined)
 
 
+def _sharers(target: Target) -> dict[str, int]:
+    """Most cores that share a user's context of one head; without a word the op takes 16."""
+    return {"max_cores_per_head_batch": SHARERS} if target.is_own else {}
+
+
 def attention_decode(target: Target) -> AttentionDecode:
     sizes, spec = target.sharding, target.spec
     if sizes.ring_cores:
@@ -234,7 +242,7 @@ def attention_decode(target: Target) -> AttentionDecode:
             "overlap_qk_coregrid": not apart,
             "memory_config": ttnn.L1_HEIGHT_SHARDED_MEMORY_CONFIG,
         },
-        scores=_score_arguments(target, 0, OpGroup.SDPA_DECODE),
+        scores=_score_arguments(target, 0, OpGroup.SDPA_DECODE, **_sharers(target)),
         concat_input=height_sharded(target.users, sizes.head_dim, rows=head_rows),
         o_input=o_input.memory,
         o=decode_linear(

@@ -21,7 +21,7 @@ from perf.cost.units import (
 FLOP_PER_TILE = 2 * 32**3  # of the product of two tiles
 CHUNK = 32  # positions of a tile of keys
 MERGED_FROM = 256  # positions a core takes before the next one joins in
-MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over at most 16 cores
+MOST_CORES_PER_HEAD = 16  # decode attention splits a head's context over, where nobody says more
 
 
 def matmul_us(record: OpRecord, state: Situation) -> float:
@@ -171,7 +171,9 @@ def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
     columns, rows = grid_cores(record, spec)
     cores_per_slot = max(1, columns * rows // slots)
     if cores_per_slot >= heads:
-        heads_per_core, cores_per_head = 1, min(MOST_CORES_PER_HEAD, cores_per_slot // heads)
+        most = int(record.attributes.get("max_cores_per_head_batch", MOST_CORES_PER_HEAD))
+        most = min(most, max(MOST_CORES_PER_HEAD, -(-context // MERGED_FROM)))  # who has work
+        heads_per_core, cores_per_head = 1, min(most, cores_per_slot // heads)
     else:
         heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
     share = math.ceil(context / CHUNK) / cores_per_head

@@ -54,10 +54,17 @@ def persistent_us(record: OpRecord, state: Situation) -> float:
 
 
 def summed_us(record: OpRecord, state: Situation) -> float:
-    """A gather of whole parts; then each core adds up all chips' parts of its columns."""
-    parts = int(record.attributes["num_devices"]) * moves.shard_tiles(record.outputs[0])
+    """A gather of whole parts; then each core adds up all chips' parts of its columns.
+
+    Nobody has the sum before the last chip has sent its part. How long chips of a Galaxy wait for
+    each other is in its timings; those of a line wait as in its other collectives.
+    """
+    chips = int(record.attributes["num_devices"])
+    parts = chips * moves.shard_tiles(record.outputs[0])
     added = cycles_us(parts * state.constants.sum_cycles, state.spec)
-    return persistent_us(record, state) + added
+    return (
+        persistent_us(record, state) + added + (0.0 if state.is_grid else waiting_us(chips, state))
+    )
 
 
 def scattered_heads_us(record: OpRecord, state: Situation) -> float:
@@ -105,12 +112,17 @@ def pass_us(
     share = link_share(c, spec.arch, gather, chips, ring)
     start, hop = (c.gather_us, c.gather_hop_us) if gather else (c.scatter_us, c.scatter_hop_us)
     faster = c.link_latency_bh if spec.arch == "blackhole" else 1.0
-    # chips of a model do not arrive together, and wait for each other at every row of tiles
+    waiting = waiting_us(chips, state, rows)
+    return (start + hop * chips) * faster + waiting + bytes_us(volume, share * rate)
+
+
+def waiting_us(chips: int, state: Situation, rows: int = 1) -> float:
+    """Chips of a model do not arrive together, and wait for each other at every row of tiles."""
+    c = state.constants
+    if state.isolated:
+        return 0.0
     per_chip = c.link_skew_us + (rows - 1) * c.link_row_us
-    if software.fabric:
-        per_chip = c.link_skew_fabric_us
-    skew = 0.0 if state.isolated else per_chip * (chips - 2)
-    return (start + hop * chips) * faster + skew + bytes_us(volume, share * rate)
+    return (c.link_skew_fabric_us if state.software.fabric else per_chip) * (chips - 2)
 
 
 def link_share(c: Constants, arch: str, gather: bool, chips: int, ring: bool) -> float:
