@@ -19,6 +19,7 @@ from models.plans.norm import shares_rows
 from models.plans.target import Target
 from models.precision import ModelPrecision
 from models.registry import load_config
+from perf.calibrate.made_ops import all_parts
 from perf.calibrate.op_rows import (
     bank_product,
     collective,
@@ -185,6 +186,28 @@ def test_the_output_projection_on_a_ring_takes_what_a_galaxy_was_timed_at() -> N
     (row,) = (row for row in load_op_rows()[0] if row.name == "tail/LM head matmul")
     (record,) = row.records
     assert op_time(record, row.state(CONSTANTS)).us == pytest.approx(row.us, rel=0.03)
+
+
+def test_chips_of_a_line_wait_for_each_others_parts_as_in_any_collective() -> None:
+    """A Galaxy's timings hold what its chips wait; a line of 8 was timed with other collectives."""
+    record, own = all_parts(2048, "bfp8"), state(SPECS["T3K"])
+    assert own.software.fabric
+    waits = op_time(record, own).us - op_time(record, replace(own, is_grid=True)).us
+    assert waits == pytest.approx(6 * own.constants.link_skew_fabric_us)
+
+
+def test_more_cores_share_a_long_context_of_one_head_and_no_short_one() -> None:
+    """70B on T3K has one head of keys a chip: 16 cores of 64 read it unless the plan says more."""
+    workload = workload_for(
+        "Llama-3.1-70B", SPECS["T3K"], software=SOFTWARE["own"], prefill_len=65536
+    )
+    scores = next(
+        op.record for op in run_ops(workload).decode.ops if "attention_decode" in op.record.name
+    )
+    few = replace(scores, attributes=dict(scores.attributes) | {"max_cores_per_head_batch": 16})
+    long, short = (state(SPECS["T3K"], context=context) for context in (65536, 128))
+    assert op_time(scores, short).us == op_time(few, short).us
+    assert op_time(scores, long).us < 0.7 * op_time(few, long).us
 
 
 def test_attention_gains_from_a_wide_grid_what_was_published() -> None:
