@@ -7,7 +7,7 @@ by its ratio; guesses (constants.py) pull weakly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, lil_matrix
 from perf.calibrate.op_rows import OpRow
 from perf.calibrate.published_rows import Row
 from perf.cost.constants import LOOSE, TIGHT, Constants, facts
-from perf.cost.price import OpTime, op_time
+from perf.cost.price import kernel_us, physical_limit
 from perf.cost.units import BESIDE, Situation
 from perf.op_lists.kept import run_ops
 from perf.op_lists.record import OpList, RunOps
@@ -44,8 +44,10 @@ class OpTable:
     """Distinct ops of many lists, timed together."""
 
     def __init__(self) -> None:
-        self.ops: list[tuple[Any, Situation]] = []
+        self.ops: list[tuple[Any, int]] = []  # with the number of its situation
         self.needs: list[set[str]] = []
+        self._limits: list[float] = []  # microseconds that no constants change
+        self._states: dict[Any, tuple[int, Situation]] = {}
         self._numbers: dict[Any, int] = {}
 
     def add(self, record: Any, state: Situation) -> int:
@@ -59,26 +61,32 @@ class OpTable:
         number = self._numbers.setdefault(key, len(self.ops))
         if number == len(self.ops):
             watched: Any = _Watched(state.constants)
-            op_time(record, replace(state, constants=watched))
-            self.ops.append((record, state))
+            kernel_us(record, replace(state, constants=watched))
+            known = (
+                state.spec, state.software.name, state.context, state.active_users, state.is_grid,
+                state.isolated, state.prefill,
+            )  # fmt: skip
+            place, _ = self._states.setdefault(known, (len(self._states), state))
+            self.ops.append((record, place))
             self.needs.append(watched.seen)
+            self._limits.append(physical_limit(record, state).us)
         return number
-
-    def time(self, number: int, constants: Constants) -> OpTime:
-        record, state = self.ops[number]
-        return op_time(record, replace(state, constants=constants))
 
     def times(self, constants: Constants) -> np.ndarray:
         """Microseconds of every op."""
-        return np.array([self.time(i, constants).us for i in range(len(self.ops))])
+        return self._timed(np.empty(len(self.ops)), range(len(self.ops)), constants)
 
     def changed(self, times: np.ndarray, constants: Constants, name: str) -> np.ndarray:
         """Times after a change of one constant."""
-        new = times.copy()
-        for i, needs in enumerate(self.needs):
-            if name in needs:
-                new[i] = self.time(i, constants).us
-        return new
+        moved = [i for i, needs in enumerate(self.needs) if name in needs]
+        return self._timed(times.copy(), moved, constants)
+
+    def _timed(self, times: np.ndarray, which: Iterable[int], c: Constants) -> np.ndarray:
+        states = [replace(state, constants=c) for _, state in self._states.values()]
+        for i in which:
+            record, state = self.ops[i]
+            times[i] = max(self._limits[i], kernel_us(record, states[state]))
+        return times
 
 
 @dataclass(frozen=True)
@@ -178,11 +186,9 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
             host = driven.host_us(us, dispatch.us(c), c)
             own = (us * driven.share + sum(host.values())) / run.prefill_users / 1000
             step = 1000 / row.tokens_per_s_per_user if row.tokens_per_s_per_user else 0.0
-            slow = row.software.slow_first_request
+            ttft_ms = row.harness.ttft_ms
             totals.append(
-                row.harness.ttft_ms(
-                    own, row.batch_size, step, c, slow_first=slow, requests=row.requests
-                )
+                ttft_ms(own, row.batch_size, step, c, row.software, requests=row.requests)
             )
         return np.array(totals)
 
@@ -204,8 +210,12 @@ def fit(
     start: Constants,
     *,
     rows: Sequence[int] | np.ndarray | None = None,
+    near: Constants | None = None,
 ) -> Constants:
     """Constants that fit the chosen rows best; others stay as in `start`.
+
+    The search begins at `near`, a fit to almost the same rows, and is short then; what it is pulled
+    to is `start` all the same.
 
     Beyond its noise a row counts by its error, not by the square: what one odd machine or model
     published must not move all others.
@@ -238,7 +248,7 @@ def fit(
             jacobian[len(chosen) + i, i] = 1 / pull[i]
         return jacobian
 
-    begin = np.clip(guess, low, high)
+    begin = np.clip(np.log([getattr(near or start, name) for name in names]), low, high)
     found = least_squares(
         residuals, begin, jac=slopes, bounds=(low, high), loss="soft_l1", max_nfev=25, xtol=1e-5,
         ftol=1e-5,

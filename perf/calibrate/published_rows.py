@@ -2,9 +2,8 @@
 
 published/model_figures.csv: tokens/s/user and TTFT of the generic demo (PERF.md of mid 2025) and
 of the Galaxy's 70B demo. published/elsewhere.csv: other tables, harnesses, releases and boards.
-What its `role` calls `judge` is never fitted, nor does it make an interval. Software was named by
-date and by what a release says it does. Left out: a 90B vision model, whose TTFT includes an image;
-CI targets of 8B on one chip, which contradict their neighbours (8.8 beside 21.9 of Mistral-7B).
+What its `role` calls `judge` is never fitted, nor does it make an interval. How software was named,
+which sources are kept aside and what was left out: published/README.md.
 """
 
 from __future__ import annotations

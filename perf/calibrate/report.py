@@ -58,30 +58,40 @@ def _sources(data: Data, splits: Sequence[Judged]) -> str:
         lines.append(_source(document, {k: v[own] for k, v in sources.left_out.items()}))
     for name, serves in kinds:
         own = sources.chosen(serves=serves)
-        held = [sources.coverage(figure, serves=serves) for figure in ("decode", "ttft")]
-        lines.append(_source(f"all {name}", {k: v[own] for k, v in sources.left_out.items()}, held))
+        lines.append(_source(f"all {name}", {k: v[own] for k, v in sources.left_out.items()}))
     constants = sources.shipped(splits[0].constants)
-    lines += ["", "Never fitted, nor used for intervals", _SOURCES]
+    lines += ["", "Kept aside: never fitted, nor used for intervals", _SOURCES]
     errors = other.errors(constants)
     for document in dict.fromkeys(other.document[~other.is_fit].tolist()):
         own = ~other.is_fit & (other.document == document)
         lines.append(_source(document, {k: v[own] for k, v in errors.items()}))
     for name, serves in kinds:
-        found = {n: sources.judged(n, constants, serves=serves) for n in ("decode", "ttft")}
-        held = [share for _, share in found.values()]
-        lines.append(_source(f"all {name}", {k: v for k, (v, _) in found.items()}, held))
+        own = ~other.is_fit & (other.serves == serves)
+        lines.append(_source(f"all {name}", {k: v[own] for k, v in errors.items()}))
+    lines += ["", "What 80 % intervals hold, percent of rows (and mean of sources)"]
+    lines.append(f"  {'':<28} {'measured / predicted':>22} {'left out':>12} {'kept aside':>12}")
+    for name, serves in kinds:
+        for figure in ("decode", "ttft"):
+            low, high = sources.ratios(figure, serves=serves)
+            out = sources.coverage(figure, serves=serves)
+            aside = sources.judged(figure, constants, serves=serves)
+            lines.append(
+                f"  {figure + ' of ' + name:<28} {low:>13.3f} to {high:.3f} "
+                f"{_percent(out):>12} {_percent(aside):>12}"
+            )
     return "\n".join(lines)
+
+
+def _percent(held: tuple[float, float]) -> str:
+    return f"{100 * held[0]:.0f} ({100 * held[1]:.0f})"
 
 
 _SOURCES = f"  {'':<40} {'rows':>5} {'t/s/u':>7} {'TTFT':>7}   (percent, mean absolute)"
 
 
-def _source(name: str, errors: dict[str, np.ndarray], held: Sequence[float] = ()) -> str:
+def _source(name: str, errors: dict[str, np.ndarray]) -> str:
     speed, ttft = (mean_error(errors[kind]) for kind in ("decode", "ttft"))
-    line = f"  {name:<40} {len(errors['decode']):>5} {speed:>7.1f} {ttft:>7.1f}"
-    if held:
-        line += f"   80 % intervals hold {100 * held[0]:.0f} and {100 * held[1]:.0f} %"
-    return line
+    return f"  {name:<40} {len(errors['decode']):>5} {speed:>7.1f} {ttft:>7.1f}"
 
 
 def _splits(data: Data, splits: Sequence[Judged]) -> str:

@@ -17,11 +17,14 @@ from models.registry import canonical_name
 from perf.calibrate.fit import decode_rows, fit, prefill_rows
 from perf.calibrate.published_rows import ELSEWHERE, Row, load_rows
 from perf.cost.constants import Constants, fitted
+from perf.predict.interval import kind_of
 
 MOSTLY = 0.8  # of the rows of a source left out, an interval is to hold
 
-
-WIDER = 1.1  # quantiles of few sources fall short: of sources left out these hold 77 to 84 %
+# how much a source counts that has n rows: n to this power. One table has half of all rows, others
+# have one, and the next source is more like any other than like the largest: intervals are the
+# wider of both counts
+COUNTS = (0.25, 1.0)
 
 
 @dataclass
@@ -37,13 +40,22 @@ class Table:
         self.document = np.array([row.document for row in self.rows])
         self.is_fit = np.array([row.role == "fit" for row in self.rows])
         self.serves = np.array([row.harness.serves for row in self.rows])
+        self.kind = np.array(
+            [
+                kind_of(row.model, row.device, row.software, serves=row.harness.serves)
+                for row in self.rows
+            ]
+        )
 
-    def fit(self, names: tuple[str, str], start: Constants, chosen: np.ndarray) -> Constants:
+    def fit(
+        self, names: tuple[str, str], start: Constants, chosen: np.ndarray,
+        near: Constants | None = None,
+    ) -> Constants:  # fmt: skip
         """Constants of a kind, first of decode rows, then of TTFT, from the chosen rows."""
         speed = np.flatnonzero(chosen & ~np.isnan(self.decode.measured))
         ttft = np.flatnonzero(chosen[self.ttft_rows])
-        found = fit(self.decode, fitted(names[0]), start, rows=speed)
-        return fit(self.prefill, fitted(names[1]), found, rows=ttft)
+        found = fit(self.decode, fitted(names[0]), start, rows=speed, near=near)
+        return fit(self.prefill, fitted(names[1]), found, rows=ttft, near=near)
 
     def errors(self, constants: Constants) -> dict[str, np.ndarray]:
         """Logarithms of measured over predicted figures of all rows; none where no figure is."""
@@ -62,9 +74,11 @@ class Sources:
     op_start: Constants  # constants from single ops
     other: Table = field(default_factory=lambda: Table(load_rows(ELSEWHERE)))
 
-    def extended(self, start: Constants, chosen: np.ndarray) -> Constants:
+    def extended(
+        self, start: Constants, chosen: np.ndarray, near: Constants | None = None
+    ) -> Constants:
         """Constants of servers, boards and later hosts, from chosen other rows."""
-        return self.other.fit(("elsewhere", "elsewhere_ttft"), start, chosen)
+        return self.other.fit(("elsewhere", "elsewhere_ttft"), start, chosen, near)
 
     def shipped(self, start: Constants) -> Constants:
         """The constants that are written, from basic ones."""
@@ -79,10 +93,11 @@ class Sources:
         demos = other.fit(basic, self.op_start, seen & ~other.serves)
         unseen_first = self.extended(demos, seen)
         whole = self.first.fit(basic, self.op_start, np.ones(len(self.first.rows), bool))
+        near = self.extended(whole, seen)
         found = {name: np.full(len(other.rows), np.nan) for name in ("decode", "ttft")}
         for document in dict.fromkeys(other.document[seen].tolist()):
             own = other.document == document
-            errors = other.errors(self.extended(whole, seen & ~own))
+            errors = other.errors(self.extended(whole, seen & ~own, near))
             for name, values in found.items():
                 values[own] = errors[name][own]
         errors = self.first.errors(unseen_first)
@@ -95,29 +110,66 @@ class Sources:
         """A mask over all rows by harness and role."""
         return (self._joined("is_fit") == fits) & (self._joined("serves") == serves)
 
+    @cached_property
+    def is_far(self) -> np.ndarray:
+        """Whether no other fitted document has the row's kind, as a mask over all rows."""
+        kinds, documents = self._joined("kind"), self._joined("document")
+        sources: dict[str, set[str]] = {}
+        for kind, document, fits in zip(kinds, documents, self._joined("is_fit"), strict=True):
+            if fits:
+                sources.setdefault(kind, set()).add(document)
+        return np.array(
+            [not sources.get(k, set()) - {d} for k, d in zip(kinds, documents, strict=True)]
+        )
+
+    def far(self, name: str) -> float:
+        """How much farther off rows are whose kind no other document has."""
+        size, fits = np.abs(self.left_out[name]), self._joined("is_fit")
+        near, far = (np.nanmean(size[fits & mask]) for mask in (~self.is_far, self.is_far))
+        return max(1.0, float(far / near))
+
     def ratios(self, name: str, *, serves: bool, without: str = "") -> tuple[float, float]:
-        """Ratios of measured over predicted that hold most rows of a source left out."""
-        errors = self.left_out[name]
-        kept = self.chosen(serves=serves) & (self._joined("document") != without)
-        edge = (1 - MOSTLY) / 2
-        low, high = np.nanquantile(errors[kept], [edge, 1 - edge])
-        middle, half = (low + high) / 2, WIDER * (high - low) / 2
-        return float(np.exp(middle - half)), float(np.exp(middle + half))
+        """Ratios of measured over predicted that hold most rows of a source left out.
 
-    def coverage(self, name: str, *, serves: bool) -> float:
-        """Share of rows of documents left out that intervals of the other documents hold."""
-        held: list[bool] = []
-        kept, documents = self.chosen(serves=serves), self._joined("document")
-        for document in dict.fromkeys(documents[kept].tolist()):
-            errors = self.left_out[name][kept & (documents == document)]
-            held += _held(errors, self.ratios(name, serves=serves, without=document))
-        return float(np.mean(held))
+        They are those of a kind that is known; of another the logarithms are far() times as large.
+        """
+        errors, documents = self.left_out[name], self._joined("document")
+        kept = self.chosen(serves=serves) & (documents != without) & ~np.isnan(errors)
+        scaled = errors[kept] / np.where(self.is_far[kept], self.far(name), 1.0)
+        found = [_spread(scaled, documents[kept], count) for count in COUNTS]
+        low, high = min(low for low, _ in found), max(high for _, high in found)
+        return float(np.exp(low)), float(np.exp(high))
 
-    def judged(self, name: str, constants: Constants, *, serves: bool) -> tuple[np.ndarray, float]:
-        """Errors of the rows that took no part in anything, and how many of them are held."""
-        other = self.other
-        errors = other.errors(constants)[name][~other.is_fit & (other.serves == serves)]
-        return errors, float(np.mean(_held(errors, self.ratios(name, serves=serves))))
+    def coverage(self, name: str, *, serves: bool) -> tuple[float, float]:
+        """Share of rows left out that intervals of the other documents hold, and by document."""
+        errors, kept = self.left_out[name], self.chosen(serves=serves)
+        held = []
+        for document in dict.fromkeys(self._joined("document")[kept].tolist()):
+            own = kept & (self._joined("document") == document)
+            ratios = self.ratios(name, serves=serves, without=document)
+            held.append(self._held(name, errors, own, ratios))
+        return _shares(held)
+
+    def judged(self, name: str, constants: Constants, *, serves: bool) -> tuple[float, float]:
+        """The same of rows that took no part in anything."""
+        nothing = np.full(len(self.first.rows), np.nan)
+        errors = np.concatenate([nothing, self.other.errors(constants)[name]])
+        aside, ratios = self.chosen(serves=serves, fits=False), self.ratios(name, serves=serves)
+        documents = self._joined("document")
+        return _shares(
+            [
+                self._held(name, errors, aside & (documents == document), ratios)
+                for document in dict.fromkeys(documents[aside].tolist())
+            ]
+        )
+
+    def _held(
+        self, name: str, errors: np.ndarray, own: np.ndarray, ratios: tuple[float, float]
+    ) -> list[bool]:
+        """Which of some rows' errors lie within their intervals."""
+        own = own & ~np.isnan(errors)
+        values = errors[own] / np.where(self.is_far[own], self.far(name), 1.0)
+        return ((values >= np.log(ratios[0])) & (values <= np.log(ratios[1]))).tolist()
 
     def provenance(self) -> dict[str, object]:
         """Intervals, and what was fitted: the farther from it, the wider they get."""
@@ -129,6 +181,8 @@ class Sources:
                 for name in ("decode", "ttft")
                 for harness, serves in (("demo", False), ("server", True))
             },
+            "far": {name: round(self.far(name), 3) for name in ("decode", "ttft")},
+            "fitted_kinds": sorted(set(self._joined("kind")[self._joined("is_fit")].tolist())),
             "fitted_devices": sorted({row.device for row in known}),
             "fitted_models": sorted({str(canonical_name(row.model)) for row in known}),
             "fitted_software": sorted({row.software.name.split("+")[0] for row in known}),
@@ -136,9 +190,33 @@ class Sources:
         }
 
 
-def _held(errors: np.ndarray, ratios: tuple[float, float]) -> list[bool]:
-    values = errors[~np.isnan(errors)]
-    return ((values >= np.log(ratios[0])) & (values <= np.log(ratios[1]))).tolist()
+def _spread(errors: np.ndarray, documents: np.ndarray, count: float) -> tuple[float, float]:
+    """Edges that hold most errors of a source not seen: how it errs as a whole, and its rows apart.
+
+    Any source's middle may be that of the next one, any row's distance to its middle may come on
+    top. A row that is all of its source says nothing of the latter.
+    """
+    names = list(dict.fromkeys(documents.tolist()))
+    own = [errors[documents == name] for name in names]
+    middles = np.array([np.median(rows) for rows in own])
+    apart = np.concatenate([rows - np.median(rows) for rows in own])
+    sizes = np.array([len(rows) for rows in own], float)
+    each = np.concatenate([np.full(int(n), n ** (count - 1) * (n > 1)) for n in sizes])
+    sums = (middles[:, None] + apart).ravel()
+    weights = (sizes[:, None] ** count * each).ravel()
+    order = np.argsort(sums)
+    share = np.cumsum(weights[order]) - weights[order] / 2
+    edge = (1 - MOSTLY) / 2
+    low, high = np.interp([edge, 1 - edge], share / weights.sum(), sums[order])
+    return float(low), float(high)
+
+
+def _shares(held: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """Mean of all rows, and of the means of those documents that have any."""
+    rows = [row for document in held for row in document]
+    return float(np.mean(rows)), float(
+        np.mean([np.mean(document) for document in held if document])
+    )
 
 
 def mean_error(errors: Sequence[float] | np.ndarray) -> float:

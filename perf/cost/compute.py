@@ -147,6 +147,8 @@ def matmul_2d_us(record: OpRecord, state: Situation) -> float:
         "LoFi": c.lofi_cycles_2d, "HiFi2": c.hifi2_cycles_2d,
         "HiFi3": 1.5 * c.hifi2_cycles_2d, "HiFi4": 2 * c.hifi2_cycles_2d,
     }[str(at.get("math_fidelity", "HiFi2"))]  # fmt: skip
+    if spec.arch == "blackhole":
+        per_product *= c.cycles_2d_bh
     compute = cycles_us(per_core * per_product, spec)
     reader = reader_gbps(state)
     weights = bytes_us(b.stored_bytes, columns * reader)
@@ -176,13 +178,14 @@ def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
         heads_per_core, cores_per_head = 1, min(most, cores_per_slot // heads)
     else:
         heads_per_core, cores_per_head = -(-heads // cores_per_slot), 1
-    share = math.ceil(context / CHUNK) / cores_per_head
     # queries that come in rows and results that stay on their users' cores are not moved twice
     in_rows = record.inputs[0].layout == "ROW_MAJOR"
-    per_tile = c.sdpa_tile_cycles if cores_per_head > 1 else c.sdpa_alone_cycles
-    if in_rows:
-        per_tile = c.galaxy_sdpa_cycles
-    work = heads_per_core * cycles_us(share * per_tile, spec)
+    alone = c.galaxy_sdpa_cycles if in_rows else c.sdpa_alone_cycles
+    # cores of one head share its positions, but draw them from the same place
+    per_tile = alone / cores_per_head
+    if not in_rows:
+        per_tile += c.sdpa_shared_cycles * (1 - 1 / cores_per_head)
+    work = heads_per_core * cycles_us(math.ceil(context / CHUNK) * per_tile, spec)
     stream = bytes_us(cost_now(record, state).dram_bytes, c.dram_interleaved * spec.dram_gbps)
     start = c.galaxy_sdpa_us if in_rows else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))

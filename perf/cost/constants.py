@@ -113,13 +113,13 @@ class Constants:
     sdpa_us: float = _fitted(
         20, 5, 45, "us", "decode attention of a short context", "decode", _QWEN
     )
-    sdpa_tile_cycles: float = _fitted(
-        2200, 800, 4000, "cycles/32 positions", "scores, softmax, values of one head on one core",
-        "decode", "16 cores of T3K read 56 GB/s at head width 128, 30 GB/s at 64",
-    )  # fmt: skip
     sdpa_alone_cycles: float = _fitted(
-        1450, 600, 4000, "cycles/32 positions", "the same where no other core shares the head",
+        1300, 600, 4000, "cycles/32 positions", "scores, softmax, values of one head on one core",
         "elsewhere", _SERVER,
+    )  # fmt: skip
+    sdpa_shared_cycles: float = _fitted(
+        60, 10, 200, "cycles/32 positions", "what the cores of one head cannot share of that",
+        "decode", "16 cores of T3K read 56 GB/s at head width 128, 30 GB/s at 64",
     )  # fmt: skip
     sdpa_merge_us: float = _fitted(
         6, 1, 12, "us/level", "merging what the cores of one head have found, by pairs", "decode",
@@ -142,6 +142,10 @@ class Constants:
     hifi2_cycles_2d: float = _fitted(
         59, 40, 90, "cycles/tile product", "prefill matmul at HiFi2", "ops prefill",
         "tech report GEMM_FLOPS: 52-54 % of peak",
+    )  # fmt: skip
+    cycles_2d_bh: float = _fitted(
+        0.8, 0.5, 1, "ratio", "those of Blackhole, which unpacks faster", "elsewhere_ttft",
+        "tech report GEMM_FLOPS: 61 % of shapes above 80 % of peak, Wormhole 32 %",
     )  # fmt: skip
     sdpa_prefill_us: float = _fitted(
         20, 5, 40, "us", "start and end of prefill attention", "ops", _PREFILL
@@ -187,6 +191,9 @@ class Constants:
     )
     link_skew_us: float = _fitted(
         3, 0.5, 12, "us/chip", "more than two chips of a model wait for each other", "decode"
+    )
+    link_early_us: float = _fitted(
+        20, 2, 60, "us", "more for each pass of a collective until February 2025", "elsewhere"
     )
     link_skew_fabric_us: float = _fitted(
         1.5, 0.1, 8, "us/chip", "the same with the collectives of 2026", "elsewhere"
@@ -270,12 +277,20 @@ class Constants:
     server_step_ms: float = _fitted(
         1, 0.1, 8, "ms", "a server's work in a decode step, beside the demo's", "elsewhere", _SERVER
     )
+    server_logits_ms: float = _fitted(
+        0.5, 0.1, 2.5, "ms/10^6", "it picks tokens, batched, of the logits that it read",
+        "elsewhere", _SERVER,
+    )  # fmt: skip
     server_ttft_ms: float = _fitted(
         15, 1, 100, "ms", "client and server around the first token", "elsewhere_ttft", _SERVER
     )
     server_first_steps: float = _fitted(
-        35, 10, 60, "steps", "the first request of a series waits, before autumn 2025",
+        25, 10, 60, "steps", "the first request of a series waits, before autumn 2025",
         "elsewhere_ttft", _SERVER,
+    )  # fmt: skip
+    server_early_first: float = _fitted(
+        1.5, 1, 3, "ratio", "its wait while servers sampled idle slots, too", "elsewhere_ttft",
+        _SERVER,
     )  # fmt: skip
 
     # --- the Galaxy's own 70B software of mid 2025

@@ -122,7 +122,8 @@ def waiting_us(chips: int, state: Situation, rows: int = 1) -> float:
     if state.isolated:
         return 0.0
     per_chip = c.link_skew_us + (rows - 1) * c.link_row_us
-    return (c.link_skew_fabric_us if state.software.fabric else per_chip) * (chips - 2)
+    waiting = (c.link_skew_fabric_us if state.software.fabric else per_chip) * (chips - 2)
+    return waiting + (c.link_early_us if state.software.early_links else 0.0)
 
 
 def link_share(c: Constants, arch: str, gather: bool, chips: int, ring: bool) -> float:

@@ -31,7 +31,7 @@ class OpTime:
 def op_time(record: OpRecord, state: Situation) -> OpTime:
     """Time of one op, launch gap left out; never below the physical limit."""
     limit = physical_limit(record, state)
-    us = _time_us(record, state)
+    us = kernel_us(record, state)
     if us <= limit.us:
         return OpTime(limit.us, limit.us, limit.bound, limit.dram_bytes)
     bound = limit.bound if limit.us > 0.3 * us else "latency"
@@ -89,7 +89,8 @@ PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
 )  # fmt: skip
 
 
-def _time_us(record: OpRecord, state: Situation) -> float:
+def kernel_us(record: OpRecord, state: Situation) -> float:
+    """By its price alone, whatever the product can do."""
     price = PRICES.get(record.name)
     if price is None:
         raise ValueError(

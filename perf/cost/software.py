@@ -1,6 +1,7 @@
 """What the software of a release does differently: settings of a prediction, not constants.
 
-`2025` is the generic demo that the published tables of mid 2025 come from, `galaxy` the Galaxy's
+`2025` is the generic demo that the published tables of mid 2025 come from, `2024` the same until
+February 2025 (slower collectives, prefills that wait for each op), `galaxy` the Galaxy's
 own 70B demo of that time, `2026` and `2026-08` the generic demo later (tokens picked on the device,
 short prefills traced; then prompts prefilled together), `own` this repository: nothing but what
 its op list says. A release is a named set of switches; any can be set alone.
@@ -24,6 +25,7 @@ class Software:
     fills_grid: bool = True  # 2D meshes decode a whole tile of users, however few there are
     traced_prefill: bool = False  # up to 1024 tokens prefill is replayed, not dispatched
     batched_prefill: bool = False  # prompts of one length run together
+    early_links: bool = False  # collectives until February 2025
     fabric: bool = False  # collectives of 2026: pipelined, on 2D meshes as fast as on lines
     later_scores: bool = False  # prefill attention is the kernel of 2026
     sharded_on_grid: bool = False  # DRAM-sharded matmuls work there, too
@@ -34,6 +36,7 @@ class Software:
     mlp_cores: Mapping[str, int] = field(default_factory=dict)  # PAD_MLP_CORES by model
     plans: str = "own"  # whose plans made the op list (models/plans/target.py)
     blackhole_readers: int = 1  # cores that stream one DRAM bank in a DRAM-sharded matmul there
+    waits_for_dispatch: bool = False  # until March 2025 each op of a prefill was waited for
     groups_beside: bool = False  # prompts of all groups are sent before any result is read
     pads_prompts: bool = False  # to a power of two from 128 on, or to a multiple of 2048
     one_token_over: bool = False  # a client's prompts are a token longer than it says
@@ -83,6 +86,7 @@ SOFTWARE: Mapping[str, Software] = MappingProxyType(
     {
         software.name: software
         for software in (
+            Software("2024", early_links=True, waits_for_dispatch=True, **_GENERIC),
             Software("2025", **_GENERIC),
             Software(
                 "galaxy", plans="galaxy 2025", traced_prefill=True, reads_behind=True, **_LATER

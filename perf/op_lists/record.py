@@ -175,7 +175,6 @@ def _record_passes(engine: Any, workload: Workload, users: int, pages: int) -> R
     import torch
 
     from backends.op_record import record_ops
-    from runtime.images import blank_image
     from runtime.sampling import GREEDY, device_sampling
 
     max_seq_len = engine.max_seq_len
@@ -184,6 +183,8 @@ def _record_passes(engine: Any, workload: Workload, users: int, pages: int) -> R
     together = workload.batch_size if workload.batched_prefill else 1
     prompt = [0] * workload.prefill_tokens
     if workload.images:
+        from runtime.images import blank_image  # what it reads prompts with takes 0.2 s to load
+
         prompt[: workload.images] = [engine.vision.image_token] * workload.images
         for slot in range(users):
             engine.attach(slot, prompt, [blank_image(engine.vision)] * workload.images)

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--software", metavar="NAME[+SWITCH=VALUE...]",
         help="whose habits: own (this repository's, the default), 2025 (as the published tables), "
-        "galaxy, 2026, 2026-08; a wrong switch lists them all",
+        "2024 (until February 2025), galaxy, 2026, 2026-08; a wrong switch lists them all",
     )  # fmt: skip
     p.add_argument(
         "--harness", choices=list(HARNESSES), default="demo",

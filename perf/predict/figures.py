@@ -268,8 +268,7 @@ def predict_ops(
         run, state, users=users, prefill_len=prefill_len, data_parallel=data_parallel
     )
     prefill = prefill_phase(run, state, how, without=without)
-    slow_first = software.slow_first_request
-    ttft = harness.ttft_ms(prefill.ms, users, decode.ms, c, slow_first=slow_first)
+    ttft = harness.ttft_ms(prefill.ms, users, decode.ms, c, software)
     speed = 1000 / decode.ms
     sure = trust(
         harness, software, device=spec.name, context=context, host_factor=c.host_factor,

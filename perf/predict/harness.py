@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from perf.cost.constants import Constants
+from perf.cost.software import Software
 
 REQUESTS = 8  # of a series, as release reports count them
 
@@ -30,8 +31,8 @@ class Harness:
         return c.server_step_ms if self.serves else 0.0
 
     def ttft_ms(
-        self, per_user: float, users: int, step: float, c: Constants, *,
-        slow_first: bool = False, requests: int = REQUESTS,
+        self, per_user: float, users: int, step: float, c: Constants, software: Software, *,
+        requests: int = REQUESTS,
     ) -> float:  # fmt: skip
         """The time to first token that is reported: a mean over all users and requests.
 
@@ -40,7 +41,11 @@ class Harness:
         """
         if not self.serves:
             return per_user
-        waiting = c.server_first_steps * step / requests if slow_first else 0.0
+        waiting = 0.0
+        if software.slow_first_request:
+            waiting = c.server_first_steps * step / requests
+            if software.samples_idle_slots:
+                waiting *= c.server_early_first
         return c.server_ttft_ms + users * per_user + waiting
 
 

@@ -39,7 +39,8 @@ def decode_host_ms(
         read = run.decode.host_elements / 1e6
         if harness.slots and not software.samples_idle_slots:
             read *= min(1.0, state.active_users / harness.slots)
-        host_ms += read * (c.host_logits_ms + (data_parallel - 1) * c.host_group_logits_ms)
+        each = c.server_logits_ms if harness.serves else c.host_logits_ms
+        host_ms += read * (each + (data_parallel - 1) * c.host_group_logits_ms)
         host_ms += own_elements / 1e6 * c.host_logits_chip_ms
     return c.host_factor * host_ms
 
@@ -54,6 +55,7 @@ class PrefillRun:
     together: int = 1  # users of one pass
     samples: bool = True  # the host picks every user's first token
     beside: bool = False  # groups prefill at the same time
+    waits: bool = False  # the host sends an op when the one before has ended
 
     @classmethod
     def of(
@@ -69,6 +71,7 @@ class PrefillRun:
             run.prefill_users,
             run.decode.host_elements > 0,
             software.groups_beside and (one_each or state.spec.arch == "blackhole"),
+            software.waits_for_dispatch,
         )
 
     @property
@@ -82,7 +85,7 @@ class PrefillRun:
         Groups that run beside each other wait for the host, which sends one after the other.
         """
         sent = 0.0 if self.traced else dispatch_us
-        waiting = max(0.0, sent - device_us)
+        waiting = sent if self.waits else max(0.0, sent - device_us)
         if self.beside:
             waiting = (waiting + (self.data_parallel - 1) * sent) * self.share
         elif self.data_parallel > 1:

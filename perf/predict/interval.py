@@ -1,17 +1,27 @@
 """How far a prediction may be off: ratios that held on sources no constant had seen.
 
-They are wider for what lies outside of all that was fitted: another board, model or software, a
-longer context. How much wider was measured by leaving whole boards and families out.
+They are wider for what lies outside of all that was fitted: another combination of model, board,
+software and harness, and more so a board or model of which no figure was known at all. How much
+wider was measured on what was left out: sources whose kind no other has, whole boards and families.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from perf.cost.constants import provenance
 from perf.cost.software import Software
 from perf.op_lists.record import Workload
 from perf.predict.harness import Harness
+
+
+def kind_of(model: str | Path, device: str, software: Software, *, serves: bool) -> str:
+    """What configurations have in common whose figures err alike."""
+    from models.registry import canonical_name
+
+    where = "server" if serves else "demo"
+    return f"{canonical_name(str(model))} {device} {software.name.split('+')[0]} {where}"
 
 
 @dataclass(frozen=True)
@@ -25,9 +35,11 @@ class Trust:
         """Measured over predicted, `figure` being decode or ttft."""
         stored = provenance()
         low, high = stored["interval"][f"{figure} {self.harness}"]
-        middle = (low * high) ** 0.5
-        stretch = stored["stretch"][figure] ** len(self.unknown)
-        return middle * (low / middle) ** stretch, middle * (high / middle) ** stretch
+        wider = 1.0
+        if self.unknown:
+            stretch = stored["stretch"][figure] ** len(set(self.unknown) - {"combination"})
+            wider = max(stored["far"][figure], stretch)
+        return low**wider, high**wider
 
 
 def trust(
@@ -54,4 +66,8 @@ def trust(
         unknown.append("context")
     if host_factor != 1:
         unknown.append("host")
+    if workload and not unknown:
+        kind = kind_of(workload.model, device, software, serves=harness.serves)
+        if kind not in stored["fitted_kinds"]:
+            unknown.append("combination")
     return Trust("server" if harness.serves else "demo", tuple(unknown))

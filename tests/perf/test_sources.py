@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -12,6 +13,16 @@ from perf.calibrate.published_rows import ELSEWHERE, load_rows
 from perf.calibrate.sources import Sources, Table, mean_error
 from perf.cost.constants import load_constants, provenance
 
+# sources that the rule of published/README.md was made for
+RULED = (
+    "llama3 PERF.md 2024-12", "llama3 PERF.md 2025-02", "llama3 PERF.md 2025-03",
+    "tt-metal README 2025-01", "tt-metal README 2025-03", "CI targets 2025-07",
+    "issue on 70B P150x8 2025-10", "pull request on 8B P150 2026-07", "server QwQ-32B 2025-04",
+    "server 70B 2025-05", "server 70B Galaxy 2025-07", "server 70B Galaxy 2025-10",
+    "server Qwen3-8B N300 2025-08", "server Qwen3-32B P300x2 2026-01",
+    "server 8B P150x4 2026-01",
+)  # fmt: skip
+
 
 def test_every_row_of_other_tables_has_a_source_and_can_be_predicted() -> None:
     with ELSEWHERE.open(encoding="utf-8", newline="") as file:
@@ -20,6 +31,7 @@ def test_every_row_of_other_tables_has_a_source_and_can_be_predicted() -> None:
     rows = load_rows(ELSEWHERE)
     assert len(rows) == len(lines) >= 150
     assert {row.role for row in rows} == {"fit", "judge"}
+    assert len({(row.document, row.role) for row in rows}) == len({row.document for row in rows})
     judging = {row.document for row in rows if row.role == "judge"}
     fitting = {row.document for row in rows if row.role == "fit"}
     assert len(judging) >= 5 and len(fitting) >= 15
@@ -28,10 +40,20 @@ def test_every_row_of_other_tables_has_a_source_and_can_be_predicted() -> None:
     for serves, most in ((False, 8), (True, 12)):
         own = table.is_fit & (table.serves == serves)
         assert mean_error(errors["decode"][own]) <= most
-    # the part that nothing was fitted to: README tables of later releases
-    later = table.document == "models README 2025-11"
-    assert mean_error(errors["decode"][later]) <= 10
-    assert mean_error(errors["ttft"][later]) <= 15
+    # the part that nothing was fitted to
+    for serves, figure, most in ((False, "decode", 10), (True, "decode", 15), (True, "ttft", 15)):
+        aside = ~table.is_fit & (table.serves == serves)
+        assert mean_error(errors[figure][aside]) <= most, (serves, figure)
+
+
+def test_a_source_is_kept_aside_by_its_name_alone() -> None:
+    """The rule of published/README.md, which nobody can bend to what a model makes of a source."""
+    rows = load_rows(ELSEWHERE)
+    assert set(RULED) <= {row.document for row in rows}
+    odd = {name for name in RULED if int(sha256(name.encode()).hexdigest(), 16) % 2}
+    assert {row.document for row in rows if row.role == "judge"} == odd
+    readme = ELSEWHERE.with_name("README.md").read_text(encoding="utf-8")
+    assert "int(sha256(name).hexdigest(), 16) % 2" in readme
 
 
 def test_intervals_are_wide_enough_for_tables_of_other_people() -> None:
@@ -44,10 +66,10 @@ def test_intervals_are_wide_enough_for_tables_of_other_people() -> None:
 def test_eighty_percent_intervals_hold_as_many_rows_of_sources_left_out() -> None:
     data = Data.load()
     sources = Sources(Table(data.rows), data.op_start)
-    goals = {(False, "decode"): 7.5, (False, "ttft"): 15, (True, "decode"): 12, (True, "ttft"): 25}
+    goals = {(False, "decode"): 8, (False, "ttft"): 13, (True, "decode"): 12, (True, "ttft"): 18}
     for (serves, name), most in goals.items():
-        held = sources.coverage(name, serves=serves)
-        assert 0.75 <= held <= 0.9, (name, serves, held)
+        for held in sources.coverage(name, serves=serves):
+            assert 0.7 <= held <= 0.95, (name, serves, held)
         errors = sources.left_out[name][sources.chosen(serves=serves)]
         assert mean_error(errors) <= most, (name, serves)
     written = load_constants()

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,10 +73,12 @@ def test_requirements_name_all_that_a_user_command_imports() -> None:
     assert not missing
 
 
-def figures(text: str, harness: str = "demo", device: str = "N300", **options: int) -> Prediction:
+def figures(
+    text: str, harness: str = "demo", device: str = "N300", model: str = MODEL, **options: int
+) -> Prediction:
     where = setting(device, text)
     how = HARNESSES[harness]
-    workload = workload_for(MODEL, where.spec, software=where.software, harness=how, **options)
+    workload = workload_for(model, where.spec, software=where.software, harness=how, **options)
     return predict(workload, software=where.software, harness=how)
 
 
@@ -95,6 +98,71 @@ def test_switches_are_independent_and_an_era_is_a_set_of_them() -> None:
         figures(f"2026+blackhole_readers={n}", device="P150").decode.ms for n in (1, 2)
     )
     assert two < one_reader
+
+
+# what setting a switch of a release alone does: base, setting, where, and whether a decode step
+# and a first token come later (+1), earlier (-1) or as before (0)
+SWITCHES = [
+    ("2025", "device_sampling_users=32", {"batch_size": 32}, -1, -1),
+    ("2025+device_sampling_users=32", "device_sampling_on_grid=true", {"device": "TG"}, -1, 0),
+    ("2025", "fills_grid=false", {"device": "TG"}, -1, 0),
+    ("2025", "traced_prefill=true", {"device": "T3K"}, 0, -1),
+    ("2025", "batched_prefill=true", {"batch_size": 32}, 0, -1),
+    ("2025", "early_links=true", {}, 1, 1),
+    ("2025", "early_links=true", {"device": "N150"}, 0, 0),
+    ("2025+traced_prefill=true", "fabric=true", {"device": "T3K"}, -1, -1),
+    ("2025", "sharded_on_grid=true", {"device": "TG"}, -1, 0),
+    ("2025", "reads_behind=true", {}, -1, 0),
+    ("2025", "shared_grids=false", {"device": "N150"}, -1, 0),
+    ("2025", "gathers_heads=false", {"device": "T3K"}, 1, 0),
+    ("2025", "pads_heads=false", {"model": "Phi-3-mini-128k"}, -1, -1),
+    ("2025", "blackhole_readers=2", {"device": "P150"}, -1, -1),
+    ("2025", "waits_for_dispatch=true", {}, 0, 1),
+    ("2026", "waits_for_dispatch=true", {}, 0, 0),  # what is traced is not dispatched
+    ("2025+traced_prefill=true", "groups_beside=true", {"data_parallel": 2}, 0, -1),
+    ("2025", "later_scores=true", {"prefill_len": 8192}, 0, -1),
+    ("2025", "pads_prompts=false", {"prefill_len": 1100}, 0, -1),
+    ("2025", "one_token_over=true", {"harness": "server"}, 0, 1),
+    ("2025", "lean_host=true", {}, -1, 0),
+    ("2025", "slow_first_request=true", {"harness": "server"}, 0, 1),
+    ("2025", "slow_first_request=true", {}, 0, 0),  # a demo has no series of requests
+    ("2025", "samples_idle_slots=true", {"harness": "server"}, 1, 0),
+    ("2025+slow_first_request=true", "samples_idle_slots=true", {"harness": "server"}, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("base", "switch", "where", "step", "first"), SWITCHES)
+def test_each_switch_alone_moves_what_it_is_about(
+    base: str, switch: str, where: dict[str, Any], step: int, first: int
+) -> None:
+    before, after = figures(base, **where), figures(f"{base}+{switch}", **where)
+    assert _sign(after.decode.ms / before.decode.ms) == step
+    assert _sign(after.ttft_ms / before.ttft_ms) == first
+
+
+def test_no_switch_is_without_a_row_here() -> None:
+    assert {switch.partition("=")[0] for _, switch, *_ in SWITCHES} == set(switch_names())
+
+
+def _sign(ratio: float) -> int:
+    return 0 if abs(ratio - 1) < 1e-9 else 1 if ratio > 1 else -1
+
+
+def test_a_slower_host_takes_longer_for_its_own_work_alone() -> None:
+    workload = workload_for(MODEL, SPECS["N300"], software=SOFTWARE["2025"], batch_size=32)
+    found = {}
+    for host in ("usual", "untuned", "1.5"):
+        constants = setting("N300", "2025", host=host).constants
+        found[host] = predict(workload, software=SOFTWARE["2025"], constants=constants)
+    usual, slow = found["usual"], found["untuned"]
+    for phase in ("decode", "prefill"):
+        before, after = (getattr(each, phase).breakdown for each in (usual, slow))
+        assert after["host"] == pytest.approx(2.5 * before["host"])
+        kept = set(before) - {"host", "dispatch"}
+        assert all(after[name] == pytest.approx(before[name]) for name in kept)
+    assert usual.decode.ms < found["1.5"].decode.ms < slow.decode.ms
+    assert usual.ttft_ms < found["1.5"].ttft_ms < slow.ttft_ms
+    assert "host" in slow.unknown and "host work 2.5 times the usual" in slow.assumes
 
 
 def test_a_server_pays_for_idle_slots_and_more_so_with_longer_prompts() -> None:
@@ -121,6 +189,9 @@ def test_intervals_are_wider_for_what_was_never_fitted() -> None:
     assert not known.unknown
     assert "device" in unknown.unknown
     assert width(unknown) > width(known) > 1.1
+    apart = figures("2026", device="P150")  # each was fitted, but never together
+    assert apart.unknown == ("combination",)
+    assert width(apart) > width(known)
 
 
 def test_prompts_are_padded_as_the_software_of_the_release_pads_them() -> None:
