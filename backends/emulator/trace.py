@@ -106,7 +106,8 @@ def finished(compute: Callable[..., Any], dtypes: Sequence[DataType]) -> Callabl
 class Program:
     """A capture made ready for replay."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, *, in_c: bool) -> None:
+        """`in_c`: values lie where C can reach them."""
         made = [(capture.values[key], ref) for key, ref in capture.made if ref() is not None]
         stores = [
             (capture.values[tensor.tensor_id], tensor)
@@ -129,7 +130,7 @@ class Program:
         self._inputs: list[Any] = []  # where a replay reads what loads give
         self._replay: Replay | None = None
         self._replay_registers: list[Any] = []
-        self._attempts = _MOST_ATTEMPTS
+        self._attempts = _MOST_ATTEMPTS if in_c else 0
 
     def run(self) -> None:
         """Every step once, in C where a list of them holds."""
@@ -254,7 +255,9 @@ def begin_trace_capture(mesh_device: MeshDevice, *, cq_id: int | None = None) ->
 def end_trace_capture(mesh_device: MeshDevice, trace_id: int, *, cq_id: int | None = None) -> None:
     if mesh_device.capturing is None:
         fatal("no trace is being captured")
-    mesh_device.traces[trace_id] = Program(mesh_device.capturing)
+    mesh_device.traces[trace_id] = Program(
+        mesh_device.capturing, in_c=mesh_device.torch_device == "cpu"
+    )
     mesh_device.capturing = None
 
 

@@ -101,8 +101,11 @@ def _neighbours(turn: torch.Tensor) -> bool:
 
 
 @remember_last
-def _as_complex(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
-    """cos + i sin of every pair of columns; None where the columns of a pair differ."""
+def _as_complex(cos: torch.Tensor, sin: torch.Tensor, *, of: str) -> torch.Tensor | None:
+    """cos + i sin of every pair of columns; None where the columns of a pair differ.
+
+    Remembered apart for what they turn: queries and keys take turns.
+    """
     parts = []
     for table in (cos, sin):
         first, second = table.unflatten(-1, (-1, 2)).unbind(-1)
@@ -110,6 +113,17 @@ def _as_complex(cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor | None:
             return None
         parts.append(first.float())
     return torch.complex(*parts)
+
+
+@remember_last
+def _parted(
+    cos: torch.Tensor, sin: torch.Tensor, *, users: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Tables [r, c, 1, 2 B, 1, W] of queries, and those of keys."""
+    tables = (cos, sin)
+    return [contiguous(x[:, :, :, :users]) for x in tables], [
+        contiguous(x[:, :, :, users:]) for x in tables
+    ]
 
 
 @op("experimental.rotary_embedding_llama")
@@ -165,11 +179,11 @@ def rotary_embedding_llama_fused_qk(
         query: torch.Tensor, key: torch.Tensor, *shared: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin, turn = shared
-        first, last = (
-            [table[:, :, :, part].contiguous() for table in (cos, sin)]
-            for part in (slice(users), slice(users, None))
+        first, last = _parted(cos, sin, users=users)
+        return (
+            _turned(rows, query, first[0], first[1], turn, of="queries"),
+            _turned(rows, key, last[0], last[1], turn, of="keys"),
         )
-        return _turned(rows, query, *first, turn), _turned(rows, key, *last, turn)
 
     return launch(
         "experimental.rotary_embedding_llama_fused_qk",
@@ -180,7 +194,13 @@ def rotary_embedding_llama_fused_qk(
 
 
 def _turned(
-    rows: int, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turn: torch.Tensor
+    rows: int,
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    turn: torch.Tensor,
+    *,
+    of: str = "both",
 ) -> torch.Tensor:
     """x turned by the first `rows` rows of the tables."""
     if _neighbours(turn) and can_run(cos, sin):
@@ -188,7 +208,7 @@ def _turned(
         if turned is not None:
             return turned
     wide = x.float()
-    angle = _as_complex(cos, sin) if _neighbours(turn) else None
+    angle = _as_complex(cos, sin, of=of) if _neighbours(turn) else None
     if angle is not None:
         pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * angle[..., :rows, :]).flatten(-2)
