@@ -136,8 +136,18 @@ class FusedMesh:
         )
 
     def join_heads(self, mixed_1BHW: Any, memory: Any) -> Any:
-        """Heads of every user side by side, one user below the other."""
-        every = self._gather(mixed_1BHW, 1, self.joined, "WO")
+        """Heads of every user side by side, one user below the other.
+
+        This gather moves rows in one op; all_gather_async takes four, by way of DRAM.
+        """
+        every = ttnn.all_gather(
+            mixed_1BHW,
+            1,
+            cluster_axis=1,
+            output_tensor=self.joined,
+            memory_config=self.joined.memory_config(),
+            subdevice_id=self.sub_device,
+        )
         _, users, heads, width = every.shape
         rows = ttnn.experimental.view(every, (1, 1, users, heads * width))  # a core has a user
         return ttnn.tilize(rows, memory_config=memory, dtype=ttnn.bfloat16)

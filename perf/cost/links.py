@@ -38,6 +38,8 @@ def link_gbps(record: OpRecord, state: Situation) -> float:
 def collective_us(record: OpRecord, state: Situation) -> float:
     """Time of a gather, a scatter, or both, each with its share of the link bytes."""
     at, kinds = record.attributes, KINDS[record.name]
+    if record.name == "all_gather" and len(record.inputs) > 1:  # its result lies in what stays
+        return scratch_us(record, state, kinds)
     chips = int(at["num_devices"])
     ring = at.get("topology") == "Ring" and chips > 2
     volume, rate = cost_now(record, state).link_bytes / len(kinds), link_gbps(record, state)

@@ -221,3 +221,23 @@ def test_kept_sums_are_those_of_one_op(mesh: Any, axis: int, traced: bool) -> No
         assert torch.equal(get(found, chip), get(wanted, chip))
     assert kept.results.holds(found)
     assert not kept.results.holds(x)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_rows_are_gathered_into_the_tensor_that_is_kept(mesh: Any, traced: bool) -> None:
+    rows = ttnn.untilize(apart(mesh, 32, 128, ttnn.bfloat16, None, seed=10))
+    kept, narrow = (
+        ttnn.empty(
+            (1, 1, count, 128), ttnn.bfloat16, ttnn.ROW_MAJOR_LAYOUT, mesh, ttnn.DRAM_MEMORY_CONFIG
+        )
+        for count in (32 * COLS, 32)
+    )
+    found = run_both(
+        mesh, lambda: ttnn.all_gather(rows, 2, cluster_axis=1, output_tensor=kept), traced=traced
+    )
+    assert found.buffer_address() == kept.buffer_address()
+    parts = [get(rows, (3, column)) for column in range(COLS)]
+    for tensor in (found, kept):
+        assert torch.equal(get(tensor, (3, 1)), torch.cat(parts, dim=2))
+    with pytest.raises(RuntimeError, match="output tensor has to be"):
+        ttnn.all_gather(rows, 2, cluster_axis=1, output_tensor=narrow)

@@ -6,6 +6,7 @@ are made in float32 and rounded once; on silicon every hop rounds.
 
 from __future__ import annotations
 
+from backends.emulator.api.parts import SubDeviceId
 from backends.emulator.api.types import TILE, Layout, MemoryConfig, Topology
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import (
@@ -27,21 +28,25 @@ def all_gather(
     *,
     cluster_axis: int | None = None,
     memory_config: MemoryConfig | None = None,
+    output_tensor: Tensor | None = None,
+    subdevice_id: SubDeviceId | None = None,
     num_links: int | None = None,
     topology: Topology | None = None,
 ) -> Tensor:
     """Every chip gets the parts of all chips of its line, side by side along `dim`."""
-    x = input_tensor
+    x, into = input_tensor, output_tensor
     line, chips = line_of("all_gather", x, cluster_axis)
     require(len(line) < 2, "1D fabric on a 2D mesh_device requires cluster_axis to be set")
     ((axis, _),) = line
     dim %= len(x.dims)
     shape = (*x.dims[:dim], x.dims[dim] * chips, *x.dims[dim + 1 :])
+    require(into is None or into.dims == shape, f"the output tensor has to be {list(shape)}")
     return launch(
         "all_gather",
-        [x],
+        [x] if into is None else [x, into],
         [Out(shape, x.dtype, x.layout, memory_or_default(memory_config, x))],
-        lambda data: side_by_side(data, axis, chips, dim),
+        lambda data, *_: side_by_side(data, axis, chips, dim),
+        into=into,
         exact=dim < len(x.dims) - 1 or x.dims[-1] % TILE == 0,  # blocks stay as they are
         link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),
         attributes=attributes(line, chips, num_links, topology, dim),
