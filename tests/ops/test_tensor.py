@@ -212,3 +212,16 @@ def test_every_product_opens_with_its_grid_and_memory(name: str) -> None:
         assert device.get_num_devices() == SPECS[name].num_chips
         with pytest.raises(RuntimeError, match="devices are available in the system mesh"):
             ttnn.open_mesh_device(ttnn.MeshShape(8, 8))
+
+
+def test_what_is_not_written_takes_no_memory(mesh: Any) -> None:
+    """Pages of users lie all over a cache: a megabyte for each few bytes would be most of it."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    cache = ttnn.zeros([1, 1, 8192, 2048], ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh)  # 256 MiB
+    cache.data.view(-1)[:: 1 << 21] = 1  # a number of each 4 MiB
+    assert resident() - before < 16 << 20
+    assert float(cache.data.float().sum()) == 64

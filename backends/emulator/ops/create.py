@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from backends.emulator.api.types import DRAM_MEMORY_CONFIG, DataType, Layout, MemoryConfig
@@ -40,11 +40,15 @@ def _make(
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, torch_device: str) -> torch.Tensor:
-    """Zeros; those of the host take no memory before they are written (torch.zeros would)."""
-    if torch_device != "cpu":
+    """Zeros; many of the host's take no memory before they are written.
+
+    They are mapped: the heap, which keeps what is freed (backends/allocator.py), would be cleared.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if torch_device != "cpu" or size < mmap.PAGESIZE:
         return torch.zeros(shape, dtype=dtype, device=torch_device)
-    pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(*shape)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)
 
 
 @op("empty")
