@@ -156,6 +156,24 @@ def test_a_mesh_multiplies_like_its_chips_one_by_one(
             )
 
 
+@pytest.mark.parametrize("weight_type", ["bfloat16", "bfloat8_b", "bfloat4_b"])
+def test_a_row_alone_is_multiplied_as_it_is_among_many(weight_type: str, n150: Any) -> None:
+    """To the last digit: a near tie would else be decided by who else is in the batch.
+
+    Every term is there with either sign: what is left is what rounding in this order leaves.
+    """
+    order = torch.randperm(512, generator=torch.Generator().manual_seed(21))
+    half, columns = operand(1, 1, 48, 256, seed=19), operand(1, 1, 256, 192, seed=20)
+    x = torch.cat([half, half], dim=-1)[..., order].bfloat16()
+    signed = torch.cat([columns, -columns], dim=-2)[..., order, :]
+    w = put(signed, n150, getattr(ttnn, weight_type))
+    together = ttnn.to_torch(ttnn.linear(put(x, n150), w, compute_kernel_config=config()))
+    assert together.any()
+    for count in (1, 2, 3, 5, 8, 12, 20):
+        few = ttnn.linear(put(x[..., :count, :], n150), w, compute_kernel_config=config())
+        assert torch.equal(ttnn.to_torch(few), together[..., :count, :])
+
+
 def padded_weight(rows: int, cols: int) -> torch.Tensor:
     """[rows, cols, 96, 64] of chips that share tiles, have zeros at the end, or nothing at all."""
     w = operand(rows, cols, 96, 64, seed=15).bfloat16()

@@ -207,7 +207,7 @@ def test_more_cores_share_a_long_context_of_one_head_and_no_short_one() -> None:
     few = replace(scores, attributes=dict(scores.attributes) | {"max_cores_per_head_batch": 16})
     long, short = (state(SPECS["T3K"], context=context) for context in (65536, 128))
     assert op_time(scores, short).us == op_time(few, short).us
-    assert op_time(scores, long).us < 0.7 * op_time(few, long).us
+    assert op_time(scores, long).us < 0.8 * op_time(few, long).us
 
 
 def test_attention_gains_from_a_wide_grid_what_was_published() -> None:

@@ -251,11 +251,11 @@ multiply_floats(const struct multiply *p, const int64_t *tile, const uint32_t *w
     UNROLLED
     for (int i = 0; i < count; i++)
       UNROLLED
-      for (int v = 0; v < VECTORS; v++) sums[i][v] += low[v] * x[i];
+      for (int v = 0; v < VECTORS; v++) sums[i][v] += high[v] * x[count + i];
     UNROLLED
     for (int i = 0; i < count; i++)
       UNROLLED
-      for (int v = 0; v < VECTORS; v++) sums[i][v] += high[v] * x[count + i];
+      for (int v = 0; v < VECTORS; v++) sums[i][v] += low[v] * x[i];
   }
   float found[MOST_ROWS * TILE];
   UNROLLED
