@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,7 +169,8 @@ def compare(
         with op_record.record_ops() as records:
             steps_taken = len(list(ours.decode_after(token)))  # compiles, captures, replays
         assert steps_taken == steps
-        one = len(records) // 2 or len(records)  # the first step, and its capture
+        one, rest = divmod(len(records), steps + 2)  # replays report what they replay
+        assert rest == 0, f"{len(records)} ops of {steps + 2} steps"
         read = sum(r.cost.dram_bytes - r.cost.cached_bytes for r in records[:one] if r.cost)
         with llama(prompts, steps, extra_buffers) as theirs:
             theirs.prefill()
@@ -194,6 +196,12 @@ def alone(run: Callable[..., Any], *given: Any) -> Any:
         return process.submit(run, *given).result()
 
 
+def peak_mib() -> float:
+    """Of this process; getrusage's is at least that of the process which started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+
+
 def our_start(optimizations: str, cache: str | None = None) -> tuple[float, float]:
     """Seconds until the model is loaded, and MiB at the peak of a short run, in a fresh process."""
     start = time.perf_counter()
@@ -201,7 +209,7 @@ def our_start(optimizations: str, cache: str | None = None) -> tuple[float, floa
     with our_engine(1, optimizations, cache=cache) as engine:
         loaded = time.perf_counter() - start
         list(Ours(engine, random_prompts(1, engine.vocab_size), 4).decode())
-    return loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return loaded, peak_mib()
 
 
 def their_start(extra_buffers: bool) -> tuple[float, float]:
@@ -210,7 +218,7 @@ def their_start(extra_buffers: bool) -> tuple[float, float]:
     with llama(random_prompts(1, 1000), 4, extra_buffers) as model:
         loaded = time.perf_counter() - start
         list(model.decode_after(model.prefill()))
-    return loaded, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return loaded, peak_mib()
 
 
 def survives(run: Callable[..., Any], *given: Any) -> bool:
@@ -224,7 +232,7 @@ def survives(run: Callable[..., Any], *given: Any) -> bool:
 
 def nothing_but_imports() -> float:
     """MiB at the peak of a process that only imports."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()
 
 
 def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
