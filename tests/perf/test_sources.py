@@ -62,16 +62,37 @@ def test_intervals_are_wide_enough_for_tables_of_other_people() -> None:
         assert low < 0.95 and high > 1.05, name
 
 
-@pytest.mark.full
-def test_eighty_percent_intervals_hold_as_many_rows_of_sources_left_out() -> None:
+@pytest.fixture(scope="module")
+def left_out() -> Sources:
     data = Data.load()
-    sources = Sources(Table(data.rows), data.op_start)
-    goals = {(False, "decode"): 8, (False, "ttft"): 13, (True, "decode"): 12, (True, "ttft"): 18}
-    for (serves, name), most in goals.items():
-        for held in sources.coverage(name, serves=serves):
-            assert 0.7 <= held <= 0.95, (name, serves, held)
-        errors = sources.left_out[name][sources.chosen(serves=serves)]
-        assert mean_error(errors) <= most, (name, serves)
+    return Sources(Table(data.rows), data.op_start)
+
+
+_TOO_WIDE = pytest.mark.xfail(strict=True, reason="demos: 91 and 92 % are held, and 7.51 % missed")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("serves", "name", "most"),
+    [
+        pytest.param(False, "decode", 7.5, marks=_TOO_WIDE),
+        pytest.param(False, "ttft", 13, marks=_TOO_WIDE),
+        (True, "decode", 12),
+        (True, "ttft", 18),
+    ],
+)
+def test_eighty_percent_intervals_hold_as_many_rows_of_sources_left_out(
+    left_out: Sources, serves: bool, name: str, most: float
+) -> None:
+    rows, of_sources = left_out.coverage(name, serves=serves)
+    assert 0.75 <= rows <= 0.9
+    assert 0.7 <= of_sources <= 0.95
+    assert mean_error(left_out.left_out[name][left_out.chosen(serves=serves)]) <= most
+
+
+@pytest.mark.full
+def test_what_sources_say_of_a_server_is_found_again(left_out: Sources) -> None:
+    data = Data.load()
     written = load_constants()
-    again = sources.shipped(judge(data, "shipped", half(data.rows, 0)).constants)
+    again = left_out.shipped(judge(data, "shipped", half(data.rows, 0)).constants)
     assert np.isclose(again.server_step_ms, written.server_step_ms, rtol=0.05)
