@@ -98,11 +98,6 @@ class DeviceSpec:
     def num_cores(self) -> int:
         return self.compute_grid[0] * self.compute_grid[1]
 
-    def matmul_tflops(self, fidelity: str) -> float:
-        """Peak of one chip's worker grid at LoFi, HiFi2, HiFi3 or HiFi4, 10^12 FLOP/s."""
-        per_core = FLOP_PER_CYCLE_LOFI / PASSES[fidelity] * self.clock_ghz
-        return per_core * self.num_cores / 1000
-
 
 def _wormhole(name: str, shape: tuple[int, int], **facts: object) -> DeviceSpec:
     values: dict[str, object] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,12 +174,3 @@ def save_all(folder: Path, points: Sequence[Point], model: str, device: str) -> 
     heading = title_of(model, device, points).replace("\n", "; ")
     paths[4].write_text(f"# {heading}\n\n{table(points)}\n", encoding="utf-8")
     return paths
-
-
-def load_points(path: Path) -> list[Point]:
-    """Points that `save_all` wrote as JSON."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    names = set(Point.__dataclass_fields__)
-    points = [Point(**{key: row[key] for key in names}) for row in rows]
-    assert all(math.isfinite(point.speed) for point in points)
-    return points

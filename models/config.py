@@ -135,11 +135,6 @@ class ModelConfig:
         return self.attention_multiplier or self.head_dim**-0.5
 
     @property
-    def heads_per_kv_head(self) -> int:
-        """Query heads that share one key-value head."""
-        return self.num_heads // self.num_kv_heads
-
-    @property
     def q_dim(self) -> int:
         """Rows of wq and columns of wo; need not equal dim."""
         return self.num_heads * self.head_dim

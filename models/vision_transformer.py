@@ -42,7 +42,6 @@ class VisionTransformer(Transformer):
             for number, before in enumerate(self.vision.cross_before)
             if before in self.indices
         }
-        self.cross_layers = list(in_front.values())
         self.all_layers: list[Any] = []
         for index, layer in zip(self.indices, self.layers, strict=True):
             self.all_layers += [in_front[index], layer] if index in in_front else [layer]

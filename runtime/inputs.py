@@ -69,10 +69,6 @@ class InputPlacer:
         whole = torch.cat(shares, dim=-1) if len(shares) > 1 else shares[0]
         return whole[0, 0, :, : self.sharding.config.vocab_size].float()
 
-    def read_replicated(self, tensor: Any) -> torch.Tensor:
-        """One chip's copy of a tensor that all chips hold."""
-        return ttnn.to_torch(ttnn.get_device_tensors(tensor)[0])
-
 
 class Buffer:
     """A device tensor and the values it is known to hold, so that equal input is not sent again."""

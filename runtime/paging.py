@@ -1,8 +1,8 @@
 """Who owns which block of the paged KV cache: plain bookkeeping, no tensors.
 
 Ask (`can_allocate`), then take (`allocate`): a user's later growth is promised when it is let in,
-so nobody runs out in mid-answer. Leading blocks with equal tokens are shared and counted; a block
-that a user is about to write is never shared (it takes a block of its own instead).
+so nobody runs out in mid-answer. Leading blocks with equal tokens are shared and counted; the block
+of a prompt's last token, and all after it, are the user's own to write.
 """
 
 from __future__ import annotations
@@ -117,20 +117,6 @@ class BlockPool:
         pages.blocks += [self._take() for _ in range(missing)]
         return True
 
-    def make_writable(self, user: Hashable, position: int) -> tuple[int, int] | None:
-        """Give the user a block of its own at `position`; (old, new) if it had to be copied."""
-        pages = self._users[user]
-        index = position // self.block_size
-        old = pages.blocks[index]
-        if self._owners[old] == 1:
-            self._forget(old)
-            return None
-        if self.num_free < 1:
-            raise ValueError(f"KV cache is full: no block left to copy for user {user!r}")
-        pages.blocks[index] = self._take()
-        self._owners[old] -= 1
-        return old, pages.blocks[index]
-
     def publish(self, user: Hashable, tokens: Sequence[int]) -> None:
         """Say that the user's blocks now hold these tokens, so that others may share them."""
         if not self.share_prefixes:
@@ -147,11 +133,6 @@ class BlockPool:
             self._owners[block] -= 1
             if not self._owners[block]:
                 self._free[block] = None
-
-    def clear_prefixes(self) -> None:
-        """Forget what blocks hold; to be called when the cache itself is emptied."""
-        self._prefix_blocks.clear()
-        self._prefix_keys.clear()
 
     def table(self, user: Hashable, width: int | None = None) -> list[int]:
         """The user's block numbers in token order, filled up to `width` with NO_BLOCK."""

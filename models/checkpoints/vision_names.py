@@ -192,11 +192,6 @@ def meta_shape(name: str, config: ModelConfig, shape: tuple[int, ...]) -> tuple[
     return shape
 
 
-def hf_layer_numbers(vision: VisionConfig) -> dict[str, int]:
-    """Cross-attention layer -> its number among all layers in HF's files."""
-    return {str(c): before + c for c, before in enumerate(vision.cross_before)}
-
-
 def per_layout(grid: torch.Tensor, vision: VisionConfig) -> torch.Tensor:
     """Meta's table [rows, columns, tokens, width] as one row per layout of tiles."""
     _, _, tokens, width = grid.shape

@@ -27,7 +27,7 @@ class Attention:
         sizes, config = weights.sharding, weights.sharding.config
         self.cache, self.ccl = cache, ccl
         self.heads = {"num_heads": sizes.local_heads, "num_kv_heads": sizes.local_kv_heads}
-        self.num_heads, self.q_width = sizes.local_heads, sizes.local_q_width
+        self.num_heads = sizes.local_heads
         self.window = (
             {"sliding_window_size": config.sliding_window} if config.sliding_window else {}
         )

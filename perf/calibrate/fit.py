@@ -8,7 +8,7 @@ by its ratio; guesses (constants.py) pull weakly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -254,8 +254,3 @@ def fit(
         ftol=1e-5,
     )  # fmt: skip
     return at(found.x)
-
-
-def names_of(constants: Constants) -> list[str]:
-    """Every constant's name."""
-    return [f.name for f in fields(constants)]

@@ -24,10 +24,6 @@ class World:
         self.num_shared = 0
 
     def write(self, user: int, position: int, token: int) -> None:
-        copied = self.pool.make_writable(user, position)
-        if copied:
-            for offset in range(BLOCK):
-                self.cache[copied[1], offset] = self.cache.get((copied[0], offset), -1)
         self.cache[self.pool.table(user)[position // BLOCK], position % BLOCK] = token
 
     def arrive(self) -> None:
@@ -55,13 +51,6 @@ class World:
             self.pool.grow(user, len(self.users[user]))  # was promised: may never fail
             self.write(user, len(self.users[user]) - 1, self.users[user][-1])
 
-    def rewrite(self) -> None:
-        if self.users and self.pool.num_free:
-            user = self.rng.choice(list(self.users))
-            position = self.rng.randrange(len(self.users[user]))
-            self.users[user][position] = self.rng.randint(3, 9)
-            self.write(user, position, self.users[user][position])
-
     def leave(self) -> None:
         if self.users:
             user = self.rng.choice(list(self.users))
@@ -86,7 +75,7 @@ class World:
 @given(seed=st.integers(0, 2**32))
 def test_ten_thousand_random_steps_lose_and_double_no_block(seed: int) -> None:
     world = World(num_blocks=40, seed=seed)
-    steps = (world.arrive, world.arrive, world.grow, world.grow, world.rewrite, world.leave)
+    steps = (world.arrive, world.arrive, world.grow, world.grow, world.leave)
     for step in range(10_000):
         world.rng.choice(steps)()
         if step % 20 == 0:
@@ -120,18 +109,6 @@ def test_a_prefix_stays_findable_until_its_blocks_are_reused() -> None:
     pool.allocate("other", [2] * 16, limit=16)
     pool.free("other")
     assert pool.allocate("c", [1] * 9, limit=9) == 0
-
-
-def test_a_shared_block_is_copied_before_it_is_written() -> None:
-    pool = BlockPool(8, BLOCK, share_prefixes=True)
-    for user in "ab":
-        pool.allocate(user, [1] * 9, limit=9)
-        pool.publish(user, [1] * 9)
-    shared = pool.table("a")[0]
-    copied = pool.make_writable("b", 0)
-    assert copied == (shared, pool.table("b")[0])
-    assert pool.table("a")[0] == shared != pool.table("b")[0]
-    assert pool.make_writable("b", 0) is None
 
 
 def test_what_was_promised_is_not_given_to_others() -> None:

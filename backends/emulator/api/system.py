@@ -54,8 +54,8 @@ def event_synchronize(mesh_event: Any) -> None:
     """Nothing to wait for."""
 
 
-class _Coordinates:
-    """Numbers along the axes of a mesh, given one by one or as a sequence."""
+class MeshShape:
+    """Rows and columns of a mesh, given one by one or as a sequence."""
 
     def __init__(self, *dims: Any) -> None:
         single = len(dims) == 1 and not isinstance(dims[0], int)
@@ -68,21 +68,13 @@ class _Coordinates:
         return self.dims[index]
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.dims == self.dims  # type: ignore[attr-defined]
+        return isinstance(other, MeshShape) and other.dims == self.dims
 
     def __hash__(self) -> int:
         return hash(self.dims)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({list(self.dims)})"
-
-
-class MeshShape(_Coordinates):
-    """Rows and columns of a mesh."""
+        return f"MeshShape({list(self.dims)})"
 
     def mesh_size(self) -> int:
         return math.prod(self.dims)
-
-
-class MeshCoordinate(_Coordinates):
-    """Row and column of a chip."""

@@ -78,9 +78,6 @@ class MeshDevice:
     def arch(self) -> Arch:
         return Arch.BLACKHOLE if self.spec.arch == "blackhole" else Arch.WORMHOLE_B0
 
-    def enable_program_cache(self) -> None:
-        """Programs are not compiled here."""
-
     def num_program_cache_entries(self) -> int:
         return 0
 

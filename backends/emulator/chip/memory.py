@@ -35,10 +35,6 @@ class MemoryView:
     def total_bytes_free_per_bank(self) -> int:
         return self.total_bytes_per_bank - self.total_bytes_allocated_per_bank
 
-    @property
-    def largest_contiguous_bytes_free_per_bank(self) -> int:
-        return self.total_bytes_free_per_bank
-
 
 class Allocation:
     """One buffer; freed when asked, or when the last tensor on it is gone."""

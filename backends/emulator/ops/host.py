@@ -175,12 +175,3 @@ def copy_host_to_device_tensor(
         require(same, f"Host tensor has different {name}")
     if device_tensor.data is not None and host_tensor.data is not None:
         device_tensor.data = host_tensor.data.to(device_tensor.data.device, copy=True)
-
-
-@op("copy_device_to_host_tensor")
-def copy_device_to_host_tensor(
-    device_tensor: Tensor, host_tensor: Tensor, blocking: bool = True, cq_id: int | None = None
-) -> None:
-    refuse_during_capture(device_tensor.device(), "Reads")
-    require(host_tensor.dims == device_tensor.dims, "Host tensor has different shape")
-    host_tensor.data = _values(device_tensor)

@@ -51,13 +51,6 @@ class MeshComposer:
     mesh_shape: tuple[int, int]
 
 
-@op("ConcatMeshToTensor")
-def ConcatMeshToTensor(mesh_device: MeshDevice, dim: int) -> MeshComposer:
-    """Parts of a 1D mesh side by side."""
-    rows, cols = mesh_device.shape
-    return MeshComposer((dim, dim), (rows, cols))
-
-
 @op("ConcatMesh2dToTensor")
 def ConcatMesh2dToTensor(
     mesh_device: MeshDevice, mesh_shape: Sequence[int], dims: Sequence[int]
