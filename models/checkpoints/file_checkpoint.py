@@ -25,17 +25,11 @@ class FileCheckpoint:
     """Base of the file formats; subclasses set `_sources` and implement `_read` and `close`."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        sources: Mapping[str, Source],
-        files: Iterable[Path],
-        *,
-        check_finite: bool = True,
+        self, config: ModelConfig, sources: Mapping[str, Source], files: Iterable[Path]
     ) -> None:
         self.config = config
         self._sources = sources
         self._files = sorted(files)
-        self._check_finite = check_finite
         self._image_shapes = vision_shapes(config)
         self._bytes_since_open = 0
         self._lock = threading.Lock()
@@ -83,7 +77,7 @@ class FileCheckpoint:
             if self._bytes_since_open > MAPPED_BYTES_LIMIT:
                 self.close()
                 self._bytes_since_open = 0
-        if self._check_finite and tensor.numel():
+        if tensor.numel():
             self._refuse_nan(stored, tensor)
         return tensor
 

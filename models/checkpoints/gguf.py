@@ -15,10 +15,7 @@ from models.config_readers import config_from_gguf
 class GgufCheckpoint(FileCheckpoint):
     """Dequantises one tensor at a time, to float32 unless it is stored as a plain float type."""
 
-    def __init__(
-        self, path: str | Path, *, num_layers: int | None = None, check_finite: bool = True
-    ) -> None:
-        path = Path(path)
+    def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
         config = config_from_gguf(path)
         sources = find_sources(
@@ -29,8 +26,7 @@ class GgufCheckpoint(FileCheckpoint):
             file=str(path),
         )
         self._file.check_readable({source.name for source in sources.values()})
-        config = config.with_layers(num_layers) if num_layers else config
-        super().__init__(config, sources, self._file.paths, check_finite=check_finite)
+        super().__init__(config, sources, self._file.paths)
 
     def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
         return self._file.read(stored, rows)

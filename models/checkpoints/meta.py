@@ -167,15 +167,7 @@ def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 class MetaCheckpoint(FileCheckpoint):
     """Weights of a Meta directory; q/k rows are in pair order already."""
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        num_layers: int | None = None,
-        check_finite: bool = True,
-        vision: bool = False,
-    ) -> None:
-        directory = Path(directory)
+    def __init__(self, directory: Path, *, vision: bool) -> None:
         config = config_from_meta(directory, vision=vision)
         self._meta = MetaFiles(directory, stored_shapes(config))
         if not any(normalised(META, name) == "output.weight" for name in self._meta.shapes):
@@ -183,9 +175,8 @@ class MetaCheckpoint(FileCheckpoint):
         sources = find_sources(
             config, META, self._meta.shapes, half_order=False, file=str(directory)
         )
-        config = config.with_layers(num_layers) if num_layers else config
         files = [*self._meta.files, directory / "params.json"]
-        super().__init__(config, sources, files, check_finite=check_finite)
+        super().__init__(config, sources, files)
 
     def _read(self, stored: str, rows: tuple[int, int] | None) -> torch.Tensor:
         return self._meta.read(stored, rows)

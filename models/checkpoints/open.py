@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.checkpoints.base import Checkpoint
 from models.checkpoints.default_model import default_model_path
+from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.gguf import GgufCheckpoint
 from models.checkpoints.gguf_file import SPLIT, split_part
 from models.checkpoints.meta import MetaCheckpoint
@@ -43,12 +44,12 @@ def resolve(hf_model: str | None = None, llama_dir: str | None = None) -> str:
     return hf_model or llama_dir or "default"
 
 
-def locate(name_or_path: str | Path, *, cache_dir: str | Path | None = None) -> Location:
+def locate(name_or_path: str | Path) -> Location:
     """Files of a model, downloaded if they are on the hub; ValueError says what would work."""
     given = str(name_or_path)
     path = _as_path(given)
     if given == "default":
-        return Location(default_model_path(cache_dir), given, is_path=False)
+        return Location(default_model_path(), given, is_path=False)
     if path.is_dir():
         return Location(_gguf_in(path) or path, given, is_path=True)
     if path.is_file():
@@ -110,25 +111,26 @@ def _from_hub(name: str) -> Path:
 
 
 def open_checkpoint(
-    name_or_path: str | Path,
-    *,
-    num_layers: int | None = None,
-    cache_dir: str | Path | None = None,
-    check_finite: bool = True,
-    vision: bool = False,
+    name_or_path: str | Path, *, num_layers: int | None = None, vision: bool = False
 ) -> Checkpoint:
     """Weights of a directory, GGUF file, hub name or `default`; `num_layers` keeps the first.
 
     Of a vision model the text stack alone, unless `vision` asks for images too.
     """
-    path = locate(name_or_path, cache_dir=cache_dir).path
+    checkpoint = _open(locate(name_or_path).path, vision=vision)
+    if num_layers:
+        checkpoint.config = checkpoint.config.with_layers(num_layers)
+    return checkpoint
+
+
+def _open(path: Path, *, vision: bool) -> FileCheckpoint:
     if path.is_file():
         if vision:
             raise no_vision(path.name)
-        return GgufCheckpoint(path, num_layers=num_layers, check_finite=check_finite)
+        return GgufCheckpoint(path)
     for file, kind in (("config.json", SafetensorsCheckpoint), ("params.json", MetaCheckpoint)):
         if (path / file).is_file():
-            return kind(path, num_layers=num_layers, check_finite=check_finite, vision=vision)
+            return kind(path, vision=vision)
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
     raise ValueError(
         f"{path} holds no model we can read (found {found}): needed are config.json and "

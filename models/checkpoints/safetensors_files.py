@@ -27,15 +27,7 @@ _COMPARED_ELEMENTS = 4 * 2**20
 class SafetensorsCheckpoint(FileCheckpoint):
     """Reads one tensor at a time through a memory map."""
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        num_layers: int | None = None,
-        check_finite: bool = True,
-        vision: bool = False,
-    ) -> None:
-        directory = Path(directory)
+    def __init__(self, directory: Path, *, vision: bool) -> None:
         config = config_from_hf(directory, vision=vision)
         shapes, self._shard_of = _read_headers(directory)
         self._open: dict[Path, Any] = {}
@@ -48,9 +40,8 @@ class SafetensorsCheckpoint(FileCheckpoint):
             layer_numbers=_text_layers(directory),
             file=str(directory),
         )
-        config = config.with_layers(num_layers) if num_layers else config
         files = set(self._shard_of.values()) | {directory / "config.json"}
-        super().__init__(config, sources, files, check_finite=check_finite)
+        super().__init__(config, sources, files)
 
     def _untied(self, config: ModelConfig, shapes: dict[str, list[int]]) -> ModelConfig:
         """As HF has it, a stored output matrix that is not the embedding goes before `tie`."""

