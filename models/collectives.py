@@ -94,36 +94,15 @@ def gated_products(ccl: Any, x: Any, w_gate: Any, w_up: Any, arguments: Any) -> 
     return ccl.scatter_columns(gate, "FF1"), ccl.scatter_columns(up, "FF3")
 
 
-class LineMesh:
-    """Collectives of a 1 x N mesh; N = 1 needs none."""
+class _Mesh:
+    """What collectives of all mesh shapes have: the plain ops, and steps that need nothing more."""
 
-    gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
+    gated_products = gated_products
 
-    def __init__(self, target: Target, links: Links, mesh: Any) -> None:
-        self.chips = target.sharding.num_chips
+    def __init__(self, links: Links) -> None:
         self.links = links
-        self.parts = PartsInPlace(target, mesh) if target.is_whole else None
-        self.decode: Any = self
+        self.decode: Any = self  # or those of a fused step, see collectives_fused.py
         self.weights_ahead: dict[str, Any] = {}  # products find theirs in DRAM
-
-    def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
-        return ttnn.all_gather(
-            x,
-            dim=dim,
-            cluster_axis=1,
-            topology=self.links.gather_topology(name),
-            num_links=self.links.num_links[1],
-            memory_config=memory,
-        )
-
-    @contextmanager
-    def keeping(self, results: KeptResults | None) -> Iterator[None]:
-        """Results of a line are made anew."""
-        yield
-
-    def free(self, x: Any) -> None:
-        """Let go of a result."""
-        ttnn.deallocate(x)
 
     def enter(self, phase: Any) -> None:
         """Every phase has the whole chip."""
@@ -134,6 +113,62 @@ class LineMesh:
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""
         return ttnn.add(x, more, memory_config=memory)
+
+    def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
+        """The columns' parts side by side."""
+        return ttnn.all_gather(
+            x,
+            dim=dim,
+            cluster_axis=1,
+            topology=self.links.gather_topology(name),
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def _reduce_scatter(self, x: Any, memory: Any) -> Any:
+        """The sum over the columns, each with its share of the width."""
+        if x.is_sharded():
+            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
+        return ttnn.reduce_scatter(
+            x,
+            dim=3,
+            cluster_axis=1,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[1],
+            memory_config=memory,
+        )
+
+    def _all_reduce(self, x: Any, axis: int, memory: Any) -> Any:
+        """The sum along a mesh axis, whole on every chip."""
+        if x.is_sharded():
+            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
+        return ttnn.all_reduce(
+            x,
+            cluster_axis=axis,
+            topology=self.links.reduce_topology,
+            num_links=self.links.num_links[axis],
+            memory_config=memory,
+        )
+
+
+class LineMesh(_Mesh):
+    """Collectives of a 1 x N mesh; N = 1 needs none."""
+
+    gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
+
+    def __init__(self, target: Target, links: Links, mesh: Any) -> None:
+        super().__init__(links)
+        self.chips = target.sharding.num_chips
+        self.parts = PartsInPlace(target, mesh) if target.is_whole else None
+
+    @contextmanager
+    def keeping(self, results: KeptResults | None) -> Iterator[None]:
+        """Results of a line are made anew."""
+        yield
+
+    def free(self, x: Any) -> None:
+        """Let go of a result."""
+        ttnn.deallocate(x)
 
     def begin(self, x: Any, memory: Any) -> Any:
         """Shares of the model width as the residual stream of a decode step lies."""
@@ -167,36 +202,19 @@ class LineMesh:
         """Logits of a share of the vocabulary are complete."""
         return x
 
-    gated_products = gated_products
-
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
         """Sum of row-parallel partial products, as the residual stream lies."""
         if self.chips == 1:
             return ttnn.to_memory_config(x, memory)
         if self.parts is not None and memory.is_sharded():
             return self.parts.sum(x, memory, self.links)
-        if x.is_sharded():
-            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
-        return ttnn.reduce_scatter(
-            x,
-            dim=3,
-            cluster_axis=1,
-            topology=self.links.reduce_topology,
-            num_links=self.links.num_links[1],
-            memory_config=memory,
-        )
+        return self._reduce_scatter(x, memory)
 
     def sum_whole(self, x: Any) -> Any:
         """Sum of row-parallel partial products in DRAM, whole on every chip."""
         if self.chips == 1:
             return x
-        return ttnn.all_reduce(
-            x,
-            cluster_axis=1,
-            topology=self.links.reduce_topology,
-            num_links=self.links.num_links[1],
-            memory_config=ttnn.DRAM_MEMORY_CONFIG,
-        )
+        return self._all_reduce(x, 1, ttnn.DRAM_MEMORY_CONFIG)
 
     def own_users(self, x: Any) -> Any:
         """Every chip attends for every user."""
@@ -205,14 +223,12 @@ class LineMesh:
     all_users = own_users
 
 
-class GridMesh:
+class GridMesh(_Mesh):
     """Collectives of an R x C mesh: rows are axis 0, columns axis 1."""
 
     def __init__(self, target: Target, links: Links, mesh: Any) -> None:
-        self.cols = target.sharding.cols
-        self.links, self.mesh = links, mesh
-        self.decode: Any = self  # or those of a fused step, see collectives_fused.py
-        self.weights_ahead: dict[str, Any] = {}
+        super().__init__(links)
+        self.mesh = mesh
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
         self.pick_own = ttnn.from_torch(
             torch.eye(target.batch)[None, None],
@@ -250,24 +266,7 @@ class GridMesh:
     def _gather(self, x: Any, dim: int, memory: Any, name: str) -> Any:
         if self.kept.results is not None and not memory.is_sharded():
             return self.kept.gather(x, dim, 1, name)
-        return ttnn.all_gather(
-            x,
-            dim=dim,
-            cluster_axis=1,
-            topology=self.links.gather_topology(name),
-            num_links=self.links.num_links[1],
-            memory_config=memory,
-        )
-
-    def enter(self, phase: Any) -> None:
-        """Every phase has the whole chip."""
-
-    def begin_step(self) -> None:
-        """Weights wait in DRAM."""
-
-    def add(self, x: Any, more: Any, memory: Any) -> Any:
-        """The residual stream with what a block adds."""
-        return ttnn.add(x, more, memory_config=memory)
+        return super()._gather(x, dim, memory, name)
 
     def begin(self, x: Any, memory: Any) -> Any:
         """Columns hold their own width."""
@@ -283,23 +282,15 @@ class GridMesh:
     def after_distributed_norm(self, x: Any, memory: Any) -> Any:
         return x
 
-    def _all_reduce(self, x: Any, axis: int, memory: Any, name: str) -> Any:
+    def _total(self, x: Any, axis: int, memory: Any, name: str) -> Any:
+        """The sum along a mesh axis, in the buffers that keep it where there are any."""
         if self.kept.takes(x, axis):
             return self.kept.total(x, axis, name)
-        if x.is_sharded():
-            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
-        return ttnn.all_reduce(
-            x,
-            cluster_axis=axis,
-            topology=self.links.reduce_topology,
-            num_links=self.links.num_links[axis],
-            memory_config=memory,
-        )
+        return self._all_reduce(x, axis, memory)
 
     def sum_columns(self, x: Any, name: str) -> Any:
         """Sum of partial products over the columns, whole on each chip."""
-        memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
-        return self._all_reduce(x, 1, memory, name)
+        return self._total(x, 1, _sum_memory(x), name)
 
     def sum_logits(self, x: Any) -> Any:
         """Partial logits of all users as `sum_columns` has them, or of some prompts."""
@@ -315,19 +306,7 @@ class GridMesh:
         """Sum over the columns, each keeping its share: half the traffic of a whole sum."""
         if self.kept.takes(x, 1):
             return self.kept.scatter(x, 1, name)
-        memory = ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
-        if x.is_sharded():
-            x = ttnn.to_memory_config(x, ttnn.L1_MEMORY_CONFIG)
-        return ttnn.reduce_scatter(
-            x,
-            dim=3,
-            cluster_axis=1,
-            topology=self.links.reduce_topology,
-            num_links=self.links.num_links[1],
-            memory_config=memory,
-        )
-
-    gated_products = gated_products
+        return self._reduce_scatter(x, _sum_memory(x))
 
     def regather_columns(self, x: Any, name: str) -> Any:
         return self._gather(x, 3, x.memory_config(), name)
@@ -335,10 +314,8 @@ class GridMesh:
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
         """Sum of row-parallel partial products over the rows; columns hold their own width."""
         if memory.is_sharded():
-            return ttnn.to_memory_config(
-                self._all_reduce(x, 0, ttnn.L1_MEMORY_CONFIG, name), memory
-            )
-        return self._all_reduce(x, 0, memory, name)
+            return ttnn.to_memory_config(self._total(x, 0, ttnn.L1_MEMORY_CONFIG, name), memory)
+        return self._total(x, 0, memory, name)
 
     def join_queries(self, mixed: Any) -> Any:
         """Rows that the columns dealt out, an early and a late piece to each, in their order.
@@ -379,6 +356,11 @@ class GridMesh:
         """Rows of every user on every column."""
         x = ttnn.to_memory_config(x, ttnn.DRAM_MEMORY_CONFIG)
         return self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
+
+
+def _sum_memory(x: Any) -> Any:
+    """Where a sum of `x` goes: results of products that are sharded stay in L1."""
+    return ttnn.L1_MEMORY_CONFIG if x.is_sharded() else ttnn.DRAM_MEMORY_CONFIG
 
 
 def collectives(target: Target, links: Links, mesh: Any) -> LineMesh | GridMesh:
