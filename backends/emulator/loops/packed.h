@@ -74,8 +74,6 @@ static inline uint8_t as_byte(int mantissa) { return (uint8_t)mantissa; }
 
 static inline uint8_t as_nibble(int mantissa) { return (uint8_t)(mantissa & 15); }
 
-typedef int8_t bytes __attribute__((vector_size(LANES)));
-
 /* Mantissas times their unit as bfloat16, both rows in a word. */
 static inline words in_words(integers first, integers second, uint32_t less) {
   const float unit = as_float((127u << PLACE) - (less << 16));
@@ -85,10 +83,17 @@ static inline words in_words(integers first, integers second, uint32_t less) {
   return (a >> 16) | (b & 0xFFFF0000u);
 }
 
+/* By hand where it can be: compilers convert vectors of bytes one by one. */
 static inline integers wide_bytes(const uint8_t *mantissas) {
-  bytes narrow;
+#if LANES == 16
+  return (integers)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)mantissas));
+#elif defined(__AVX2__)
+  return (integers)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)mantissas));
+#else
+  int8_t narrow __attribute__((vector_size(LANES)));
   memcpy(&narrow, mantissas, sizeof narrow);
   return __builtin_convertvector(narrow, integers);
+#endif
 }
 
 static inline __attribute__((always_inline)) void

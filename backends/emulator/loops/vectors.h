@@ -10,7 +10,7 @@
 #include "steps.h"
 #include "team.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
