@@ -11,6 +11,9 @@ import torch
 import backends
 from backends.device_specs import SPECS
 from models.kv_cache import CacheConfig
+from runtime.generator import Generator
+from runtime.requests import Request
+from runtime.settings import Settings
 
 BF16 = (
     "precision_cfg = {ff1_3: bf16, ff2: bf16, wqkv: bf16, wo: bf16, kv_cache: bf16, "
@@ -75,6 +78,30 @@ def engine_of(
         )
         yield engine
         engine.close()
+
+
+def answers(generator: Generator, requests: Sequence[Request]) -> list[list[int]]:
+    """The tokens of every request, all answered together."""
+    found: list[list[int]] = [[] for _ in requests]
+    for step in generator.generate(requests):
+        for number, token in step.tokens.items():
+            found[number].append(token)
+    return found
+
+
+def answers_as_in_demos(
+    requests: Sequence[Request], *, num_blocks: int, eos_ids: Sequence[int] = (), **options: Any
+) -> list[list[int]]:
+    """The same on an emulated device that is set up as demos do it; `options` of LoadOptions."""
+    backends.select("emulator")
+    from runtime.blueprint import LoadOptions
+    from runtime.image_generator import ImageGenerator
+    from runtime.loading import load_engines
+
+    asked = LoadOptions(cache=CacheConfig(32, num_blocks), **options)
+    kind = ImageGenerator if asked.images else Generator
+    with load_engines(asked, Settings(backend="emulator", device=asked.device)) as loaded:
+        return answers(kind(loaded.engines, eos_ids=eos_ids), requests)
 
 
 def random_pages(engine: Any, seed: int = 0) -> torch.Tensor | None:

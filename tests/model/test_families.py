@@ -18,6 +18,7 @@ from runtime.requests import Request
 from runtime.settings import Settings
 from tests.model.helpers import (
     BF16,
+    answers,
     engine_of,
     hf_logits,
     pcc,
@@ -74,14 +75,6 @@ def test_contexts_on_both_sides_of_the_trained_length_turn_as_in_hf_side_by_side
     for number, wanted in enumerate(expected):
         worst = min(pcc(a, b) for a, b in zip(got[number], wanted, strict=True))
         assert worst >= 0.999, requests[number]
-
-
-def answers(generator: Generator, requests: list[Request]) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in requests]
-    for step in generator.generate(requests):
-        for number, token in step.tokens.items():
-            found[number].append(token)
-    return found
 
 
 def test_mlp_padding_and_prefill_chunks_follow_the_settings_and_change_no_answer(

@@ -9,7 +9,7 @@ import pytest
 from models.checkpoints import RandomCheckpoint
 from runtime.generator import Generator
 from runtime.requests import Request
-from tests.model.helpers import engine_of
+from tests.model.helpers import answers, engine_of
 from tests.tiny_models import tiny_config
 
 CHECKPOINT = RandomCheckpoint(tiny_config("llama-linear", num_layers=2), seed=0)
@@ -27,14 +27,6 @@ def schedule(seed: int) -> list[Request]:
         )
         for _ in range(10)
     ]
-
-
-def answers(generator: Generator, requests: list[Request]) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in requests]
-    for step in generator.generate(requests):
-        for number, token in step.tokens.items():
-            found[number].append(token)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,15 @@ from models.layers.vision.block import VisionBlock
 from models.layers.vision.encoder import VisionEncoder
 from runtime.image_generator import ImageGenerator
 from runtime.images import ImageRequest
-from tests.model.helpers import BF16, engine_of, pcc, random_pages, random_prompt, run_forced
+from tests.model.helpers import (
+    BF16,
+    answers,
+    engine_of,
+    pcc,
+    random_pages,
+    random_prompt,
+    run_forced,
+)
 from tests.model.vision_helpers import (
     CHECKPOINT,
     CONFIG,
@@ -126,8 +134,7 @@ def test_logits_after_the_prompt_and_after_each_token_agree_with_hf(device: str)
 
 
 def greedy(engine: Any, request: ImageRequest) -> list[int]:
-    generator = ImageGenerator([engine], page_seed=5)
-    return [token for step in generator.generate([request]) for token in step.tokens.values()]
+    return answers(ImageGenerator([engine], page_seed=5), [request])[0]
 
 
 def test_32_greedy_tokens_are_hfs() -> None:

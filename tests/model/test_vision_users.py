@@ -17,7 +17,7 @@ from runtime.image_engine import ImageEngine
 from runtime.image_generator import ImageGenerator
 from runtime.images import Image, ImageRequest
 from runtime.requests import Request
-from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
+from tests.model.helpers import answers, engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.model.vision_helpers import CHECKPOINT, CONFIG, IMAGE, VISION, image, noted, prompt_with
 
 TEXT = random_prompt(CONFIG.vocab_size, 40, seed=9)
@@ -26,15 +26,6 @@ TEXT = random_prompt(CONFIG.vocab_size, 40, seed=9)
 def asking(seen: Image, seed: int = 0, count: int = 6) -> ImageRequest:
     """A question about an image."""
     return ImageRequest(prompt_with(45, 9, seed=seed), count, images=(seen,), image_token=IMAGE)
-
-
-def answers(generator: Generator, requests: list[Request]) -> list[list[int]]:
-    """Every request's tokens."""
-    found: list[list[int]] = [[] for _ in requests]
-    for step in generator.generate(requests):
-        for number, token in step.tokens.items():
-            found[number].append(token)
-    return found
 
 
 def logits_of(requests: list[Request], **options: Any) -> list[torch.Tensor]:

@@ -20,9 +20,8 @@ from PIL import Image as pillow
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-import backends
 from runtime.find import find_model
-from runtime.settings import Settings
+from tests.model.helpers import answers_as_in_demos
 from tests.served.server import Server, start
 from tests.tiny_models import tiny_config, write_tiny
 
@@ -84,17 +83,8 @@ def answers_of_the_generator(
     directory: Path, questions: list[tuple[list[int], list[Any]]]
 ) -> list[list[int]]:
     """Greedy tokens of each question."""
-    backends.select("emulator", "N300")
-    from models.kv_cache import CacheConfig
-    from runtime.blueprint import LoadOptions
-    from runtime.image_generator import ImageGenerator
     from runtime.images import ImageRequest, load_image
-    from runtime.loading import load_engines
 
-    options = LoadOptions(
-        model=str(directory), device="N300", max_batch_size=USERS, max_seq_len=CONTEXT,
-        cache=CacheConfig(32, 128), images=2,
-    )  # fmt: skip
     requests = [
         ImageRequest(
             prompt, COUNT, images=tuple(load_image(image, VISION) for image in images),
@@ -102,12 +92,10 @@ def answers_of_the_generator(
         )
         for prompt, images in questions
     ]  # fmt: skip
-    found: list[list[int]] = [[] for _ in requests]
-    with load_engines(options, Settings(backend="emulator", device="N300")) as loaded:
-        for step in ImageGenerator(loaded.engines).generate(requests):
-            for user, token in step.tokens.items():
-                found[user].append(token)
-    return found
+    return answers_as_in_demos(
+        requests, model=str(directory), device="N300", max_batch_size=USERS, max_seq_len=CONTEXT,
+        num_blocks=128, images=2,
+    )  # fmt: skip
 
 
 def ask(served: LLM, questions: list[tuple[list[int], list[Any]]]) -> list[list[int]]:

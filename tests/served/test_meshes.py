@@ -15,8 +15,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vLLM makes an en
 from vllm import EngineArgs, SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
-import backends
-from runtime.settings import Settings
+from runtime.requests import Request
+from tests.model.helpers import answers_as_in_demos
 from tests.tiny_models import write_tiny
 
 USERS, LENGTH, COUNT = 8, 256, 6
@@ -52,27 +52,6 @@ def answers_of_vllm(directory: Path, groups: int) -> tuple[list[list[int]], list
     return [list(tokens) for tokens in found], shapes
 
 
-def answers_of_the_generator(directory: Path, device: str, groups: int) -> list[list[int]]:
-    """The same by the demos' own way."""
-    backends.select("emulator")
-    from models.kv_cache import CacheConfig
-    from runtime.blueprint import LoadOptions
-    from runtime.generator import Generator
-    from runtime.loading import load_engines
-    from runtime.requests import Request
-
-    options = LoadOptions(
-        model=str(directory), device=device, data_parallel=groups, max_seq_len=LENGTH,
-        max_batch_size=USERS // groups, cache=CacheConfig(32, USERS * LENGTH // 32),
-    )  # fmt: skip
-    found: list[list[int]] = [[] for _ in PROMPTS]
-    with load_engines(options, Settings(backend="emulator", device=device)) as loaded:
-        for step in Generator(loaded.engines).generate([Request(p, COUNT) for p in PROMPTS]):
-            for user, token in step.tokens.items():
-                found[user].append(token)
-    return found
-
-
 @pytest.mark.parametrize(
     ("device", "groups", "shape"),
     [
@@ -97,4 +76,8 @@ def test_meshes_serve_what_the_generator_says(
     monkeypatch.setenv("MESH_DEVICE", device)
     found, shapes = answers_of_vllm(directory, groups)
     assert shapes == [shape] * groups
-    assert found == answers_of_the_generator(directory, device, groups)
+    assert found == answers_as_in_demos(
+        [Request(prompt, COUNT) for prompt in PROMPTS],
+        model=str(directory), device=device, data_parallel=groups, max_seq_len=LENGTH,
+        max_batch_size=USERS // groups, num_blocks=USERS * LENGTH // 32,
+    )  # fmt: skip

@@ -21,7 +21,8 @@ import openai
 from perf.record import read_records
 from runtime.find import Model, find_model, find_prompts
 from runtime.prompts import load_prompts
-from runtime.settings import Settings
+from runtime.requests import Request
+from tests.model.helpers import answers_as_in_demos
 from tests.served.server import ROOT, Server, start
 from tests.served.soak import soak
 
@@ -45,24 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def answers_of_the_demo(model: Model, questions: list[str], count: int) -> list[str]:
     """The same questions answered by the generator that the demos use."""
-    import backends
-
-    backends.select("emulator")
-    from models.kv_cache import CacheConfig
-    from runtime.blueprint import LoadOptions
-    from runtime.generator import Generator
-    from runtime.loading import load_engines
-    from runtime.requests import Request
-
     prompts = [model.tokenizer.encode(question, instruct=True) for question in questions]
-    cache = CacheConfig(32, USERS * CONTEXT // 32)
-    options = LoadOptions(max_batch_size=USERS, max_seq_len=CONTEXT, cache=cache)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    with load_engines(options, Settings(backend="emulator")) as loaded:
-        generator = Generator(loaded.engines, eos_ids=model.tokenizer.eos_ids)
-        for step in generator.generate([Request(prompt, count) for prompt in prompts]):
-            for user, token in step.tokens.items():
-                tokens[user].append(token)
+    tokens = answers_as_in_demos(
+        [Request(prompt, count) for prompt in prompts],
+        max_batch_size=USERS, max_seq_len=CONTEXT, num_blocks=USERS * CONTEXT // 32,
+        eos_ids=model.tokenizer.eos_ids,
+    )  # fmt: skip
     return [model.tokenizer.decode(row) for row in tokens]
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import backends
-from runtime.settings import Settings
+from runtime.requests import Request
+from tests.model.helpers import answers_as_in_demos
 from tests.tiny_models import tiny_config, write_tiny
 
 USERS, LENGTH, BLOCK, PAGES = 4, 256, 32, 64
@@ -23,26 +24,6 @@ COUNT = 6
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model."""
     return write_tiny("llama", tmp_path_factory.mktemp("tiny"))
-
-
-def answers_of_the_generator(directory: Path, device: str) -> list[list[int]]:
-    """Greedy tokens of each prompt."""
-    from models.kv_cache import CacheConfig
-    from runtime.blueprint import LoadOptions
-    from runtime.generator import Generator
-    from runtime.loading import load_engines
-    from runtime.requests import Request
-
-    options = LoadOptions(
-        model=str(directory), device=device, max_batch_size=USERS, max_seq_len=LENGTH,
-        cache=CacheConfig(BLOCK, PAGES),
-    )  # fmt: skip
-    found: list[list[int]] = [[] for _ in PROMPTS]
-    with load_engines(options, Settings(backend="emulator", device=device)) as loaded:
-        for step in Generator(loaded.engines).generate([Request(p, COUNT) for p in PROMPTS]):
-            for user, token in step.tokens.items():
-                found[user].append(token)
-    return found
 
 
 def answers_of_the_interface(model: Any, cache: Any) -> list[list[int]]:
@@ -103,7 +84,11 @@ def test_calls_of_their_plugin_give_the_generators_tokens(
         model.warmup_model_decode(kv_cache=cache, enable_trace=True, max_batch_size=USERS)
         found = answers_of_the_interface(model, cache)
     single = "N150" if groups == 2 else device
-    assert found == answers_of_the_generator(directory, single)
+    assert found == answers_as_in_demos(
+        [Request(prompt, COUNT) for prompt in PROMPTS],
+        model=str(directory), device=single, max_batch_size=USERS, max_seq_len=LENGTH,
+        num_blocks=PAGES,
+    )  # fmt: skip
 
 
 def test_what_fits_is_what_vllm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

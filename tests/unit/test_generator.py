@@ -1,6 +1,7 @@
 """Every user gets the text it gets alone, whoever comes and goes and wherever its pages lie."""
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.generator import Generator
-from runtime.requests import Finish, Request, StepKind, Steps, in_turns
+from runtime.requests import Finish, Request, Step, StepKind, Steps, in_turns
 from runtime.sampling import DeviceSampling, SamplingParams
+from tests.model.helpers import answers
 
 VOCAB = 101
 
@@ -97,16 +99,8 @@ class FakeEngine:
         return logits if sampling is None else logits.argmax(-1).to(torch.int32)
 
 
-def run(generator: Generator, requests: list[Request]) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in requests]
-    for step in generator.generate(requests):
-        for number, token in step.tokens.items():
-            answers[number].append(token)
-    return answers
-
-
 def alone(request: Request, eos_ids: Sequence[int] = ()) -> list[int]:
-    return run(Generator([FakeEngine(block_size=None)], eos_ids=eos_ids), [request])[0]
+    return answers(Generator([FakeEngine(block_size=None)], eos_ids=eos_ids), [request])[0]
 
 
 @settings(deadline=None, max_examples=30)
@@ -128,7 +122,7 @@ def test_every_user_gets_the_text_it_gets_alone(
     generator = Generator(
         engines, eos_ids=[0, 1, 2], share_prefixes=share, page_seed=seed, sample_on_device=on_device
     )
-    assert run(generator, requests) == [alone(request, [0, 1, 2]) for request in requests]
+    assert answers(generator, requests) == [alone(request, [0, 1, 2]) for request in requests]
     assert all(pool is not None and pool.num_free == 24 for pool in generator.pools)
 
 
@@ -153,8 +147,8 @@ def test_a_shared_prefix_is_prefilled_once() -> None:
     prompt = list(range(1, 34))
     engine = FakeEngine()
     requests = [Request(prompt, 3)] * 4
-    answers = run(Generator([engine], share_prefixes=True), requests)
-    assert answers == [alone(requests[0])] * 4
+    found = answers(Generator([engine], share_prefixes=True), requests)
+    assert found == [alone(requests[0])] * 4
     assert engine.prefilled_tokens == 33 + 3 * 1
 
 
@@ -165,18 +159,18 @@ def test_a_finished_conversation_is_found_again_where_answers_are_shared(
     engine = FakeEngine()
     generator = Generator([engine], share_prefixes=True, share_answers=share_answers)
     first = [1, 2, 3]
-    (answer,) = run(generator, [Request(first, 10)])
+    (answer,) = answers(generator, [Request(first, 10)])
     engine.prefilled_tokens = 0
-    run(generator, [Request([*first, *answer, 4], 1)])
+    answers(generator, [Request([*first, *answer, 4], 1)])
     assert engine.prefilled_tokens == new_tokens, "three full blocks of 14 tokens may be shared"
 
 
 def test_users_sample_by_their_own_seed_in_any_slot() -> None:
     hot = [SamplingParams(temperature=1.0, top_k=0, top_p=1.0, seed=s) for s in range(6)]
     requests = [Request([9], 8, params) for params in hot]
-    answers = run(Generator([FakeEngine(batch=2)]), requests)
-    assert answers == [alone(request) for request in requests]
-    assert len({tuple(answer) for answer in answers}) == 6
+    found = answers(Generator([FakeEngine(batch=2)]), requests)
+    assert found == [alone(request) for request in requests]
+    assert len({tuple(answer) for answer in found}) == 6
 
 
 def test_log_probs_are_those_of_the_chosen_tokens() -> None:
@@ -195,7 +189,7 @@ def test_log_probs_are_those_of_the_chosen_tokens() -> None:
 def test_a_stress_run_wraps_its_positions_and_keeps_to_its_pages(window: int) -> None:
     engine = FakeEngine(max_seq_len=16, num_blocks=4, batch=1)
     request = Request([1, 2, 3], 500, max_positions=3 + window)
-    (answer,) = run(Generator([engine]), [request])
+    (answer,) = answers(Generator([engine]), [request])
     assert len(answer) == 500
     assert len(engine.cache) == 3 + window
 
@@ -233,40 +227,40 @@ def test_callers_who_add_cancel_and_generate_at_random_get_their_own_answers_and
     listed = [request() for _ in range(6)]
     listing = [generator.generate(listed[:3]), generator.generate(listed[3:])]
     requests: dict[int, Request] = {}
-    answers: dict[object, list[int]] = {number: [] for number in ("0", "1", "2", "3", "4", "5")}
+    heard: dict[tuple[int | None, int], list[int]] = defaultdict(list)  # (caller, request)
     cancelled: set[int] = set()
+
+    def hear(step: Step | None, caller: int | None = None) -> None:
+        if step is not None:
+            assert set(step.users) <= (set(requests) if caller is None else {0, 1, 2})
+            for number, token in step.tokens.items():
+                heard[caller, number].append(token)
+
     for _ in range(200):
         choice = rng.random()
         if choice < 0.2 and len(requests) < 30:
             new = request()
             handle = generator.add(new)
             assert handle not in requests
-            requests[handle], answers[handle] = new, []
+            requests[handle] = new
         elif choice < 0.25 and requests:
             cancelled.add(handle := rng.choice(list(requests)))
             generator.cancel(handle)
             assert generator.is_finished(handle)
         elif choice < 0.6:
             caller = rng.randrange(2)
-            if (step := next(listing[caller], None)) is not None:
-                assert set(step.users) <= {0, 1, 2}
-                for number, token in step.tokens.items():
-                    answers[str(3 * caller + number)].append(token)
-        elif (step := generator.step()) is not None:
-            assert set(step.users) <= set(requests)
-            for handle, token in step.tokens.items():
-                answers[handle].append(token)
+            hear(next(listing[caller], None), caller)
+        else:
+            hear(generator.step())
     while (step := generator.step()) is not None:
-        for handle, token in step.tokens.items():
-            answers[handle].append(token)
+        hear(step)
     for caller, steps in enumerate(listing):
         for step in steps:
-            for number, token in step.tokens.items():
-                answers[str(3 * caller + number)].append(token)
-    assert [answers[str(n)] for n in range(6)] == [alone(request) for request in listed]
+            hear(step, caller)
+    assert [heard[n // 3, n % 3] for n in range(6)] == [alone(request) for request in listed]
     for handle, asked in requests.items():
-        whole = alone(asked)
-        assert answers[handle] == (whole[: len(answers[handle])] if handle in cancelled else whole)
+        whole, found = alone(asked), heard[None, handle]
+        assert found == (whole[: len(found)] if handle in cancelled else whole)
     assert all(pool is not None and pool.num_free == 24 for pool in generator.pools)
 
 
@@ -288,9 +282,9 @@ def test_every_engine_has_its_prompts_before_any_answer_is_read() -> None:
     for engine in engines:
         engine.log = log
     requests = [Request([n, 5, 7], 2) for n in range(3)]
-    answers = run(Generator(engines), requests)
+    found = answers(Generator(engines), requests)
     assert log == ["sent"] * 3 + ["read"] * 3
-    assert answers == [alone(request) for request in requests]
+    assert found == [alone(request) for request in requests]
 
 
 def test_work_in_turns_ends_when_each_has_ended() -> None:
@@ -320,7 +314,7 @@ def test_a_request_cancelled_before_its_prompt_was_written_shares_nothing() -> N
     with pytest.raises(RuntimeError, match="hung up"):
         next(generator.generate([request]))
     engine.fails = False
-    assert run(generator, [request]) == [alone(request)]
+    assert answers(generator, [request]) == [alone(request)]
 
 
 @settings(deadline=None, max_examples=20)
@@ -333,8 +327,8 @@ def test_prompts_that_are_decoded_get_the_answers_of_those_that_are_prefilled(
     engine = FakeEngine(batch=4)
     generator = Generator([engine], prompts_by_decode=True)
     engine.first = start  # a model that looks at what was written only
-    answers = run(generator, requests)
-    assert answers == [alone(replace(request, start=0)) for request in requests]
+    found = answers(generator, requests)
+    assert found == [alone(replace(request, start=0)) for request in requests]
     assert not engine.prefilled_tokens
 
 
@@ -346,7 +340,7 @@ def test_forced_tokens_are_fed_and_the_chosen_ones_reported() -> None:
     def note(handles: list[int], logits: torch.Tensor) -> None:
         shown.extend(logits.argmax(dim=-1).tolist())
 
-    answers = run(Generator([FakeEngine()], on_logits=note, sample_on_device=True), [request])
+    found = answers(Generator([FakeEngine()], on_logits=note, sample_on_device=True), [request])
     expected = [alone(Request([7, 8, *text[:n]], 1))[0] for n in range(6)]
-    assert answers == [expected]
+    assert found == [expected]
     assert shown == expected
