@@ -1,12 +1,12 @@
 """README stays true: its commands are run or checked, its tables compared with the code.
 
 A code block says what happens to it here: `bash run` is executed as it stands; of `bash collect`
-the options, ids and targets are checked without running; `bash by-hand: reason` is only read.
+the ids and targets are checked without running; `bash by-hand: reason` is only read. Of all
+documents, programs and their options must exist.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -24,7 +24,8 @@ from models.registry import canonical_name, model_names
 from runtime import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "models/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "PERF.md", "lt/README.md", "models/README.md",
+             "perf/published/README.md")  # fmt: skip
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = ("run", "collect", "by-hand")
@@ -58,12 +59,17 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@functools.cache
-def help_of(module: str) -> str:
-    """What `python -m module --help` prints."""
-    result = shell(f"python -m {module} --help")
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def python_commands() -> dict[str, set[str]]:
+    """Program -> options it is given in any document, in lines of code or within a sentence."""
+    found: dict[str, set[str]] = {}
+    for document in DOCUMENTS:
+        for line in re.findall(r"(?:^ *|`)(python [^`\n]+)", (ROOT / document).read_text(), re.M):
+            words = shlex.split(line.split("  ")[0], comments=True)  # what follows is a remark
+            # a module may have commands of its own: python -m lt table
+            program = words[1:4] if words[1] == "-m" else words[1:2]
+            name = " ".join(word for word in program if word == "-m" or word[0] != "-")
+            found.setdefault(name, set()).update(word for word in words if word.startswith("--"))
+    return found
 
 
 def test_every_block_says_how_it_is_checked() -> None:
@@ -102,15 +108,14 @@ def test_demo_commands_select_exactly_one_case() -> None:
     assert not bad, result.stdout[-2000:]
 
 
-@pytest.mark.parametrize("command", [c for c in commands("collect") if "python -m" in c])
-def test_options_of_long_commands_are_known(command: str) -> None:
-    words = shlex.split(command, comments=True)
-    module, *rest = words[words.index("-m") + 1 :]
-    for position, word in enumerate(rest):
-        if position == 0 and not word.startswith("-"):
-            module = f"{module} {word}"
-        if word.startswith("--"):
-            assert word in help_of(module), f"{module} has no {word}"
+@pytest.mark.parametrize(("program", "options"), python_commands().items())
+def test_programs_and_their_options_are_known(program: str, options: set[str]) -> None:
+    if "tests.served" in program:
+        pytest.importorskip("openai", reason="vLLM is not installed: make setup-vllm")
+    result = shell(f"python {program} --help")
+    assert result.returncode == 0, result.stderr
+    known = set(re.findall(r"--[\w-]+", result.stdout)) | {"--help"}
+    assert options <= known, f"{program} has no {', '.join(options - known)}"
 
 
 @pytest.mark.parametrize("command", [c for c in commands("collect") if c.startswith("make ")])
