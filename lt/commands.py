@@ -5,6 +5,7 @@ Only names and arguments stand here; jobs.py runs them, results.py reads what th
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -164,7 +165,7 @@ def plan(command: str, models: str = "default", devices: str = "N150") -> list[P
     chosen = choose(models, all_models(), "model")
     where = choose(devices, list(SPECS), "device")
     if words[0] == "pytest":
-        pairs = [(model, device) for model in chosen for device in where]
+        pairs = itertools.product(chosen, where)
         return [_plan("pytest", ("-m", *words), model, device) for model, device in pairs]
     return [one for word in words for one in _plans_of(word, chosen, where)]
 
@@ -176,20 +177,17 @@ def _plans_of(name: str, models: list[str], devices: list[str]) -> Iterator[Plan
         )
     command = COMMANDS[name]
     if command.members:
-        for model in models:
-            for member in command.members:
-                if not COMMANDS[member].accuracy or has_reference(model):
-                    yield from _plans_of(member, [model], devices)
+        for model, member in itertools.product(models, command.members):
+            if not COMMANDS[member].accuracy or has_reference(model):
+                yield from _plans_of(member, [model], devices)
     elif name.startswith("pareto"):
-        for model in models:
-            for device in devices:
-                yield from pareto_plans(settings_of(name), model, device)
+        for model, device in itertools.product(models, devices):
+            yield from pareto_plans(settings_of(name), model, device)
     elif not command.per_model:
         yield Plan(name, "-", "-", command.arguments)
     else:
-        for model in models:
-            for device in devices:
-                yield _plan(name, command.arguments, model, device, command.optimizations)
+        for model, device in itertools.product(models, devices):
+            yield _plan(name, command.arguments, model, device, command.optimizations)
 
 
 def _plan(

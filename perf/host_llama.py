@@ -120,6 +120,7 @@ class Llama:
 
 @contextmanager
 def llama(prompts: torch.Tensor, steps: int, extra_buffers: bool) -> Iterator[Llama]:
+    """An engine of llama.cpp, let go at the end."""
     made = Llama(prompts, steps, extra_buffers)
     try:
         yield made
@@ -278,4 +279,5 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
 
 
 def round2(value: float) -> float:
+    """To two digits after the point."""
     return round(value, 2)

@@ -204,6 +204,7 @@ def measure(optimizations: str, steps: int, with_bfloat16: bool) -> dict[str, fl
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.host_speed", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(

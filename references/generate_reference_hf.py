@@ -92,6 +92,7 @@ def make_reference(checkpoint: Any, tokens: list[int], text: str) -> Reference:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
     parser = argparse.ArgumentParser(description="Record a token accuracy reference.")
     parser.add_argument("--model", default="default", help="directory, .gguf, hub name or default")
     parser.add_argument("--text", type=Path, default=TEXT, help="a plain text file")

@@ -54,7 +54,7 @@ class Settings:
     emulator_device: str = "cpu"
     emulator_threads: int | None = None  # TT_EMULATOR_THREADS, else OMP_NUM_THREADS
     ci: bool = False
-    hub_offline: bool = False
+    hub_offline: bool = False  # huggingface_hub obeys it; here it is only checked
     galaxy_type: str = "6U"
 
     @classmethod

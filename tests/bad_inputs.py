@@ -50,8 +50,8 @@ def demo(name: str, *words: str, prepare: Callable[[Path], object] | None = None
          file: str = "simple_text_demo.py", **environ: str) -> Case:  # fmt: skip
     """A demo of the tiny model, for few tokens."""
     root = Path(__file__).resolve().parents[1]
-    few = () if any(word.startswith("--max_gen") for word in words) else ("--max_gen", "2")
-    few = ("--max_generated_tokens", "2") if few else ()
+    own = any(word.startswith("--max_gen") for word in words)
+    few = () if own else ("--max_generated_tokens", "2")
     variables = {"TT_BACKEND": "emulator", "HF_MODEL": "model"} | environ
     variables = {key: value for key, value in variables.items() if value != "UNSET"}
     given = (str(root / "demo" / file), *DEMO[1], *few, *words)

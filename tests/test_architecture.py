@@ -64,6 +64,7 @@ COMMANDS_SHOWN = {
     "runtime/teacher_forcing.py": "the error of a missing reference says how to record it",
 }
 WHEEL_IMPORTERS = ("backends/",)
+DOCUMENTED_BY_TTNN = ("backends/emulator/api/", "backends/emulator/ops/")
 
 PRODUCT = re.compile(r"\b(N150|N300|T3K|TG|P100|P150|Galaxy|LoudBox|QuietBox)\w*\b")
 # Where a text was written is nobody's business: no folders of one machine, no private papers.
@@ -346,6 +347,20 @@ def test_every_file_says_what_it_is() -> None:
     found = python_files().items()
     empty = [path for path, tree in found if tree.body and not ast.get_docstring(tree)]
     assert not empty, listing(empty)
+
+
+def test_public_functions_and_classes_say_what_they_give() -> None:
+    found = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in python_files().items()
+        if layer(path) is not None and not path.startswith(DOCUMENTED_BY_TTNN)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith(("_", "test_"))
+        and not any(ast.unparse(by).startswith("op(") for by in node.decorator_list)
+        and not ast.get_docstring(node)
+    ]
+    assert not found, listing(found)
 
 
 def test_every_function_has_a_return_type() -> None:

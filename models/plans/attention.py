@@ -76,6 +76,7 @@ def float32_exact(value: float) -> float:
 
 
 def attention_weights(target: Target) -> AttentionWeights:
+    """How the projections and the cache of a layer are stored on each chip."""
     sizes, spec = target.sharding, target.spec
     ring = sizes.ring_cores
     return AttentionWeights(
@@ -165,6 +166,7 @@ class RopePlan:
 
 
 def rope_plan(target: Target) -> RopePlan:
+    """How queries and keys of a decode step turn: together on a ring or where they lie apart."""
     sizes, spec = target.sharding, target.spec
     shared: Kwargs = {
         "heads": sizes.local_heads, "most_cores": spec.num_cores if target.is_own else 0
@@ -217,6 +219,7 @@ def _sharers(target: Target) -> dict[str, int]:
 
 
 def attention_decode(target: Target) -> AttentionDecode:
+    """Arguments of a decode step: one tile row, a row a user."""
     sizes, spec = target.sharding, target.spec
     if sizes.ring_cores:
         return _on_ring(target)

@@ -45,6 +45,7 @@ class CrossPrefill:
 
 
 def cross_weights(target: Target) -> CrossWeights:
+    """How the projections and the cache of image keys are stored on each chip."""
     sizes, spec = target.sharding, target.spec
     return CrossWeights(
         dtype=target.weight_dtype(TensorGroup.WQKV),

@@ -94,6 +94,7 @@ def residual_cores(width: int) -> int:
 
 
 def rectangle_of(first: tuple[int, int], last: tuple[int, int]) -> Any:
+    """The cores between two corners (column, row), both included."""
     return ttnn.CoreRange(ttnn.CoreCoord(*first), ttnn.CoreCoord(*last))
 
 
@@ -166,6 +167,7 @@ def on_ring(width: int, spec: DeviceSpec) -> Any:
 
 
 def fused_grid(target: Target) -> FusedGrid:
+    """Where the tensors of a fused step lie on each chip of a mesh with a ring."""
     sizes, spec = target.sharding, target.spec
     cores = residual_cores(sizes.local_dim)
     residual = ttnn.CoreRangeSet([rectangle_of((1, 0), (2, cores // 2 - 1))])

@@ -48,6 +48,7 @@ class MLPPrefill:
 
 
 def mlp_weights(target: Target) -> MLPWeights:
+    """How the three matrices are stored on each chip."""
     sizes, spec = target.sharding, target.spec
     ring = sizes.ring_cores
     return MLPWeights(
@@ -59,6 +60,7 @@ def mlp_weights(target: Target) -> MLPWeights:
 
 
 def mlp_decode(target: Target) -> MLPDecode:
+    """Arguments of a decode step: one tile row, a row a user."""
     sizes, spec = target.sharding, target.spec
     inner = target.activation_dtype(ttnn.bfloat8_b)
     if sizes.ring_cores:
@@ -106,6 +108,7 @@ def _on_ring(target: Target, inner: Any) -> MLPDecode:
 
 
 def mlp_prefill(target: Target, length: int) -> MLPPrefill:
+    """Arguments of a prefill of `length` rows, those of all its prompts together."""
     sizes, spec = target.sharding, target.spec
     inner = target.activation_dtype(ttnn.bfloat8_b)
     return MLPPrefill(

@@ -52,6 +52,7 @@ def residual_memory(target: Target, phase: Phase) -> Any:
 
 
 def norm_plan(target: Target, phase: Phase) -> NormPlan:
+    """Where the norms of a phase run, and their arguments."""
     sizes = target.sharding
     distributed = sizes.is_2d
     if phase is Phase.PREFILL:

@@ -31,6 +31,8 @@ _ids = itertools.count(1)
 
 
 class StorageType(Name):
+    """Where the values of a tensor are."""
+
     HOST = 0
     DEVICE = 1
 

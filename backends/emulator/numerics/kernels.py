@@ -106,6 +106,7 @@ def fixed() -> Iterator[None]:
 
 
 def is_fixed() -> bool:
+    """Whether kernels are chosen by a rule, see `fixed`."""
     return _state["fixed"]
 
 

@@ -30,10 +30,12 @@ def significant_bits(q: Tensor, k: Tensor, kernel: Any) -> tuple[int | None, int
 
 
 def scale_of(scale: float | None, q: Tensor) -> float:
+    """What scores are multiplied by: 1 / sqrt(head width) where nothing else is said."""
     return q.dims[-1] ** -0.5 if scale is None else scale
 
 
 def interleaved(memory: MemoryConfig | None) -> MemoryConfig:
+    """The memory asked for, DRAM without a word; shards must be said."""
     memory = memory or DRAM_MEMORY_CONFIG
     require(
         not memory.is_sharded() or memory.shard_spec is not None,
@@ -43,6 +45,7 @@ def interleaved(memory: MemoryConfig | None) -> MemoryConfig:
 
 
 def check_operands(q: Tensor, *kv: Tensor) -> None:
+    """Tiles of a format that the multiplier takes."""
     for tensor in (q, *kv):
         require(tensor.layout is Layout.TILE, "Inputs to SDPA must be tilized")
         require(
@@ -53,6 +56,7 @@ def check_operands(q: Tensor, *kv: Tensor) -> None:
 
 
 def check_heads(q: Tensor, k: Tensor) -> None:
+    """Each key-value head serves as many queries."""
     heads, kv_heads = q.dims[1], k.dims[1]
     require(
         kv_heads > 0 and heads >= kv_heads and heads % kv_heads == 0,
@@ -105,6 +109,7 @@ def check_program(q: Tensor, config: Any) -> None:
 
 
 def check_grid(q: Tensor, config: Any) -> None:
+    """No more cores than the device has."""
     if config is None or q.device() is None:
         return
     asked = math.prod(grid_xy(config.compute_with_storage_grid_size))
@@ -175,6 +180,7 @@ def check_shared(
 
 
 def check_start_tensor(start: Tensor | None, index: int | None) -> None:
+    """A chunk begins at an integer, or where a tensor of one says."""
     if start is None:
         require(
             index is not None,
@@ -239,6 +245,7 @@ def check_decode(
 
 
 def check_decode_program(q: Tensor, config: Any) -> None:
+    """Chunks of keys are powers of two, on a grid that exists."""
     if config is None:
         return
     size = config.k_chunk_size

@@ -19,6 +19,7 @@ def _check_table(page_table: Tensor, name: str) -> None:
 def check_update(
     cache: Tensor, x: Tensor, positions: Tensor | None, page_table: Tensor | None
 ) -> None:
+    """One position of every user, from shards into its page or its row."""
     users = x.dims[1]
     require(positions is not None, "Paged cache requires update_idxs tensor")
     assert positions is not None
@@ -69,6 +70,7 @@ def check_apart(k: Tensor, v: Tensor) -> None:
 def check_fill(
     cache: Tensor, x: Tensor, page_table: Tensor, places: Tensor | None, batch_idx: int
 ) -> None:
+    """Whole prompts into their pages, in the cache's format."""
     users, heads, length, width = x.dims
     require(
         x.dtype is cache.dtype,

@@ -35,6 +35,7 @@ def line_of(name: str, x: Tensor, cluster_axis: int | None) -> tuple[Line, int]:
 
 
 def check_links(x: Tensor, line: Line, num_links: int | None) -> None:
+    """No more links than neighbours are wired with."""
     for axis, _ in line:
         have = x.device().spec.links[axis]  # type: ignore[union-attr]
         if num_links is not None and num_links > have > 0:
@@ -47,6 +48,7 @@ def check_links(x: Tensor, line: Line, num_links: int | None) -> None:
 def attributes(
     line: Line, chips: int, num_links: int | None, topology: Topology | None, dim: int | None
 ) -> dict[str, Any]:
+    """What is recorded of every collective; the axis is None where it runs over both."""
     return {
         "cluster_axis": line[0][0] if len(line) == 1 else None,
         "num_devices": chips,

@@ -23,6 +23,7 @@ _FLOATS = (DataType.FLOAT32, DataType.BFLOAT16, DataType.BFLOAT8_B)
 
 
 def check_input(x: Tensor) -> None:
+    """Tiles of a format that norms take."""
     require(
         x.layout is Layout.TILE,
         "ttnn::rms_norm does not support ROW_MAJOR input tensors. Use TILE layout.",
