@@ -121,6 +121,7 @@ def mlp_prefill(target: Target, length: int) -> MLPPrefill:
             weight=target.sliced_weight(TensorGroup.FF1_FF3),
             dtype=inner,
             spec=spec,
+            **target.mlp_slices,
         ),
         product={"dtype": inner, "memory_config": ttnn.DRAM_MEMORY_CONFIG},
         down=prefill_linear(
@@ -132,5 +133,6 @@ def mlp_prefill(target: Target, length: int) -> MLPPrefill:
             weight=target.sliced_weight(TensorGroup.FF2),
             dtype=inner,
             spec=spec,
+            **target.mlp_slices,
         ),
     )

@@ -140,6 +140,19 @@ class Target:
         """A weight's format, by which prefill chooses its slices; older software did not look."""
         return self.precision.tensor(group) if self.is_own else None
 
+    @property
+    def mlp_slices(self) -> dict[str, int]:
+        """Rows that a prefill product of the MLP takes at most and at least, where they are given.
+
+        The generic software of 2025 takes 512 on Blackhole and for models that it lists, those
+        whose chips have more than 9216 columns of the hidden width, and 1024 for all others.
+        """
+        if self.habits is not Habits.GENERIC_2025:
+            return {}
+        wide = self.sharding.local_hidden > 9216
+        rows = 512 if wide or self.spec.arch == "blackhole" else 1024
+        return {"most": rows, "least": rows}
+
     def activation_dtype(self, preferred: Any) -> Any:
         """The chosen activation format; `mixed` leaves every op its own preference."""
         chosen = self.precision.tensor(TensorGroup.ACTIVATION)

@@ -21,11 +21,6 @@ from perf.predict.interval import kind_of
 
 MOSTLY = 0.8  # of the rows of a source left out, an interval is to hold
 
-# how much a source counts that has n rows: n to this power. One table has half of all rows, others
-# have one, and the next source is more like any other than like the largest: intervals are the
-# wider of both counts
-COUNTS = (0.25, 1.0)
-
 
 @dataclass
 class Table:
@@ -128,25 +123,44 @@ class Sources:
         near, far = (np.nanmean(size[fits & mask]) for mask in (~self.is_far, self.is_far))
         return max(1.0, float(far / near))
 
-    def ratios(self, name: str, *, serves: bool, without: str = "") -> tuple[float, float]:
-        """Ratios of measured over predicted that hold most rows of a source left out.
+    def ratios(self, name: str, *, serves: bool) -> tuple[float, float]:
+        """Ratios of measured over predicted that hold most of a source left out.
 
         They are those of a kind that is known; of another the logarithms are far() times as large.
         """
-        errors, documents = self.left_out[name], self._joined("document")
-        kept = self.chosen(serves=serves) & (documents != without) & ~np.isnan(errors)
-        scaled = errors[kept] / np.where(self.is_far[kept], self.far(name), 1.0)
-        found = [_spread(scaled, documents[kept], count) for count in COUNTS]
-        low, high = min(low for low, _ in found), max(high for _, high in found)
-        return float(np.exp(low)), float(np.exp(high))
+        return self._ratios(name, self._beyond(name, serves=serves), serves=serves)
 
     def coverage(self, name: str, *, serves: bool) -> tuple[float, float]:
         """Share of rows left out that intervals of the other documents hold, and by document."""
+        return self._coverage(name, self._beyond(name, serves=serves), serves=serves)
+
+    def _beyond(self, name: str, *, serves: bool) -> float:
+        """Share of errors past either edge: the most with which those left out are held.
+
+        A new source errs more than known ones do. So edges lie where intervals of all other
+        documents held a document's rows, counted by row and by document alike.
+        """
+        shares = np.linspace((1 - MOSTLY) / 2, 0.01, 91).tolist()
+        for share in shares:
+            if np.mean(self._coverage(name, share, serves=serves)) >= MOSTLY:
+                break
+        return share
+
+    def _ratios(
+        self, name: str, beyond: float, *, serves: bool, without: str = ""
+    ) -> tuple[float, float]:
+        errors, documents = self.left_out[name], self._joined("document")
+        kept = self.chosen(serves=serves) & (documents != without) & ~np.isnan(errors)
+        scaled = errors[kept] / np.where(self.is_far[kept], self.far(name), 1.0)
+        low, high = edges(scaled, documents[kept], beyond)
+        return float(np.exp(low)), float(np.exp(high))
+
+    def _coverage(self, name: str, beyond: float, *, serves: bool) -> tuple[float, float]:
         errors, kept = self.left_out[name], self.chosen(serves=serves)
         held = []
         for document in dict.fromkeys(self._joined("document")[kept].tolist()):
             own = kept & (self._joined("document") == document)
-            ratios = self.ratios(name, serves=serves, without=document)
+            ratios = self._ratios(name, beyond, serves=serves, without=document)
             held.append(self._held(name, errors, own, ratios))
         return _shares(held)
 
@@ -190,25 +204,17 @@ class Sources:
         }
 
 
-def _spread(errors: np.ndarray, documents: np.ndarray, count: float) -> tuple[float, float]:
-    """Edges that hold most errors of a source not seen: how it errs as a whole, and its rows apart.
+def edges(errors: np.ndarray, documents: np.ndarray, beyond: float) -> np.ndarray:
+    """Quantiles of errors, `beyond` below and above them.
 
-    Any source's middle may be that of the next one, any row's distance to its middle may come on
-    top. A row that is all of its source says nothing of the latter.
+    One table has half of all rows, other sources have one, and rows of one source err alike: half
+    the weight is shared by all rows, half by all sources.
     """
-    names = list(dict.fromkeys(documents.tolist()))
-    own = [errors[documents == name] for name in names]
-    middles = np.array([np.median(rows) for rows in own])
-    apart = np.concatenate([rows - np.median(rows) for rows in own])
-    sizes = np.array([len(rows) for rows in own], float)
-    each = np.concatenate([np.full(int(n), n ** (count - 1) * (n > 1)) for n in sizes])
-    sums = (middles[:, None] + apart).ravel()
-    weights = (sizes[:, None] ** count * each).ravel()
-    order = np.argsort(sums)
-    share = np.cumsum(weights[order]) - weights[order] / 2
-    edge = (1 - MOSTLY) / 2
-    low, high = np.interp([edge, 1 - edge], share / weights.sum(), sums[order])
-    return float(low), float(high)
+    _, source, sizes = np.unique(documents, return_inverse=True, return_counts=True)
+    weights = 1 / len(errors) + 1 / (len(sizes) * sizes[source])
+    order = np.argsort(errors)
+    below = np.cumsum(weights[order]) - weights[order] / 2
+    return np.interp([beyond, 1 - beyond], below / weights.sum(), errors[order])
 
 
 def _shares(held: Sequence[Sequence[bool]]) -> tuple[float, float]:

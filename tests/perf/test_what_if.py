@@ -194,6 +194,29 @@ def test_intervals_are_wider_for_what_was_never_fitted() -> None:
     assert width(apart) > width(known)
 
 
+@pytest.mark.parametrize(
+    ("model", "device", "rows"),
+    [
+        ("Llama-3.1-8B", "N150", 512),
+        ("Llama-3.2-3B", "N150", 1024),
+        ("Llama-3.1-8B", "N300", 1024),
+        ("Qwen2.5-7B", "N300", 512),
+        ("Llama-3.1-8B", "P150", 512),
+    ],
+)
+def test_the_mlp_of_older_software_takes_prompts_in_its_known_slices(
+    model: str, device: str, rows: int
+) -> None:
+    """What tt_transformers calls prefill_len_cutoff."""
+    workload = workload_for(model, SPECS[device], software=SOFTWARE["2025"], prefill_len=4096)
+    taken = {
+        op.record.inputs[0].shape[-2]
+        for op in run_ops(workload).prefill.ops
+        if op.record.scope.endswith(".mlp") and op.record.name == "linear"
+    }
+    assert taken == {rows}
+
+
 def test_prompts_are_padded_as_the_software_of_the_release_pads_them() -> None:
     generic = SOFTWARE["2025"]
     padded = [generic.padded_len(n) for n in (1, 128, 129, 1000, 3000, 4096, 5000)]
