@@ -27,7 +27,7 @@ from runtime.find import (
     make_requests,
 )
 from runtime.images import with_images
-from runtime.prompts import Prompt, build_prompt, for_users, load_entries
+from runtime.prompts import Prompt, for_users, load_entries, load_prompts
 from runtime.requests import Request, Step, StepKind
 from runtime.settings import Settings
 
@@ -74,24 +74,18 @@ class OpLists:
 
 def prepare(case: Case, given: dict[str, Any], settings: Settings) -> Questions:
     """Read and check everything that can be checked before weights are loaded."""
-    entries = load_entries(find_prompts(case.input_prompts))
+    path = find_prompts(case.input_prompts)
     model = find_model(settings.checkpoint, weights=case.weights, vision=case.images > 0)
-    case = fit_context(case, given, model.config, entries)
+    case = fit_context(case, given, model.config, load_entries(path))
     if case.instruct and not model.tokenizer.is_instruct and "instruct" not in given:
         logger.info(f"{model.config.name} has no chat template: prompts are continued as text")
         case = replace(case, instruct=False)
-    folder = find_prompts(case.input_prompts).parent
     room = case.max_seq_len - case.max_generated_tokens
-    prompts = [
-        build_prompt(
-            entry,
-            folder=folder,
-            instruct=case.instruct,
-            count_tokens=model.tokenizer.count,
-            room=room,
-        )
-        for entry in entries
-    ]
+    prompts = load_prompts(
+        path, instruct=case.instruct, count_tokens=model.tokenizer.count, room=room
+    )
+    if case.images:  # a vision demo's model is loaded for as many as its prompts have
+        case = replace(case, images=max(case.images, *(len(p.images) for p in prompts)))
     shifts = [batch if case.rotate_prompts else 0 for batch in range(case.repeat_batches)]
     batches = [for_users(prompts, case.users, shift=shift) for shift in shifts]
     requests = [requests_of(case, model, batch) for batch in batches]

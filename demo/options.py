@@ -86,7 +86,7 @@ class Option:
 
 OPTIONS = (
     Option("input_prompts", str, "JSON file with prompts, or the name of a set in sample_prompts"),
-    Option("image", read_file, "image to ask about in place of the prompts' own (vision demo)"),
+    Option("image", Path, "image to ask about in place of the prompts' own (vision demo)"),
     Option("instruct", read_bool, "wrap prompts in the model's chat template"),
     Option("repeat_batches", number("repeat_batches"), "batches to run one after the other"),
     Option("max_seq_len", number("max_seq_len"), "context length to make room for, in tokens"),

@@ -6,12 +6,11 @@ Next: image_engine.py runs them, image_generator.py seats their users.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.config import ModelConfig
-from models.vision_config import VisionConfig, no_vision
+from models.fields import is_there, shown
+from models.numbers import NUMBERS, Bounds, counted
+from models.vision_config import VisionConfig
 from runtime.prompts import IMAGE_WORD, Prompt
 from runtime.requests import Request
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MAX_PIXELS = 64 * 2**20  # of one image: 8192 x 8192, 200 MB once unpacked
+_SIDE, _SEED = Bounds(1, 8192), Bounds(0, 2**63 - 1)  # of an image that is drawn
 _KINDS = 'a file, bytes, a Pillow image, or {"random": [width, height], "seed": 0}'
 
 
@@ -48,7 +50,7 @@ class Image:
 
     def __str__(self) -> str:
         width, height = self.size
-        return f"{self.name} ({width}x{height} pixels, {self.tiles} tiles)"
+        return f"{self.name} ({width}x{height} pixels, {counted(self.tiles, 'tile')})"
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ def load_image(source: Any, vision: VisionConfig) -> Image:
     """An image from any of its forms; ValueError says what is wrong with it and what would do."""
     picture, name = _open(source)
     width, height = picture.size
-    if width * height > MAX_PIXELS:
+    if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(
-            f"{name} has {width}x{height} pixels: at most {MAX_PIXELS // 2**20} million (2^20) are "
-            "read, make it smaller"
+            f"{name} has {width}x{height} pixels: 1 to {MAX_PIXELS // 2**20} million (2^20) are "
+            "read, give another size"
         )
     try:
         picture = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # each format's reader has errors of its own
         raise _damaged(name, error) from None
     found = _processor(vision)(images=picture, return_tensors="pt")
     return Image(
@@ -111,8 +113,8 @@ def _open(source: Any) -> tuple[Picture, str]:
         name = "image"
     elif isinstance(source, str | Path):
         file, name = Path(source), str(source)
-        if not file.is_file():
-            raise ValueError(f"there is no image {name}: give {_KINDS}")
+        if not is_there(file) or not file.is_file():
+            raise ValueError(f"there is no image {shown(name, 200)}: give {_KINDS}")
     else:
         raise ValueError(f"an image is given as {type(source).__name__}: give {_KINDS}")
     try:
@@ -128,14 +130,16 @@ def _open(source: Any) -> tuple[Picture, str]:
             f"{name} has far more pixels than the {MAX_PIXELS // 2**20} million (2^20) that are "
             "read: make it smaller"
         ) from None
-    except OSError as error:
-        if error.errno is None:  # Pillow's own, of what the file holds
-            raise _damaged(name, error) from None
-        raise ValueError(f"cannot read image {name}: {error.strerror}") from None
+    except Exception as error:
+        raise _damaged(name, error) from None
 
 
 def _damaged(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} is cut short or damaged ({error}): get it again")
+    """What to say of an image that cannot be read, or of what a reader makes of its content."""
+    if isinstance(error, OSError) and error.strerror:
+        return ValueError(f"cannot read image {name}: {error.strerror}")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(f"{name} is cut short or damaged ({reason}): get it again")
 
 
 def _drawn(wish: Mapping[str, Any]) -> tuple[Picture, str]:
@@ -144,11 +148,13 @@ def _drawn(wish: Mapping[str, Any]) -> tuple[Picture, str]:
     from PIL import ImageDraw
 
     size, seed = wish.get("random"), wish.get("seed", 0)
-    right = isinstance(size, Sequence) and len(size) == 2 and isinstance(seed, int)
-    if not right or not all(isinstance(n, int) and 1 <= n <= 8192 for n in size or ()):
-        raise ValueError(f'cannot draw {dict(wish)}: write {{"random": [560, 560], "seed": 0}}')
-    assert size is not None
-    width, height = size
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [0]
+    if set(wish) - {"random", "seed"} or seed not in _SEED or not all(n in _SIDE for n in sides):
+        raise ValueError(
+            f'cannot draw {shown(dict(wish))}: write {{"random": [560, 560], "seed": 0}}, '
+            f"sides of {_SIDE.low} to {_SIDE.high} pixels"
+        )
+    width, height = sides
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.rand(24, 7, generator=generator)
     ground = torch.linspace(0, 1, width)[None, :, None] * numbers[0, :3]
@@ -205,23 +211,20 @@ def with_images(
     found: list[Request] = []
     for request, prompt in zip(requests, prompts, strict=True):
         sources = [replaced or source for source in prompt.images]
-        if vision is None:
-            if sources:
-                raise no_vision(config.name)
-            if any(token >= config.vocab_size for token in request.prompt):
+        if sources:
+            if vision is None:
                 raise ValueError(
-                    f"a prompt has {IMAGE_WORD}, which is no word of a text: {config.name} was "
-                    "loaded for text alone"
+                    f"a prompt has an image, and {config.name} was loaded for text alone: leave it "
+                    "out, or ask Llama-3.2-11B-Vision or Llama-3.2-90B-Vision in the vision demo"
                 )
-        if vision is None or not sources:
-            found.append(request)
-            continue
-        for source in sources:
-            if str(source) not in read:
-                read[str(source)] = load_image(source, vision)
-        own = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
-        images = tuple(read[str(source)] for source in sources)
-        found.append(ImageRequest(**own, images=images, image_token=vision.image_token))
+            for source in sources:
+                if str(source) not in read:
+                    read[str(source)] = load_image(source, vision)
+            own = {field.name: getattr(request, field.name) for field in fields(Request)}
+            images = tuple(read[str(source)] for source in sources)
+            request = ImageRequest(**own, images=images, image_token=vision.image_token)
+        check_images(request, vision, int(NUMBERS["images"].high), config.name)
+        found.append(request)
     return found
 
 
@@ -230,17 +233,17 @@ def check_images(request: Request, vision: VisionConfig | None, most: int, name:
     given = len(request.images) if isinstance(request, ImageRequest) else 0
     if given and vision is None:
         raise ValueError(
-            f"{name} was loaded for text alone and is given {given} images: load it with images, "
-            "or leave them out"
+            f"{name} was loaded for text alone and is given {counted(given, 'image')}: load it "
+            "with images, or leave them out"
         )
     if vision is None:
         return
     asked = sum(token == vision.image_token for token in request.prompt)
     if asked != given:
         raise ValueError(
-            f"the prompt has {asked} {IMAGE_WORD} and {given} images: give one for each"
+            f"the prompt has {asked} {IMAGE_WORD} and {counted(given, 'image')}: give one for each"
         )
     if given > most:
         raise ValueError(
-            f"the prompt has {given} images, the model was loaded for {most}: use fewer"
+            f"the prompt has {counted(given, 'image')}, the model can be shown {most}: use fewer"
         )

@@ -39,25 +39,17 @@ class HaystackContext(BaseModel):
     haystack: Haystack
 
 
-class DrawnImage(BaseModel):
-    """An image that is drawn from a seed rather than read: width and height in pixels."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    random: tuple[int, int]
-    seed: int = 0
-
-
 class PromptEntry(BaseModel):
     """One entry of a prompts file; `max_length` counts characters of the context.
 
-    An image is a file, relative to the prompts file or to here, or drawn; several are a list.
+    An image is a file, relative to the prompts file or to here, or drawn (runtime/images.py);
+    several are a list.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(min_length=1)
-    image: str | DrawnImage | list[str | DrawnImage] | None = None
+    image: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     context: str | HaystackContext | None = None
     max_length: int | None = Field(default=None, gt=0)
 
@@ -146,11 +138,8 @@ def _with_images(entry: PromptEntry, folder: Path) -> Prompt:
     given = entry.image if isinstance(entry.image, list) else [entry.image]
     images: list[Any] = []
     for image in given:
-        if isinstance(image, DrawnImage):
-            images.append({"random": list(image.random), "seed": image.seed})
-        else:
-            beside = folder / str(image)
-            images.append(str(beside if beside.is_file() else image))
+        beside = folder / image if isinstance(image, str) else None
+        images.append(str(beside) if beside and is_there(beside) else image)
     where = "" if IMAGE_WORD in entry.prompt else IMAGE_WORD * len(images)
     return Prompt(where + entry.prompt, images=tuple(images))
 

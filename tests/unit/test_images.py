@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from PIL import Image as pillow
 
+from demo.cases import VISION_CASES
+from demo.flow import prepare
 from models.checkpoints.reference import hf_config
 from models.footprint import HOLES, dram_bytes
 from models.registry import load_config
@@ -23,7 +26,7 @@ from runtime.images import ImageRequest, check_images, image_spans, load_image, 
 from runtime.prompts import Prompt, build_prompt, load_entries
 from runtime.requests import Request
 from runtime.settings import Settings
-from tests.tiny_models import TINY_VISION, tiny_config
+from tests.tiny_models import TINY_VISION, tiny_config, write_tiny
 
 CONFIG = TINY_VISION["mllama"]
 VISION: Any = CONFIG.vision
@@ -147,31 +150,36 @@ def claiming(side: int) -> bytes:
     return bytes(small)
 
 
+def long_text() -> bytes:
+    """A PNG with more text behind its header than Pillow unpacks: an error outside OSError."""
+    image, text = png(9, 9), b"zTXt" + b"k\0\0" + zlib.compress(bytes(2**21))
+    part = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+    return image[:33] + part + image[33:]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda: "no/such/file.png", "there is no image no/such/file.png: give a file"),
+        (lambda: "no/such/file.png", "there is no image 'no/such/file.png': give a file"),
+        (lambda: "x" * 5000, r"there is no image 'x+\.\.\.: give a file"),
         (lambda: b"not an image at all", "is not an image: give one that Pillow reads"),
         (truncated, "is cut short or damaged"),
         (lambda: b"\x89PNG\r\n\x1a\n" + b"0" * 40, "is cut short or damaged"),
         (lambda: claiming(100_000), "far more pixels than the 64 million"),
-        (lambda: claiming(10_000), "10000x10000 pixels: at most 64 million"),
+        (lambda: claiming(10_000), "10000x10000 pixels: 1 to 64 million"),
+        (lambda: pillow.new("RGB", (0, 5)), "0x5 pixels: 1 to 64 million"),
+        (long_text, r"is cut short or damaged \(Decompressed data too large"),
         (lambda: 5, "an image is given as int: give a file"),
         (lambda: {"random": [0, 5]}, "cannot draw"),
         (lambda: {"random": "x"}, "cannot draw"),
+        (lambda: {"random": [5, 5], "seed": 2**70}, "cannot draw"),
+        (lambda: {"random": [5, 5], "sed": 1}, "cannot draw"),
     ],
     ids=[
-        "missing",
-        "no image",
-        "cut short",
-        "no header",
-        "bomb",
-        "large",
-        "type",
-        "empty",
-        "words",
+        "missing", "too long a name", "no image", "cut short", "no header", "bomb", "large",
+        "no pixels", "a reader's own error", "type", "empty", "words", "seed", "unknown word",
     ],
-)
+)  # fmt: skip
 def test_a_bad_image_is_one_line(source: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         load_image(source(), VISION)
@@ -187,13 +195,13 @@ def test_a_bad_image_is_one_line(source: Callable[[], Any], message: str) -> Non
         ),
         (
             lambda image: check_images(ImageRequest([1], 1, images=(image,)), VISION, 1, "m"),
-            r"has 0 <\|image\|> and 1 images",
+            r"has 0 <\|image\|> and 1 image: give one for each",
         ),
         (
             lambda image: check_images(
                 ImageRequest([TOKEN, TOKEN], 1, images=(image, image)), VISION, 1, "m"
             ),
-            "has 2 images, the model was loaded for 1",
+            "has 2 images, the model can be shown 1: use fewer",
         ),
         (
             lambda image: check_images(ImageRequest([1], 1, images=(image,)), None, 0, "m"),
@@ -203,13 +211,7 @@ def test_a_bad_image_is_one_line(source: Callable[[], Any], message: str) -> Non
             lambda image: with_images(
                 [Request([1], 1)], [Prompt("x", images=({"random": [5, 5]},))], tiny_config("llama")
             ),
-            "tiny-llama takes no images: use Llama-3.2-11B-Vision",
-        ),
-        (
-            lambda image: with_images(
-                [Request([768], 1)], [Prompt("<|image|>")], tiny_config("llama")
-            ),
-            "was loaded for text alone",
+            "tiny-llama was loaded for text alone: leave it out, or ask Llama-3.2-11B-Vision",
         ),
         (
             lambda image: with_images(
@@ -249,6 +251,30 @@ def test_a_pass_of_the_tower_that_the_cache_leaves_no_room_for_is_refused_in_num
     plan.with_cache(most, 1024).check_fits()
     with pytest.raises(ValueError, match=r"of cache, 0\.\d GiB to look at images, and has"):
         plan.with_cache(int(free / page), 1024).check_fits()
+
+
+def test_a_demo_loads_for_as_many_images_as_its_prompts_have_and_says_early_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    model = write_tiny("mllama", tmp_path / "tiny")
+    settings = Settings.from_env({"TT_BACKEND": "emulator", "HF_MODEL": str(model)})
+
+    def job(*entries: Any) -> Any:
+        file = tmp_path / "prompts.json"
+        file.write_text(json.dumps(entries))
+        return prepare(replace(VISION_CASES[0], input_prompts=str(file)), {}, settings)
+
+    drawn = {"random": [60, 60]}
+    several = job({"prompt": "These?", "image": [drawn, drawn]}, {"prompt": "Nothing?"})
+    assert several.case.images == 2 and job({"prompt": "Nothing?"}).case.images == 1
+    for entry, message in (
+        ({"prompt": "<|image|> What?"}, r"has 1 <\|image\|> and 0 images"),
+        ({"prompt": "What?", "image": [drawn] * 9}, "has 9 images, the model can be shown 8"),
+        ({"prompt": "What?", "image": {"random": [0, 1]}}, "cannot draw {'random': "),
+        ({"prompt": "What?", "image": "no.png"}, "there is no image 'no.png'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            job(entry)
 
 
 def _draw(model: str, device: str, images: int) -> Any:
