@@ -106,7 +106,7 @@ def footprint(
         # gathered along a row of chips
         traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
         prefill_per_token=math.ceil(per_token),
-        looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), images)),
+        looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), spec, images)),
         image_states=math.ceil(states_peak(sharding, images)),
         kept=math.ceil(
             MOST_SHAPES
@@ -195,7 +195,7 @@ def activation_bytes(layer: LayerPrecision) -> float:
     return TILE_BYTES[precision] / TILE**2
 
 
-def looking_peak(sharding: Sharding, layer: LayerPrecision, images: int) -> float:
+def looking_peak(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec, images: int) -> float:
     """Peak bytes per chip of the tower's passes, one for each image, and of picking their states.
 
     Follows the calls of layers/vision and vision_transformer.py.
@@ -216,20 +216,25 @@ def looking_peak(sharding: Sharding, layer: LayerPrecision, images: int) -> floa
     states = WIDE * sharding.dim
     projector = max(2 * joined, joined + shares, shares + states)
     tower = WIDE * sizes.patch_width + max(layers, projector)
+    # a list of numbers lies in one bank, and as much of the others can hold nothing else
+    number = 4 * spec.dram_banks
     # rows of every image, all in one where there are several, and the picked ones
-    picking = images * states * (2 if images == 1 else 3)
-    return sizes.rows * max(tower, picking)
+    picking = images * (states * (2 if images == 1 else 3) + number)
+    # tokens and rotary rows of replayed prefills
+    replayed = 2 * number * MOST_SHAPES * LONGEST_KEPT
+    return sizes.rows * max(tower, picking) + replayed
 
 
 def masked_bytes_per_token(sharding: Sharding, images: int) -> float:
     """Peak bytes per chip and token where a mask says which of several images a token sees.
 
-    Measured in dry runs: the op holds the mask three times, padded to its blocks of keys.
+    Measured in dry runs: the mask is there twice, while it is laid out in tiles and while the op
+    pads it to its blocks of keys.
     """
     v = sharding.config.vision
     assert v is not None
     mask = WIDE * images * v.max_tiles * v.tile_rows
-    return WIDE * (sharding.local_residual + 3 * sharding.local_q_width) + 3 * mask
+    return WIDE * (sharding.local_residual + 3 * sharding.local_q_width) + 2 * mask
 
 
 def states_peak(sharding: Sharding, images: int) -> float:

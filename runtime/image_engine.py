@@ -189,7 +189,8 @@ class ImageEngine(Engine):
                 [~sees[i][:, None].expand(-1, n) for i, n in zip(look.order, tiles, strict=True)], 1
             )
             hidden &= sees.any(0)[:, None]  # who sees nothing is masked by its row
-            mask = self._tiles(torch.zeros(1, 1, *hidden.shape).masked_fill_(hidden, HIDDEN))
+            zeros = torch.zeros(1, 1, *hidden.shape, dtype=torch.bfloat16)
+            mask = self._tiles(zeros.masked_fill_(hidden, HIDDEN))
         return Sight(
             rows=self._tiles(sees.any(0).float().reshape(1, 1, -1, 1)),
             keys=keys,
@@ -199,7 +200,8 @@ class ImageEngine(Engine):
         )
 
     def _tiles(self, values: torch.Tensor) -> Any:
-        return self.place.device(values, ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
+        # TT-NN lays tiles out on the device, before it converts: float32 takes twice the DRAM
+        return self.place.device(values.bfloat16(), ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
 
     # --- decode
 

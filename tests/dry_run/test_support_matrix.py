@@ -123,8 +123,12 @@ LOOKING = [_options("Llama-3.2-90B-Vision", "T3K", **_LOOK)]
 LOOKING += [
     _full(_options("Llama-3.2-11B-Vision", device, **_LOOK)) for device in ("N300", "T3K", "P150")
 ]
-_SEVERAL = _LOOK | {"images": 2, "batch_sizes": [1], "max_seq_len": 4096}
-LOOKING.append(_full(_options("Llama-3.2-11B-Vision", "N300", **_SEVERAL)))
+# where most of the memory is a mask of which image a token sees
+_SEVERAL = _LOOK | {"batch_sizes": [1], "max_seq_len": 8192}
+LOOKING += [
+    _full(_options("Llama-3.2-11B-Vision", device, **_SEVERAL | {"images": images}))
+    for device, images in (("N300", 2), ("T3K", 8))
+]
 
 
 @pytest.mark.parametrize("check_options", LOOKING, ids=_named)
