@@ -72,14 +72,17 @@ void unpack_tiles(const void *given, Share *share) {
     uint32_t row[TILE];
     for (int64_t k = 0; k < a.depth / 2; k++) {
       const int64_t pair = a.spans[2 * t] + k;
-      words own[VECTORS];
+      Pair own[VECTORS];
       if (k >= a.spans[2 * t + 1])
         memset(own, 0, sizeof own);
       else if (a.packed == 64)
         unpack_bytes(a.mantissas + pair * 64, a.exponents + pair * 2, own);
       else
         unpack_nibbles(a.mantissas + pair * 32, a.exponents + pair * 2, own);
-      memcpy(row, own, sizeof own);
+      for (int v = 0; v < VECTORS; v++) {
+        const words both = words_of(own[v]);
+        memcpy(row + v * LANES, &both, sizeof both);
+      }
       for (int j = 0; j < TILE; j++) memcpy(a.tiles + (t * TILE + j) * a.depth + 2 * k, row + j, 4);
     }
   }

@@ -40,12 +40,12 @@ static __attribute__((constructor, unused)) void fill_tables(void) {
 }
 
 /* Exponents of 2^-less; what is zero stays so. */
-static inline words scaled(__m512i integers, uint32_t less) {
-  return (words)_mm512_subs_epu16(integers, _mm512_set1_epi32((int)less));
+static inline Pair scaled(__m512i integers, uint32_t less) {
+  return pair_of((words)_mm512_subs_epu16(integers, _mm512_set1_epi32((int)less)));
 }
 
 static inline __attribute__((always_inline)) void
-unpack_bytes(const uint8_t *mantissas, const uint32_t *less, words *own) {
+unpack_bytes(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
   const __m512i each = _mm512_loadu_si512(mantissas);
   const __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(bytes_of[0]), each,
                                                _mm512_loadu_si512(bytes_of[1]));
@@ -57,7 +57,7 @@ unpack_bytes(const uint8_t *mantissas, const uint32_t *less, words *own) {
 }
 
 static inline __attribute__((always_inline)) void
-unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, words *own) {
+unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
   const __m512i table = _mm512_loadu_si512(halves_of); /* of whose places 5 bits count */
   const __m512i each = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)mantissas));
   own[0] = scaled(_mm512_permutexvar_epi16(each, table), less[0]);
@@ -74,13 +74,12 @@ static inline uint8_t as_byte(int mantissa) { return (uint8_t)mantissa; }
 
 static inline uint8_t as_nibble(int mantissa) { return (uint8_t)(mantissa & 15); }
 
-/* Mantissas times their unit as bfloat16, both rows in a word. */
-static inline words in_words(integers first, integers second, uint32_t less) {
-  const float unit = as_float((127u << PLACE) - (less << 16));
-  const float other = as_float((127u << PLACE) - (less & 0xFFFF0000u));
-  const words a = (words)(__builtin_convertvector(first, floats) * unit);
-  const words b = (words)(__builtin_convertvector(second, floats) * other);
-  return (a >> 16) | (b & 0xFFFF0000u);
+/* Mantissas of two rows times their units. */
+static inline Pair in_units(integers first, integers second, uint32_t less) {
+  const words ones = (words){0} + (127u << PLACE), both = (words){0} + less;
+  const floats unit = (floats)(ones - (both << 16)), other = (floats)(ones - (both & 0xFFFF0000u));
+  return joined(__builtin_convertvector(first, floats) * unit,
+                __builtin_convertvector(second, floats) * other);
 }
 
 /* By hand where it can be: compilers convert vectors of bytes one by one. */
@@ -97,21 +96,22 @@ static inline integers wide_bytes(const uint8_t *mantissas) {
 }
 
 static inline __attribute__((always_inline)) void
-unpack_bytes(const uint8_t *mantissas, const uint32_t *less, words *own) {
+unpack_bytes(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
   UNROLLED
   for (int v = 0; v < VECTORS; v++)
-    own[v] = in_words(wide_bytes(mantissas + v * LANES), wide_bytes(mantissas + TILE + v * LANES),
+    own[v] = in_units(wide_bytes(mantissas + v * LANES), wide_bytes(mantissas + TILE + v * LANES),
                       less[v * LANES / BLOCK]);
 }
 
 static inline __attribute__((always_inline)) void
-unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, words *own) {
+unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
   UNROLLED
   for (int v = 0; v < VECTORS; v++) {
-    const int column = v * LANES % BLOCK, up = v * LANES / BLOCK ? 4 : 0;
-    const integers first = wide_bytes(mantissas + column) >> up & 15;
-    const integers second = wide_bytes(mantissas + BLOCK + column) >> up & 15;
-    own[v] = in_words((first ^ 8) - 8, (second ^ 8) - 8, less[v * LANES / BLOCK]);
+    const int column = v * LANES % BLOCK, up = v * LANES / BLOCK ? 24 : 28;
+    const words first = (words)wide_bytes(mantissas + column);
+    const words second = (words)wide_bytes(mantissas + BLOCK + column);
+    own[v] = in_units((integers)(first << up) >> 28, (integers)(second << up) >> 28,
+                      less[v * LANES / BLOCK]);
   }
 }
 #endif

@@ -53,13 +53,13 @@ static inline Pairs pairs_of(const struct multiply *p, int64_t first) {
 }
 
 static inline __attribute__((always_inline)) void read_pair(const Pairs *from, int64_t k,
-                                                            const int packed, words *own) {
+                                                            const int packed, Pair *own) {
   const int64_t later = k + AHEAD, then = later < from->last ? later : later + from->jump;
   if (packed == WORDS) {
     const uint32_t *weights = from->weights + k * TILE;
     for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(from->weights + then * TILE + j);
     UNROLLED
-    for (int v = 0; v < VECTORS; v++) memcpy(&own[v], weights + v * LANES, sizeof own[v]);
+    for (int v = 0; v < VECTORS; v++) own[v] = pair_of(loaded_words(weights + v * LANES));
     return;
   }
   __builtin_prefetch(from->mantissas + then * packed);
@@ -83,7 +83,7 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, 
     UNROLLED
     for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = (floats){0};
   for (int64_t k = 0; k < tile[1]; k++) {
-    words own[VECTORS * MOST_WIDE];
+    Pair own[VECTORS * MOST_WIDE];
     UNROLLED
     for (int w = 0; w < wide; w++) read_pair(from + w, k, packed, own + w * VECTORS);
     UNROLLED
@@ -172,14 +172,17 @@ static inline int width_of(const struct multiply *p, int64_t at, int64_t end) {
 
 /* A whole tile unpacked in a cache. */
 static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs, uint32_t *room) {
-  words own[VECTORS];
-  for (int64_t k = 0; p->packed == 64 && k < pairs; k++) {
-    read_pair(from, k, 64, own);
-    memcpy(room + k * TILE, own, sizeof own);
-  }
-  for (int64_t k = 0; p->packed == 32 && k < pairs; k++) {
-    read_pair(from, k, 32, own);
-    memcpy(room + k * TILE, own, sizeof own);
+  Pair own[VECTORS];
+  for (int64_t k = 0; k < pairs; k++) {
+    if (p->packed == 64)
+      read_pair(from, k, 64, own);
+    else
+      read_pair(from, k, 32, own);
+    UNROLLED
+    for (int v = 0; v < VECTORS; v++) {
+      const words both = words_of(own[v]);
+      memcpy(room + k * TILE + v * LANES, &both, sizeof both);
+    }
   }
   return (Pairs){room, 0, 0, INT64_MAX, 0};
 }
@@ -221,14 +224,27 @@ static inline int64_t rows_at_once(int64_t left) {
   return left < MOST_ROWS ? (left + some - 1) / some * some : MOST_ROWS;
 }
 
-/* Rows from `row` on as floats, those that are multiplied at once side by side; zeros for a rest. */
+/* Rows [count, depth], of which `some` exist, as floats side by side; zeros for a rest. */
+static inline __attribute__((always_inline)) void widen(const uint16_t *x, int64_t depth, int64_t some,
+                                                        const int count, float *out) {
+  const uint16_t *rows[MOST_ROWS];
+  for (int i = 0; i < count; i++) rows[i] = x + (i < some ? i : 0) * depth;
+  for (int64_t k = 0; k < depth; k++)
+    UNROLLED
+    for (int i = 0; i < count; i++) out[k * count + i] = widened(rows[i][k]);
+  for (int i = (int)some; i < count; i++)
+    for (int64_t k = 0; k < depth; k++) out[k * count + i] = 0;
+}
+
+/* Rows from `row` on as floats, those that are multiplied at once side by side. */
 static void widen_rows(const struct multiply *p, int64_t place, int64_t row, int64_t end, float *out) {
   for (int64_t some; row < end; row += some, out += some * p->depth) {
     const uint16_t *x = p->x + (place * p->rows + row) * p->depth;
     some = rows_at_once(end - row);
-    for (int64_t i = 0; i < some; i++)
-      for (int64_t k = 0; k < p->depth; k++)
-        out[k * some + i] = row + i < end ? widened(x[i * p->depth + k]) : 0;
+    if (some == MOST_ROWS) /* known when compiled */
+      widen(x, p->depth, end - row, MOST_ROWS, out);
+    else
+      widen(x, p->depth, end - row, (int)some, out);
   }
 }
 
@@ -282,15 +298,15 @@ static void multiply_wide(const struct multiply *p, const int64_t *tile, const u
 
 void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
-  const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = 2 * share->threads;
-  const int64_t grain = panels * a.count / most < 4 ? panels * a.count / most + 1 : 4;
+  const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = a.rows > FEW ? 1 : 4;
+  const int64_t part = panels * a.count / (2 * share->threads) + 1, grain = part < most ? part : most;
   float *wide_rows = a.wide + share->thread * (a.panel + TILE) * a.depth;
   int64_t place = -1, different = 0, has_known = 0, widened_place = -1, widened_from = -1;
 #if HAS_TILES
   const int has_tiles = may_use_tiles && a.rows >= EDGE;
   if (has_tiles) open_tiles();
 #endif
-  EACH_BY(piece, panels * a.count, grain) { /* neighbours: memory is read best in order */
+  EACH_BY(piece, panels * a.count, grain) { /* few rows: neighbours, as memory is read best in order */
     const int64_t *tile = a.tiles + piece % a.count * 5, start = piece / a.count * a.panel;
     const int64_t end = start + a.panel < a.rows ? start + a.panel : a.rows;
     int64_t row = start;

@@ -84,17 +84,35 @@ static inline words widened_bits(const uint16_t *x) {
 
 static inline floats widened_all(const uint16_t *x) { return (floats)widened_bits(x); }
 
-/* A sum and the products of two neighbours each, exact before they are added: the second first, as
-   processors that have an instruction for it do. */
+/* Two neighbours each of what is bfloat16, as they are multiplied; sums get the second's products
+   first, as of processors that have an instruction for both. */
 #ifdef __AVX512BF16__
-static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
+typedef words Pair;
+
+static inline Pair pair_of(words both) { return both; }
+static inline words words_of(Pair pair) { return pair; }
+
+static inline Pair joined(floats first, floats second) { return (words)first >> 16 | (words)second; }
+
+static inline floats plus_pairs(floats sum, Pair weights, uint32_t pair) {
   return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights,
                                   (__m512bh)_mm512_set1_epi32((int32_t)pair));
 }
 #else
-static inline floats plus_pairs(floats sum, words weights, uint32_t pair) {
-  sum += (floats)(weights & 0xFFFF0000u) * as_float(pair & 0xFFFF0000u);
-  return sum + (floats)(weights << 16) * as_float(pair << 16);
+typedef struct {
+  floats first, second;
+} Pair;
+
+static inline Pair joined(floats first, floats second) { return (Pair){first, second}; }
+
+static inline Pair pair_of(words both) {
+  return (Pair){(floats)(both << 16), (floats)(both & 0xFFFF0000u)};
+}
+static inline words words_of(Pair pair) { return (words)pair.first >> 16 | (words)pair.second; }
+
+static inline floats plus_pairs(floats sum, Pair weights, uint32_t pair) {
+  sum += weights.second * as_float(pair & 0xFFFF0000u);
+  return sum + weights.first * as_float(pair << 16);
 }
 #endif
 
