@@ -15,9 +15,9 @@
 #define HALF (PROMPT_KEYS / 2)
 
 #define LENGTH_BITS 15            /* of queries and keys */
-#define VALUE_BITS 13             /* of values, 8 of which count: at most 255 / 256 of that */
-#define MOST_WEIGHT 32767.0f      /* and together 2^18, for 2^31 in a product */
-#define MOST_WEIGHTS 262144.0f
+#define VALUE_BITS 12             /* of values, 8 of which count: at most 255 / 256 of that */
+#define MOST_WEIGHT 32767.0f      /* and together 2^19, for 2^31 in a product */
+#define MOST_WEIGHTS 524288.0f
 #define FAR 60                    /* powers of two from 1: what is larger is refused */
 #define LOG2_E 1.4426950408889634
 #define NO_KEY (-1e30f)           /* score of a key that is not seen */
@@ -64,14 +64,20 @@ static inline int exponent_of(double size, int *exponent) {
   return size - size == 0 && *exponent <= FAR;
 }
 
+/* The nearest integers, in 16 bits: the last ones of numbers near INTEGERS are the integer. */
+static inline words last_bits(floats x) { return (words)(x + INTEGERS) & 0xFFFF; }
+
 /* Integers [width] of a query or key, and what a unit is. 0 where it is not for C. */
-static int whole_numbers(const uint16_t *x, int64_t width, int16_t *out, float *unit) {
-  double squares = 0;
+static int whole_numbers(const uint16_t *x, int64_t width, uint16_t *out, float *unit) {
+  floats squares = {0};
   int exponent;
-  for (int64_t j = 0; j < width; j++) squares += (double)widened(x[j]) * widened(x[j]);
-  if (!exponent_of(sqrt(squares), &exponent)) return 0;
+  for (int64_t j = 0; j < width; j += LANES) squares += widened_all(x + j) * widened_all(x + j);
+  if (!exponent_of(sqrtf(total(squares)), &exponent)) return 0;
   const float scale = power_of_two(LENGTH_BITS - exponent);
-  for (int64_t j = 0; j < width; j++) out[j] = (int16_t)rintf(widened(x[j]) * scale);
+  for (int64_t j = 0; j < width; j += LANES) {
+    const halves whole = __builtin_convertvector(last_bits(widened_all(x + j) * scale), halves);
+    memcpy(out + j, &whole, sizeof whole);
+  }
   *unit = power_of_two(exponent - LENGTH_BITS);
   return 1;
 }
@@ -83,7 +89,7 @@ void arrange_keys(const void *given, Share *share) {
     const uint16_t *x = a.x + piece / a.groups * a.length * a.width;
     uint32_t *out = a.out + piece * a.half * PROMPT_ROWS;
     for (int64_t j = 0; j < PROMPT_ROWS; j++) {
-      int16_t own[MOST_WIDTH] = {0};
+      uint16_t own[MOST_WIDTH] = {0};
       float *unit = a.units + piece * PROMPT_ROWS + j;
       *unit = 0;
       if (first + j < a.length && !whole_numbers(x + (first + j) * a.width, a.width, own, unit))
@@ -94,36 +100,46 @@ void arrange_keys(const void *given, Share *share) {
   }
 }
 
+/* Of all values, or what is no number. */
+static float largest_size(const uint16_t *x, int64_t width) {
+  words most = {0};
+  uint32_t largest = 0;
+  for (int64_t j = 0; j < width; j += LANES) {
+    const words size = widened_bits(x + j) & 0x7FFFFFFF;
+    most = chosen(size, most, (words)(size > most));
+  }
+  for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+  return as_float(largest);
+}
+
 void arrange_values(const void *given, Share *share) {
   ARGUMENTS(arrange_values);
   EACH(piece, a.matrices * a.pairs, 2 * a.width) {
     const int64_t first = piece % a.pairs * 2;
-    int16_t own[2][MOST_WIDTH] = {{0}};
+    uint32_t *out = a.out + piece / HALF * a.width * HALF + piece % HALF * PROMPT_ROWS;
+    uint32_t own[MOST_WIDTH] = {0};
     for (int64_t j = 0; j < 2; j++) {
       const uint16_t *x = a.x + (piece / a.pairs * a.length + first + j) * a.width;
-      float most = 0;
+      const int64_t width = first + j < a.length ? a.width : 0;
+      const float most = largest_size(x, width);
       int exponent;
-      for (int64_t c = 0; first + j < a.length && c < a.width; c++) {
-        const float size = fabsf(widened(x[c]));
-        most = size > most || size != size ? size : most;
+      if (!exponent_of(most, &exponent)) refuse(share);
+      for (int64_t c = 0; c < width; c += LANES) {
+        const floats units = widened_all(x + c) * power_of_two(VALUE_BITS - exponent);
+        const words both = loaded_words(own + c) | last_bits(units) << 16 * j;
+        memcpy(own + c, &both, sizeof both);
       }
-      if (!exponent_of(most, &exponent))
-        refuse(share);
-      else if (most > 0)
-        for (int64_t c = 0; c < a.width; c++)
-          own[j][c] = (int16_t)rintf(widened(x[c]) * power_of_two(VALUE_BITS - exponent));
       a.exponents[2 * piece + j] = (float)exponent;
       a.shrinks[2 * piece + j] = power_of_two(-exponent);
     }
-    for (int64_t c = 0; c < a.width; c++)
-      a.out[piece * a.width + c] = (uint16_t)own[0][c] | (uint32_t)(uint16_t)own[1][c] << 16;
+    for (int64_t c = 0; c < a.width; c += PROMPT_ROWS)
+      memcpy(out + c * HALF, own + c, PROMPT_ROWS * sizeof *own);
   }
 }
 
-/* Sums [PROMPT_ROWS, MANY] of as many words, `apart` for every pair, with words [pairs, MANY]. */
+/* Sums [PROMPT_ROWS, MANY] of words [pairs, PROMPT_ROWS] with words [pairs, MANY]. */
 static inline __attribute__((always_inline)) void
-multiply(const uint32_t *x, int64_t apart, const uint32_t *y, int64_t pairs,
-         integers (*sums)[ACROSS]) {
+multiply(const uint32_t *x, const uint32_t *y, int64_t pairs, integers (*sums)[ACROSS]) {
   UNROLLED
   for (int row = 0; row < PROMPT_ROWS; row += AT_ONCE) {
     integers own[AT_ONCE][ACROSS];
@@ -137,7 +153,7 @@ multiply(const uint32_t *x, int64_t apart, const uint32_t *y, int64_t pairs,
       for (int v = 0; v < ACROSS; v++) many[v] = loaded_words(y + k * MANY + v * LANES);
       UNROLLED
       for (int i = 0; i < AT_ONCE; i++) {
-        const uint32_t pair = x[k * apart + row + i];
+        const uint32_t pair = x[k * PROMPT_ROWS + row + i];
         UNROLLED
         for (int v = 0; v < ACROSS; v++) own[i][v] = plus_integers(own[i][v], many[v], pair);
       }
@@ -169,7 +185,7 @@ static void score(Work *work, const uint32_t *keys, const float *units, const fl
   for (int v = 0; v < ACROSS; v++) work->largest[v] = all(NO_KEY);
   for (int64_t k = 0; k < PROMPT_KEYS; k += PROMPT_ROWS) {
     integers sums[PROMPT_ROWS][ACROSS];
-    multiply(keys + k * half, PROMPT_ROWS, work->q[0], half, sums);
+    multiply(keys + k * half, work->q[0], half, sums);
     UNROLLED
     for (int i = 0; i < PROMPT_ROWS; i++)
       UNROLLED
@@ -224,10 +240,9 @@ static void weigh(Work *work, const float *shrinks) {
     const floats unit = larger(sum * (1 / MOST_WEIGHTS), all(1 / MOST_WEIGHT));
     const floats scale = 1 / unit;
     work->weight_unit[v] = power * unit;
-    for (int k = 0; k < HALF; k++) { /* the last bits of near INTEGERS are the integer */
-      const words low = (words)(work->scores[2 * k][v] * scale + INTEGERS);
-      const words high = (words)(work->scores[2 * k + 1][v] * scale + INTEGERS);
-      const words both = (low & 0xFFFF) | high << 16;
+    for (int k = 0; k < HALF; k++) {
+      const words low = last_bits(work->scores[2 * k][v] * scale);
+      const words both = low | last_bits(work->scores[2 * k + 1][v] * scale) << 16;
       memcpy(work->weights[k] + v * LANES, &both, sizeof both);
     }
   }
@@ -236,7 +251,7 @@ static void weigh(Work *work, const float *shrinks) {
 static void add_values(Work *work, const uint32_t *values, int64_t width) {
   for (int64_t c = 0; c < width; c += PROMPT_ROWS) {
     integers sums[PROMPT_ROWS][ACROSS];
-    multiply(values + c, width, work->weights[0], HALF, sums);
+    multiply(values + c * HALF, work->weights[0], HALF, sums);
     UNROLLED
     for (int i = 0; i < PROMPT_ROWS; i++)
       UNROLLED
@@ -257,7 +272,7 @@ static int begin_work(const struct attend_prompt *a, int64_t head, int64_t numbe
   for (int64_t i = 0; i < MANY; i++) {
     const int64_t own = number + i < count ? number + i : count - 1, row = own / a->group;
     const int64_t at = a->start + row, v = i / LANES, lane = i % LANES;
-    int16_t whole[MOST_WIDTH];
+    uint16_t whole[MOST_WIDTH];
     float unit;
     work->place[i] = ((head * a->group + own % a->group) * a->length + row) * a->width;
     if (!whole_numbers(a->q + work->place[i], a->width, whole, &unit)) return 0;
@@ -267,6 +282,22 @@ static int begin_work(const struct attend_prompt *a, int64_t head, int64_t numbe
     work->end[v][lane] = (int32_t)(a->is_causal && at + 1 < a->total ? at + 1 : a->total);
   }
   return 1;
+}
+
+/* The results of all but those that repeat the last. */
+static void end_work(const struct attend_prompt *a, int64_t number, const Work *work) {
+  const int64_t left = a->group * a->length - number;
+  for (int64_t v = 0; v < ACROSS; v++)
+    for (int64_t j = 0; j < a->width; j += BLOCK) {
+      uint16_t columns[BLOCK][LANES];
+      for (int64_t c = 0; c < BLOCK; c++) {
+        const floats share = power_of_two(-VALUE_BITS) / work->total[v];
+        const halves narrow = narrowed_all(work->found[j + c][v] * share);
+        memcpy(columns[c], &narrow, sizeof narrow);
+      }
+      for (int64_t i = 0; i < LANES && v * LANES + i < left; i++)
+        for (int64_t c = 0; c < BLOCK; c++) a->out[work->place[v * LANES + i] + j + c] = columns[c][i];
+    }
 }
 
 static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t number) {
@@ -284,13 +315,7 @@ static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t numb
     weigh(&work, a->shrinks + at);
     add_values(&work, a->values + at / 2 * width, width);
   }
-  for (int64_t i = 0; i < MANY && number + i < a->group * a->length; i++) {
-    const int64_t v = i / LANES, own = i % LANES;
-    const float share = power_of_two(-VALUE_BITS) / work.total[v][own];
-    float row[MOST_WIDTH];
-    for (int64_t j = 0; j < width; j++) row[j] = work.found[j][v][own] * share;
-    for (int64_t j = 0; j < width; j += BLOCK) store_as(row + j, a->out + work.place[i] + j, 0);
-  }
+  end_work(a, number, &work);
   return 1;
 }
 

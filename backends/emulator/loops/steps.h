@@ -14,7 +14,7 @@
 #define FEW 4            /* rows multiplied while weights are unpacked; more find them in a cache */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
-#define PROMPT_KEYS 32   /* keys of a prompt whose softmax weights are made at once */
+#define PROMPT_KEYS 64   /* keys of a prompt whose softmax weights are made at once */
 #define PROMPT_ROWS 8    /* of them that are multiplied at once */
 
 /* x in blocks, rounded to `mantissa_bits`, or to bfloat16 (none). */
@@ -237,8 +237,9 @@ struct arrange_keys {
   int64_t matrices, length, width, groups, half;
 };
 
-/* Values of prompts as integers, a word for two keys, and for each key the power of two that they are
-   below, and one over that. Refuses like arrange_keys. */
+/* Values of prompts as integers, a word for two keys, for PROMPT_KEYS at once PROMPT_ROWS columns
+   side by side, and for each key the power of two that they are below, and one over that. Refuses
+   like arrange_keys. */
 struct arrange_values {
   const uint16_t *x; /* [matrices, length, width] */
   uint32_t *out;     /* [matrices, pairs, width] */
