@@ -1,9 +1,10 @@
 """The emulator beside llama.cpp on this machine: one user and many, short and long, in turns.
 
-llama.cpp reads the default model's own GGUF file (Q4_1) through llama-cpp-python, which is nobody's
-requirement: `pip install --no-deps --target DIR llama-cpp-python==0.3.36 diskcache`, DIR on
-PYTHONPATH. On some processors its own AMX code ends it by an illegal instruction: there it is
-asked for its plain weights (`llama_extra_buffers` false).
+Both read one GGUF file, the default model's (Q4_1) or that of HF_MODEL, llama.cpp through
+llama-cpp-python, which is nobody's requirement:
+`pip install --no-deps --target DIR llama-cpp-python==0.3.36 diskcache`, DIR on PYTHONPATH. On some
+processors its own AMX code ends it by an illegal instruction: there it is asked for its plain
+weights (`llama_extra_buffers` false).
 Ratios are its time / ours. Times are host wall clock; host_speed.py says what they are not.
 """
 
@@ -16,7 +17,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,12 +30,16 @@ import torch
 
 import backends
 from backends import op_record
-from models.checkpoints.default_model import default_model_path
+from models.checkpoints.open import locate
 from perf.host_engine import Ours, clock, our_engine, random_prompts
+from runtime.settings import Settings
 
-ROUNDS = 3  # in turns
-LONG, LONGEST = 2048, 8000  # tokens of prompts beside 128
-USERS = 32
+CASES = {  # users, tokens of each prompt, rounds in turns
+    "b1": (1, 128, 3),
+    "b1_2048": (1, 2048, 2),
+    "b1_8000": (1, 8000, 1),
+    "b32": (32, 128, 1),
+}
 MISSING = (
     "llama_cpp is not installed: pip install --no-deps --target DIR llama-cpp-python==0.3.36 "
     "diskcache, then run with PYTHONPATH=DIR"
@@ -45,6 +50,15 @@ MISSING = (
 def _quiet(cpp: Any) -> Any:
     """What hears of llama.cpp's doings and says nothing; it has to live as long as they go on."""
     return cpp.llama_log_callback(lambda level, text, data: None)
+
+
+def gguf_file() -> Path:
+    """The model's file; ValueError if it is not one that llama.cpp reads."""
+    name = Settings.from_env().checkpoint or "default"
+    path = locate(name).path
+    if path.suffix != ".gguf":
+        raise ValueError(f"{name} is no GGUF file: llama.cpp reads nothing else, so name one")
+    return path
 
 
 class Llama:
@@ -60,7 +74,7 @@ class Llama:
         threads, room = torch.get_num_threads(), users * (self.length + steps + 8)
         how = cpp.llama_model_default_params()
         how.use_extra_bufts = extra_buffers
-        self.model = cpp.llama_model_load_from_file(str(default_model_path()).encode(), how)
+        self.model = cpp.llama_model_load_from_file(str(gguf_file()).encode(), how)
         settings = cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = room, users
         settings.n_batch = min(room, 4096)
@@ -236,8 +250,8 @@ def nothing_but_imports() -> float:
     return peak_mib()
 
 
-def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
-    """All figures by name, or why there are none."""
+def measure_llama(optimizations: str, steps: int, cases: Sequence[str]) -> dict[str, Any]:
+    """All figures of some of CASES by name, or why there are none."""
     if importlib.util.find_spec("llama_cpp") is None:
         return {"skipped": MISSING}
     extra_buffers = survives(their_start, True)
@@ -246,12 +260,10 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
         "llama_cpp_python": importlib.import_module("llama_cpp").__version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "llama_file": default_model_path().name,
+        "llama_file": gguf_file().name,
     }
-    for name, (users, length, rounds) in {
-        "b1": (1, 128, ROUNDS), f"b1_{LONG}": (1, LONG, 2), f"b1_{LONGEST}": (1, LONGEST, 1),
-        f"b{USERS}": (USERS, 128, 1),
-    }.items():  # fmt: skip
+    for name in cases:
+        users, length, rounds = CASES[name]
         times = compare(users, length, optimizations, steps, rounds, extra_buffers=extra_buffers)
         for phase in ("prefill", "decode"):
             pair = times[phase]
@@ -263,7 +275,7 @@ def measure_llama(optimizations: str, steps: int) -> dict[str, Any]:
             found["bytes_per_step"] = times["bytes"]
             found["bandwidth_gb_s"] = round(bandwidth() / 1e9, 1)
             found["bandwidth_share"] = round(read / bandwidth(), 3)
-        if name == f"b1_{LONG}":
+        if name == "b1_2048":
             found["peak_gflop_s"] = round(peak_flops() / 1e9, 1)
             found["prefill_flops_share"] = round(
                 times["flops"] / times["prefill"].ours / peak_flops(), 3

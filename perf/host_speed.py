@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--optimizations", default="performance", help="precision of our engine")
     parser.add_argument("--devices", help="meshes to compare with one chip instead: T3K,TG")
     parser.add_argument("--against", choices=["llama.cpp"], help="take turns with this instead")
+    parser.add_argument("--cases", help="with --against: some of b1,b1_2048,b1_8000,b32, not all")
     parser.add_argument("--busy", action="store_true", help="measure beside busy loops instead")
     parser.add_argument("--bfloat16", action="store_true", help="time HF in bfloat16 too (batch 1)")
     args = parser.parse_args()
@@ -221,9 +222,15 @@ def main() -> None:
     ModelPrecision.parse(args.optimizations, load_config("default"))
     found: dict[str, Any]
     if args.against:
-        from perf.host_llama import measure_llama
+        from perf.host_llama import CASES, measure_llama
 
-        found = measure_llama(args.optimizations, args.steps)
+        cases = args.cases.split(",") if args.cases else list(CASES)
+        unknown = [case for case in cases if case not in CASES]
+        if unknown:
+            parser.error(f"unknown case {unknown[0]!r}: choose from {', '.join(CASES)}")
+        found = measure_llama(args.optimizations, args.steps, cases)
+    elif args.cases:
+        parser.error("--cases needs --against llama.cpp")
     elif args.busy:
         found = measure_busy(args.optimizations, args.steps)
     elif args.devices is not None:
