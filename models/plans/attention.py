@@ -345,7 +345,8 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
     sizes, spec = target.sharding, target.spec
     ways = query_ways(target, users, length)
     heads = heads_memory(users * length, own=target.is_own and not start)
-    is_short = heads == ttnn.L1_MEMORY_CONFIG
+    # of one prompt: those prefilled together get the digits that each would get alone
+    is_short = heads_memory(length, own=target.is_own and not start) == ttnn.L1_MEMORY_CONFIG
     scores = _score_arguments(target, score_chunk(length, start, ways), OpGroup.SDPA_PREFILL)
     return AttentionPrefill(
         qkv=prefill_linear(

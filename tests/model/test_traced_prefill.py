@@ -43,6 +43,20 @@ def test_replayed_prefills_equal_those_sent_op_by_op(device: str) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("optimizations", ["performance", "accuracy"])
+def test_a_prompt_has_the_same_logits_alone_and_among_others(optimizations: str) -> None:
+    """Else an answer depends on who else asks just then."""
+    prompts = [random_prompt(VOCAB, length, seed=length) for length in (20, 100, 128)] * 4
+    with engine_of(CHECKPOINT, "N150", batch=12, optimizations=optimizations) as engine:
+        pages = random_pages(engine)
+        alone = [
+            engine.prefill([prompt], slots=[slot], page_table=pages)[0]
+            for slot, prompt in enumerate(prompts)
+        ]
+        together = engine.prefill(prompts, slots=list(range(12)), page_table=pages)
+    assert torch.equal(torch.stack(alone), together)
+
+
 @pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 @pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
 def test_replayed_prefills_leave_attention_alone_to_python(device: str) -> None:
