@@ -45,6 +45,13 @@ def converting() -> Iterator[None]:
                 _apply()
 
 
+def give_back() -> None:
+    """Give whole free pages back once, for after a step that will not come again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _apply() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

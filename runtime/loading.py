@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends import configure_emulator
+from backends import allocator, configure_emulator
 from backends.mesh import open_mesh, split_mesh
 from models.checkpoints import RandomCheckpoint, ShapeCheckpoint
 from models.config import ModelConfig
@@ -58,6 +58,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         try:
             for part in split_mesh(mesh, options.data_parallel):
                 engines.append(build_engine(plan, part, checkpoint, cache))
+            allocator.give_back()  # what converting weights took
             yield Loaded(engines, plan, checkpoint)
         finally:
             for engine in engines:

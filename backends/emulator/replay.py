@@ -19,6 +19,7 @@ from backends.emulator.loops.call import COUNTER_WORDS, Call, listening, loops, 
 from backends.emulator.numerics.tiles import Packed
 
 Step = tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...]]  # compute, sources, targets
+MOST_RECORDED = 1 << 29  # bytes of results; a recording holds all, a list what is in use at once
 _ALIGNMENT = 64  # bytes of a line that memory hands over
 _FRESH = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided",
           "aten::new_empty_strided")  # fmt: skip
@@ -66,8 +67,12 @@ class Recorder:
         self.made: dict[int, torch.Tensor] = {}  # storage -> a tensor that keeps it
         self._private: set[int] = set()  # storages that only ops of Python know to fill
 
-    def run(self, steps: Sequence[Step]) -> None:
+    def run(self, steps: Sequence[Step]) -> int:
+        """How many steps ran: not all where Python is a small part of what they take."""
+        recorded = 0
         for number, (compute, sources, targets) in enumerate(steps):
+            if recorded > MOST_RECORDED:
+                return number
             reads = [self.registers[i] for i in sources]
             calls: list[Call] = []
             with _Watch() as watch, listening(calls.append):
@@ -76,7 +81,9 @@ class Recorder:
             for place, value in zip(targets, writes, strict=True):
                 self.registers[place] = value
             self.results.append(writes)
-            self.made |= {_key(tensor): tensor for tensor in watch.made}
+            new = {_key(tensor): tensor for tensor in watch.made}
+            recorded += sum(_size(tensor) for key, tensor in new.items() if key not in self.made)
+            self.made |= new
             in_c = not watch.has_computed and all(
                 call.done and not any(_key(t) in self._private for t in call.tensors)
                 for call in calls
@@ -87,6 +94,7 @@ class Recorder:
             self._private |= {_key(tensor) for tensor in watch.made}
             self._private -= {_key(tensor) for tensor in writes}
             self.entries.append(_Entry(None, number, reads, list(writes)))
+        return len(steps)
 
 
 def _key(tensor: torch.Tensor) -> int:

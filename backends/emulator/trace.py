@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from backends import allocator
 from backends.emulator.api.types import DataType
 from backends.emulator.chip.device import MeshDevice
 from backends.emulator.chip.tensor import Tensor
@@ -149,6 +150,7 @@ class Program:
         if self._known and self._attempts and native.library() is not None:
             self._attempts -= 1
             self._record(data)
+            allocator.give_back()
             return
         self._known = list(data)
         registers = [None] * self.size
@@ -188,7 +190,12 @@ class Program:
                 value = value.clone(memory_format=torch.contiguous_format)
             recorder.registers[place] = value
         inputs = list(recorder.registers)
-        recorder.run(self.steps)
+        done = recorder.run(self.steps)
+        if done < len(self.steps):
+            self._attempts, registers = 0, recorder.registers
+            del recorder
+            self._run_steps(registers, done)
+            return
         kept = [recorder.registers[place] for place, _ in (*self.stores, *self.made)]
         self._known, self._inputs = list(data), [inputs[place] for place, _ in self.loads]
         changing = [self._inputs[at] for at in self._copied]

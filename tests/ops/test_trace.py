@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import backends
+from backends.emulator import replay
 from backends.emulator.loops import native
 from backends.mesh import open_mesh
 from tests.ops.emulated import per_user, put
@@ -196,8 +197,21 @@ class Step:
         ttnn.copy_host_to_device_tensor(host(values), self.x)
 
 
+# warm, noted, walked: of all ops plus_one alone is left to Python; then topk refuses what is no
+# number, which stays in the cache, and is left to Python too
+IN_C = [None, 1, 1, 1, 1, None, 2, 2, 2]
+
+
 @needs_compiler
-def test_a_list_walked_in_c_equals_the_steps_op_by_op(mesh: Any) -> None:
+@pytest.mark.parametrize(
+    ("most", "left"),
+    [(replay.MOST_RECORDED, IN_C), (2000, [None] * 9)],
+    ids=["in C", "too large to record"],
+)
+def test_a_list_walked_in_c_equals_the_steps_op_by_op(
+    mesh: Any, monkeypatch: pytest.MonkeyPatch, most: int, left: list[int | None]
+) -> None:
+    monkeypatch.setattr(replay, "MOST_RECORDED", most)
     traced, eager = Step(mesh), Step(mesh)
     trace, out = capture(mesh, traced.run)
     program = mesh.traces[trace]
@@ -210,11 +224,9 @@ def test_a_list_walked_in_c_equals_the_steps_op_by_op(mesh: Any) -> None:
             assert torch.equal(bits(found), bits(expected)), seed
         assert torch.equal(bits(traced.cache), bits(eager.cache))
         assert torch.equal(traced.positions.data, eager.positions.data)
-        replay = program._replay
-        left_to_python.append(None if replay is None else len(replay._reads))
-    # warm, noted, walked: of all ops plus_one alone is left to Python; then topk refuses what is
-    # no number, which stays in the cache, and is left to Python too
-    assert left_to_python == [None, 1, 1, 1, 1, None, 2, 2, 2]
+        walked = program._replay
+        left_to_python.append(None if walked is None else len(walked._reads))
+    assert left_to_python == left
 
 
 @needs_compiler

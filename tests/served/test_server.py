@@ -24,7 +24,7 @@ from runtime.prompts import load_prompts
 from runtime.requests import Request
 from tests.model.helpers import answers_as_in_demos
 from tests.served.server import ROOT, Server, start
-from tests.served.soak import soak
+from tests.served.soak import memory_mib, soak
 
 USERS, CONTEXT = 32, 512
 QUESTIONS = [
@@ -161,8 +161,19 @@ def test_a_soak_leaves_nothing_behind(server: Server, seconds: int, least: int) 
     kinds = ("compared", "drawn", "left", "refused")
     assert all(found.requests.get(kind, 0) >= least for kind in kinds), found.requests
     assert found.pages_in_use == found.running == 0
-    # pages and traces are still new in the first minute; half an hour of soak stayed below 2.7 GiB
-    assert max(sum(mib.values()) for _, mib in found.memory_mib) < 3 * 1024
+
+
+def test_repeated_requests_take_no_more_memory(server: Server) -> None:
+    """One at a time, so that every step has the shapes of an earlier one."""
+
+    def ask_all() -> float:
+        for question in QUESTIONS * 4:
+            server.ask(question, max_tokens=8)
+        return sum(map(memory_mib, (server.process.pid, server.engine)))
+
+    ask_all()
+    before = ask_all()
+    assert ask_all() - before < 8  # half a MiB for each request
 
 
 def test_sigterm_lets_requests_in_flight_end(server: Server) -> None:
