@@ -11,6 +11,7 @@ import torch
 
 from backends.op_record import record_ops
 from models import vision_tables
+from models.kv_cache import NULL_PAGE
 from models.layers.decoder import DecoderLayer
 from runtime.generator import Generator
 from runtime.image_engine import ImageEngine
@@ -210,6 +211,14 @@ def test_more_users_than_slots_and_pages_all_get_their_answers() -> None:
         generator.reset()
         for request, tokens in zip(requests, found, strict=True):
             assert answers(generator, [request])[0] == tokens
+
+
+def test_nobody_is_given_the_page_of_zeros_that_users_without_images_read() -> None:
+    with engine_of(CHECKPOINT, images=1, batch=2) as engine:
+        for slot in range(2):
+            engine.attach(slot, prompt_with(45, 9), [image("2x1")])
+        given = [page for look in engine.looks.values() for page in look.pages]
+        assert sorted(given) == list(range(NULL_PAGE + 1, engine.eyes.image_pages.num_blocks))
 
 
 def test_a_batch_without_images_runs_the_text_stack_alone() -> None:

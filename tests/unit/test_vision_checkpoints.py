@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.checkpoints import RandomCheckpoint, open_checkpoint
 from models.checkpoints.reference import build_reference
 from models.checkpoints.repack import repack
+from models.checkpoints.vision_names import per_layout
 from models.registry import load_config
 from tests.tiny_formats import write_meta
 from tests.tiny_models import TinyCheckpoint, tiny_config, write_hf
@@ -74,6 +76,32 @@ def test_published_files_load_into_hfs_own_model_with_the_numbers_of_our_referen
     found = dict(ours.named_parameters())
     for name, parameter in theirs.named_parameters():
         assert torch.equal(parameter, found[name]), name
+
+
+def test_query_and_key_rows_of_what_knows_no_rotary_positions_are_as_hf_stores_them(
+    tmp_path: Path,
+) -> None:
+    """Norms of heads have a weight for each row: rotary order would pair them with others."""
+    original = TinyCheckpoint(CONFIG)
+    stored = load_file(write_hf(original, tmp_path) / "model.safetensors")
+    tower, text = "vision_model", f"language_model.model.layers.{CONFIG.vision.cross_before[0]}"
+    for ours, theirs in {
+        "cross_layers.0": f"{text}.cross_attn",
+        "vision.layers.0": f"{tower}.transformer.layers.0.self_attn",
+        "vision.global_layers.0": f"{tower}.global_transformer.layers.0.self_attn",
+    }.items():
+        for part in "qk":
+            own = original.get(f"{ours}.attention.w{part}.weight")
+            assert torch.equal(stored[f"{theirs}.{part}_proj.weight"], own), (ours, part)
+
+
+def test_metas_tables_by_rows_and_columns_are_read_tile_by_tile() -> None:
+    vision = load_config("Llama-3.2-11B-Vision", vision=True).vision
+    assert vision is not None
+    sides = torch.arange(4)
+    table = per_layout((10 * sides[:, None] + sides).reshape(4, 4, 1, 1), vision)
+    tiles = {(1, 3): [0, 1, 2, 0], (3, 1): [0, 10, 20, 0], (2, 2): [0, 1, 10, 11]}
+    assert {layout: table[vision.ratio_id(*layout)].tolist() for layout in tiles} == tiles
 
 
 def test_random_weights_leave_no_gate_at_zero() -> None:
