@@ -81,23 +81,28 @@ class Recorder:
             for place, value in zip(targets, writes, strict=True):
                 self.registers[place] = value
             self.results.append(writes)
-            new = {_key(tensor): tensor for tensor in watch.made}
+            new = {key_of(tensor): tensor for tensor in watch.made}
             recorded += sum(_size(tensor) for key, tensor in new.items() if key not in self.made)
             self.made |= new
             in_c = not watch.has_computed and all(
-                call.done and not any(_key(t) in self._private for t in call.tensors)
+                call.done and not any(key_of(t) in self._private for t in call.tensors)
                 for call in calls
             )
             if in_c:
                 self.entries += [_Entry(call, number, list(call.tensors), []) for call in calls]
                 continue
-            self._private |= {_key(tensor) for tensor in watch.made}
-            self._private -= {_key(tensor) for tensor in writes}
+            self._private |= {key_of(tensor) for tensor in watch.made}
+            self._private -= {key_of(tensor) for tensor in writes}
             self.entries.append(_Entry(None, number, reads, list(writes)))
         return len(steps)
 
+    def read(self, kept: Iterable[torch.Tensor]) -> set[int]:
+        """The memory that anything was read from, or that outlives the run."""
+        reads = (tensor for entry in self.entries for tensor in entry.reads)
+        return {key_of(tensor) for tensor in (*reads, *kept)}
 
-def _key(tensor: torch.Tensor) -> int:
+
+def key_of(tensor: torch.Tensor) -> int:
     """Names the memory of a tensor; packed weights have none that a list could write."""
     if isinstance(tensor, Packed):
         return -1
@@ -114,15 +119,15 @@ class Replay:
         """`kept` outlives a run; `changing` is written in place between runs."""
         self._steps, self._entries = steps, recorder.entries
         self._threads, self._library = team_size(), native.library()
-        self._places = _arrange(recorder, {_key(tensor) for tensor in kept})
+        self._places = _arrange(recorder, {key_of(tensor) for tensor in kept})
         sizes = [recorder.made[key].untyped_storage().nbytes() for key in self._places]
         ends = [at + size for at, size in zip(self._places.values(), sizes, strict=True)]
         self._arena = torch.empty(max(ends, default=0) + _ALIGNMENT, dtype=torch.uint8)
         self._base = -self._arena.data_ptr() % _ALIGNMENT
-        self._changing = {_key(self._arena), *map(_key, changing)}
+        self._changing = {key_of(self._arena), *map(key_of, changing)}
         self._held = [
             tensor for entry in self._entries for tensor in entry.reads
-            if _key(tensor) not in self._places
+            if key_of(tensor) not in self._places
         ]  # fmt: skip
         self._results = [tuple(map(self.moved, results)) for results in recorder.results]
         self._reads = {
@@ -135,7 +140,7 @@ class Replay:
 
     def moved(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the recording where it lies in this list's memory."""
-        place = self._places.get(_key(tensor))
+        place = self._places.get(key_of(tensor))
         if place is None:
             return tensor
         first = (self._base + place) // tensor.element_size() + tensor.storage_offset()
@@ -202,7 +207,7 @@ class Replay:
 
     def _fresh(self, tensor: torch.Tensor, aliases: dict[int, torch.Tensor]) -> torch.Tensor:
         """The tensor, or an alias of it where its values change in place."""
-        if _key(tensor) not in self._changing:
+        if key_of(tensor) not in self._changing:
             return tensor
         return aliases.setdefault(id(tensor), tensor.detach())
 
@@ -213,7 +218,7 @@ def _arrange(recorder: Recorder, kept: set[int]) -> dict[int, int]:
     first: dict[int, int] = {}
     for at, entry in enumerate(recorder.entries):
         for tensor in (*entry.reads, *entry.writes):
-            key = _key(tensor)
+            key = key_of(tensor)
             if key in recorder.made:
                 first.setdefault(key, at)
                 last[key] = at

@@ -22,7 +22,7 @@ from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, is_alias, op
 from backends.emulator.loops import native
 from backends.emulator.numerics.formats import finish, round_to
-from backends.emulator.replay import Recorder, Replay
+from backends.emulator.replay import Recorder, Replay, key_of
 
 _ids = itertools.count()
 _MOST_ATTEMPTS = 8  # at lists of a program that something keeps from holding
@@ -128,6 +128,7 @@ class Program:
 
         self._known: list[torch.Tensor | None] = []  # values of loads when `_replay` was made
         self._copied: set[int] = set()  # places of loads that change from run to run
+        self._unread: set[int] = set()  # buffers that take a result, whatever they held
         self._inputs: list[Any] = []  # where a replay reads what loads give
         self._replay: Replay | None = None
         self._replay_registers: list[Any] = []
@@ -198,6 +199,12 @@ class Program:
             return
         kept = [recorder.registers[place] for place, _ in (*self.stores, *self.made)]
         self._known, self._inputs = list(data), [inputs[place] for place, _ in self.loads]
+        written, read = {tensor.tensor_id for _, tensor in self.stores}, recorder.read(kept)
+        self._unread = {
+            at
+            for at, ((_, tensor), value) in enumerate(zip(self.loads, self._inputs, strict=True))
+            if tensor.tensor_id in written and value is not None and key_of(value) not in read
+        }
         changing = [self._inputs[at] for at in self._copied]
         self._replay = Replay(self.steps, recorder, kept=kept, changing=changing)
         self._replay_registers = [
@@ -210,7 +217,7 @@ class Program:
         moved = [
             (at, value)
             for at, (value, known) in enumerate(zip(data, self._known, strict=True))
-            if value is not known and at not in self._copied
+            if value is not known and at not in self._copied and at not in self._unread
         ]
         if not moved:
             return True
@@ -221,7 +228,7 @@ class Program:
         return False
 
     def _write_copies(self, data: list[torch.Tensor | None]) -> None:
-        for at in self._copied:
+        for at in self._copied - self._unread:
             value, own = data[at], self._inputs[at]
             if value is not self._known[at]:
                 assert value is not None and value.shape == own.shape

@@ -227,6 +227,10 @@ def test_the_largest_come_first_and_equal_ones_in_their_order(
         fast = reduction.largest_first(x, k)
         slow = without_c(monkeypatch, lambda k=k: reduction.largest_first(x, k))
         assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])
+    part = reduction._by_loop(x[..., 10:], 32)  # of rows that lie further apart
+    assert part is not None and torch.equal(
+        part[1], reduction.largest_first(x[..., 10:].clone(), 32)[1]
+    )
     x[2, 1, 0, 69] = torch.nan
     assert reduction._by_loop(x, 3) is None and reduction.largest_first(x, 3)[0][2, 1].isnan().any()
 

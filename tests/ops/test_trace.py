@@ -106,7 +106,7 @@ def test_a_result_written_into_a_buffer_is_read_by_later_ops_of_the_trace(mesh: 
         return ttnn.multiply(total, 2.0)
 
     trace, doubled = capture(mesh, run)
-    for count in (1, 2):
+    for count in range(1, 6):
         ttnn.execute_trace(mesh, trace)
         assert ttnn.to_torch(total).unique().tolist() == [count]
         assert ttnn.to_torch(doubled).unique().tolist() == [2 * count]
@@ -227,6 +227,21 @@ def test_a_list_walked_in_c_equals_the_steps_op_by_op(
         walked = program._replay
         left_to_python.append(None if walked is None else len(walked._reads))
     assert left_to_python == left
+
+
+@needs_compiler
+def test_a_list_holds_whatever_large_buffers_hold_that_only_take_results(mesh: Any) -> None:
+    x = ttnn.to_device(host(torch.ones(1, 1, 1024, 1024)), mesh)
+    buffer = ttnn.to_device(host(torch.zeros(1, 1, 1024, 1024)), mesh)
+    trace, _ = capture(mesh, lambda: ttnn.add(x, x, output_tensor=buffer))
+    lists = set()
+    for run in range(5):
+        ttnn.copy_host_to_device_tensor(host(torch.full((1, 1, 1024, 1024), 7.0)), buffer)
+        ttnn.execute_trace(mesh, trace)
+        assert ttnn.to_torch(buffer).unique().tolist() == [2]
+        if run:
+            lists.add(mesh.traces[trace]._replay)
+    assert len(lists) == 1 and None not in lists
 
 
 @needs_compiler

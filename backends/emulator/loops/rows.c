@@ -176,10 +176,10 @@ void silu_multiply(const void *given, Share *share) {
 void largest_first(const void *given, Share *share) {
   ARGUMENTS(largest_first);
   EACH(r, a.rows, a.width) {
-    const uint16_t *own = a.x + r * a.width;
+    const uint16_t *own = a.x + r * a.apart;
     uint16_t *value = a.values + r * a.most;
     int32_t *place = a.places + r * a.most;
-    if (r > range.first && !memcmp(own, own - a.width, (size_t)a.width * sizeof *own)) {
+    if (r > range.first && !memcmp(own, own - a.apart, (size_t)a.width * sizeof *own)) {
       memcpy(value, value - a.most, (size_t)a.most * sizeof *value); /* idle users are alike */
       memcpy(place, place - a.most, (size_t)a.most * sizeof *place);
       continue;

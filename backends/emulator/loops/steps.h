@@ -86,12 +86,13 @@ struct rotate {
   int64_t outer, inner, width, tables, per_table, per_row, stride, apart;
 };
 
-/* The `most` largest of every row, largest first and then by place. Refuses what is no number. */
+/* The `most` largest of every row, largest first and then by place; rows lie `apart`. Refuses what
+   is no number. */
 struct largest_first {
-  const uint16_t *x; /* [rows, width] */
+  const uint16_t *x; /* strided */
   uint16_t *values;  /* [rows, most] */
   int32_t *places;   /* [rows, most] */
-  int64_t rows, width, most;
+  int64_t rows, width, apart, most;
 };
 
 /* Sum of x over the places, as its format holds it, its columns dealt out to `parts`. */

@@ -8,6 +8,7 @@ from backends.emulator.api.types import DataType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
 from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.moves import reshaped
 
 _MOST_SHORT = 65_536  # columns that a 16-bit index can count
 
@@ -88,7 +89,7 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.topk takes any of equal values, so it is asked for more than needed: where the last one
     is still as large as the k-th, equals may be missing, and the whole row is sorted.
     """
-    if x.dtype is torch.bfloat16 and can_run(x):
+    if x.dtype is torch.bfloat16:
         done = _by_loop(x, k)
         if done is not None:
             return done
@@ -106,8 +107,13 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _by_loop(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The k largest of rows [..., D] of bfloat16 and their places; None if one is no number."""
+    rows = reshaped(x, (-1, x.shape[-1]))  # a view of parts of longer rows
+    if not can_run(rows[:1]):
+        return None
     values = x.new_empty(*x.shape[:-1], k)
     places = x.new_empty(values.shape, dtype=torch.int32)
-    rows, width = values.numel() // k, x.shape[-1]
-    done = call("largest_first", x=x, values=values, places=places, rows=rows, width=width, most=k)
+    done = call(
+        "largest_first", x=rows, values=values, places=places, rows=len(rows), width=x.shape[-1],
+        apart=rows.stride(0), most=k,
+    )  # fmt: skip
     return (values, places) if done else None
