@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-vllm.txt"
 MAX_MODEL_LEN = 2048
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 BATCHED_TOKENS = 4096  # prompts of 128 tokens for 32 users, in one step
 
 
@@ -172,12 +174,19 @@ def start_check(given: argparse.Namespace, settings: Settings) -> Callable[[], N
 def fork_engine() -> None:
     """Let vLLM's engine process have what this one has imported, unless the user says otherwise.
 
-    A fork has the descriptor by which an event loop hears of signals, and must not write to it.
-    With a number of threads said, vLLM starts none itself: threads do not survive a fork.
+    A fork has the descriptor by which an event loop hears of signals, and must not write to it; it
+    closes its device and ends when this process ends, be it killed. With a number of threads said,
+    vLLM starts none itself: threads do not survive a fork.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    prctl = ctypes.CDLL(None).prctl
+
+    def in_child() -> None:
+        signal.set_wakeup_fd(-1)
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def page_count(plan: Blueprint, asked: int | None) -> int:

@@ -60,6 +60,16 @@ class Server:
             assert time.monotonic() < deadline, f"{name} is {self.metric(name)}, not {value}"
             time.sleep(0.1)
 
+    def kill(self) -> None:
+        """Without a chance to end in order; its engine must not stay behind."""
+        status = Path(f"/proc/{self.engine}/status")
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 60
+        while status.exists() and "State:\tZ" not in status.read_text():
+            assert time.monotonic() < deadline, "the engine of a killed server goes on"
+            time.sleep(0.1)
+
     @property
     def engine(self) -> int:
         """The process that runs the model."""

@@ -137,8 +137,7 @@ def server(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         users=USERS, context=CONTEXT, env={"TT_BACKEND": "emulator", "MESH_DEVICE": "N300"},
     )  # fmt: skip
     yield running
-    running.process.kill()
-    running.process.wait()
+    running.kill()
 
 
 def data_url(data: bytes) -> str:
