@@ -20,24 +20,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from loguru import logger
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR = "-march=native"
 _THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
-_COMPILE_S = 60
+_COMPILE_S = 600  # takes seconds, on a machine that does much else a minute
 _LARGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14  # of Linux
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The loops for this processor; None where there is no compiler, or it fails."""
-    return compiled(_PROCESSOR)
+    loops = compiled(_PROCESSOR)
+    if loops is None and _compiler() is not None:
+        logger.warning(f"{_compiler()} did not compile the emulator's loops: it is slower without")
+    return loops
+
+
+def _compiler() -> str | None:
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
 def compiled(*flags: str) -> ctypes.CDLL | None:
     """The loops compiled with more flags, those of a processor among them."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = _compiler()
     if compiler is None:
         return None
     texts = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]"))]
