@@ -148,7 +148,9 @@ class Transformer:
         rope positions uint32 [1, S] are common to them.
         """
         with scope("embedding"):
-            x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
+            rows = tokens_111S.shape[3]
+            residual = residual_memory(self.targets[0], Phase.PREFILL, rows)
+            x_11SD = self.embedding(tokens_111S, residual)
             rotate = self.rope.prefill(rope_positions_1S, users)
         for layer in self.layers_of(at):
             before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
@@ -162,7 +164,8 @@ class Transformer:
             residual = residual_memory(self.targets[-1], Phase.DECODE)
             x_11ND = self.ccl.begin(ttnn.unsqueeze_to_4D(picked), residual)
         with scope("lm_head"):
-            return self.lm_head(self.norm(x_11ND, Phase.DECODE))
+            normed, _ = self.norm.decode(x_11ND)
+            return self.lm_head(normed)
 
     def layers_of(self, at: CacheAddress) -> Sequence[Any]:
         """The layers that a pass goes through; vision_transformer.py has more with images."""

@@ -57,8 +57,8 @@ class DecoderLayer:
 
     def prefill(self, x_11SD: Any, rotate: Rotation, at: CacheAddress, users: int) -> Any:
         """`users` prompts (or one chunk of one prompt), one after the other in `x_11SD`."""
-        residual = _residual_memory(self.target, Phase.PREFILL)
         rows = x_11SD.shape[2]
+        residual = _residual_memory(self.target, Phase.PREFILL, rows)
         with scope(f"{self.name}.attention"):
             plan = _attention_prefill(self.target, users, rows // users, at.chunk_start or 0)
             normed = self.attention_norm(x_11SD, Phase.PREFILL)

@@ -55,7 +55,8 @@ class RMSNorm:
 
     def _distributed(self, x_11BD: Any, weight: Any, plan: NormPlan) -> Any:
         """Exchange sums of squares instead of activations."""
-        x_11BD = ttnn.to_memory_config(x_11BD, plan.input_memory)
+        if plan.input_memory.is_sharded():
+            x_11BD = ttnn.to_memory_config(x_11BD, plan.input_memory)
         arguments = plan.halves(x_11BD.shape[2])
         stats = ttnn.rms_norm_pre_all_gather(x_11BD, dtype=ttnn.bfloat16, **arguments)
         stats = self.ccl.gather_stats(stats, plan.stats_memory)

@@ -22,12 +22,11 @@ from models.plans.matmul import (
     prefill_linear,
     weight_memory,
 )
-from models.plans.target import Target
+from models.plans.target import SHORT, Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import MAX_USERS, TILE
 
 SHARED_FROM = 2048  # positions whose attention costs more than dealing it out: 130 us a layer
-SHORT = 128  # rows of prompts whose heads fit into L1 beside the ops that take them
 # Cores for a long context of one head: 16 read it at 56 GB/s (T3K), a chip's DRAM gives 198.
 SHARERS = 32
 MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a move of them (5 us)

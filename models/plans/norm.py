@@ -12,7 +12,7 @@ from backends import ttnn
 from backends.work import shared_rows
 from models.plans.fused import fused_grid, fused_norm, on_ring
 from models.plans.matmul import Kwargs, Spread, rectangle
-from models.plans.target import Habits, Phase, Target
+from models.plans.target import SHORT, Habits, Phase, Target
 from models.sharding import TILE
 
 # From this width on, 1D prefill normalises shards and gathers afterwards: gathering the
@@ -35,14 +35,18 @@ class NormPlan:
     shares: Callable[[int], bool] = lambda rows: False  # whether cores share rows of that many
 
     def halves(self, rows: int) -> Kwargs:
-        """Arguments of both halves for so many rows in DRAM."""
+        """Arguments of both halves for so many rows."""
         return {**self.arguments, "use_2d_core_grid": True} if self.shares(rows) else self.arguments
 
 
-def residual_memory(target: Target, phase: Phase) -> Any:
-    """Memory of the residual stream: L1 width-sharded in decode, DRAM in prefill."""
+def residual_memory(target: Target, phase: Phase, rows: int | None = None) -> Any:
+    """Memory of the residual stream: L1 width-sharded in decode, DRAM in prefill.
+
+    A short prompt (of `rows`) on a 2D mesh, whose norms read the stream as it lies, stays in L1.
+    """
     if phase is Phase.PREFILL:
-        return ttnn.DRAM_MEMORY_CONFIG
+        stays = rows is not None and rows <= SHORT and target.is_own and target.sharding.is_2d
+        return ttnn.L1_MEMORY_CONFIG if stays else ttnn.DRAM_MEMORY_CONFIG
     sizes = target.sharding
     if sizes.ring_cores:
         return fused_grid(target).residual

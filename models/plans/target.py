@@ -28,6 +28,8 @@ from models.precision import (
 )
 from models.sharding import Sharding
 
+SHORT = 128  # rows of prompts whose stream and heads fit into L1 beside the ops that take them
+
 
 class Phase(Enum):
     """Prefill takes whole prompts; decode one token of every user."""

@@ -7,7 +7,9 @@ from typing import Any
 from backends.op_record import TILE_BYTES, Cost, OpRecord, TensorSpec, operand_bytes
 from backends.work import attention_flops, kv_bytes, link_bytes, product_flops
 
-FORMATS = {"bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b", "f32": "float32"}
+FORMATS = {
+    "bf16": "bfloat16", "bfp8": "bfloat8_b", "bfp4": "bfloat4_b", "f32": "float32", "i32": "int32"
+}  # fmt: skip
 
 Shape = tuple[int, ...]
 

@@ -80,6 +80,12 @@ def row_op(name: str, width: int, dtype: str, **more: Any) -> OpRecord:
     return op(f"experimental.{name}", (x,), (whole,), at, link_bytes=sent)
 
 
+def _candidates(dtype: str) -> OpRecord:
+    """The best 32 columns of 8 chips for each of 32 users, gathered."""
+    every = collective("all_gather", (1, 1, 32, 256), dtype, chips=8, axis=0, ring=True, links=4)
+    return replace(every, name="experimental.all_gather_async")
+
+
 def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
     """The ops of one 70B decode layer on a Galaxy and of its tail, by their published names."""
     wide = tensor((1, 1, 32, 2048), buffer="L1", cores=16)
@@ -131,6 +137,8 @@ def _galaxy_decode() -> dict[str, tuple[OpRecord, ...]]:
         "tail/TopK": (simple("topk", logits, tensor((1, 1, 32, 32))),),
         "tail/Sampling": (simple("sampling", tensor((1, 1, 32, 256)), tensor((1, 1, 1, 32))),),
         "tail/AllReduce logits": (total(16384, "bfp8"),),
+        "tail/AllGather values": (_candidates("bf16"),),
+        "tail/AllGather indices": (_candidates("i32"),),
         "tail/RMS final": (norm,),
         "tail/I2S": (simple("interleaved_to_sharded", logits, spread),),
         "tail/Typecast": (simple("typecast", logits, logits),),

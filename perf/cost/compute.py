@@ -6,6 +6,7 @@ import math
 from functools import cache
 
 from backends.op_record import OpRecord
+from models.plans.fused import RECEIVERS
 from perf.cost import links, moves
 from perf.cost.constants import Constants
 from perf.cost.units import (
@@ -84,9 +85,10 @@ def scattered_products_us(record: OpRecord, state: Situation) -> float:
 
 
 def _ring_us(record: OpRecord, state: Situation) -> float:
-    """The arithmetic of one product on the cores of a ring."""
+    """The arithmetic of one product on a ring of cores, whose shards go round whole."""
     c, spec = state.constants, state.spec
-    inner = -(-record.inputs[0].padded_shape[-1] // 32)
+    ring = RECEIVERS * len(spec.dram_readers)
+    inner = ring * moves.shard_tiles(record.inputs[0])
     per_core = inner * int(record.attributes["per_core_N"])
     fidelity = str(record.attributes.get("math_fidelity", "HiFi2"))
     low = fidelity == "LoFi"
@@ -190,7 +192,9 @@ def sdpa_decode_us(record: OpRecord, state: Situation) -> float:
     start = c.galaxy_sdpa_us if in_rows else c.sdpa_us
     active = min(cores_per_head, -(-context // MERGED_FROM))
     start += c.sdpa_merge_us * math.ceil(math.log2(max(1, active)))
-    return start + (heads_per_core - 1) * c.sdpa_group_us + max(work, stream)
+    # 32 users of the Galaxy's table are slower than one by as much as reading all their keys takes
+    both = work + stream if in_rows else max(work, stream)
+    return start + (heads_per_core - 1) * c.sdpa_group_us + both
 
 
 def sdpa_prefill_us(record: OpRecord, state: Situation) -> float:

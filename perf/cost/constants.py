@@ -70,6 +70,10 @@ class Constants:
         300, 50, 1000, "cycles/tile", "one core untilizes, changes and tilizes a tile of a cache",
         "decode", _DECODER,
     )  # fmt: skip
+    update_us: float = _fitted(
+        3, 1, 8, "us", "start and end of an update of both caches, which waits for tiles in DRAM",
+        "ops", _DECODER,
+    )  # fmt: skip
     norm_cycles: float = _fitted(
         600, 150, 2000, "cycles/tile", "one core norms a tile of its row", "ops", _PREFILL
     )
@@ -296,17 +300,17 @@ class Constants:
     # --- the Galaxy's own 70B software of mid 2025
     galaxy_gap_us: float = _known(0.73, "us", "between two ops of its replayed trace", _DECODER)
     galaxy_link_us: float = _fitted(
-        5.5, 2, 10, "us", "a pass of its collectives on persistent buffers", "ops decode", _DECODER
+        5.5, 2, 10, "us", "a pass of its collectives on persistent buffers", "ops", _DECODER
     )
     galaxy_sdpa_us: float = _fitted(
-        5, 2, 15, "us", "its decode attention of a short context", "ops decode", _DECODER
+        5, 2, 15, "us", "its decode attention of a short context", "ops", _DECODER
     )
     galaxy_matmul_us: float = _fitted(
-        3, 1, 8, "us", "start and end of its prefetched matmuls", "ops decode", _DECODER
+        3, 1, 8, "us", "start and end of its prefetched matmuls", "ops", _DECODER
     )
-    sum_cycles: float = _known(
-        46, "cycles/tile", "one core adds a tile that another chip sent into its buffer",
-        _DECODER + ": all-reduces of 13.4 us, less a pass and 0.25 MB over four links",
+    sum_cycles: float = _fitted(
+        64, 16, 200, "cycles/tile", "one core adds a tile that another chip sent into its buffer",
+        "ops", _DECODER,
     )  # fmt: skip
     galaxy_lofi_cycles: float = _fitted(
         22, 16, 40, "cycles/tile product", "at LoFi on its ring of cores", "ops", _DECODER

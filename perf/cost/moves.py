@@ -90,13 +90,17 @@ def fill_us(record: OpRecord, state: Situation) -> float:
 
 
 def update_us(record: OpRecord, state: Situation) -> float:
-    """A core for each user (and cache) reads, changes and writes back the tiles of its heads."""
+    """A core for each user (and cache) reads, changes and writes back the tiles of its heads.
+
+    The op on both caches was timed on a Galaxy; that on one is known from whole steps alone.
+    """
     c, spec, cost = state.constants, state.spec, cost_now(record, state)
     users, _, _ = reach(record, state)
     per_core = cost.dram_bytes / 2 / TILE_BYTES[record.inputs[0].dtype]
     per_core /= users * len(record.outputs)
     traffic = bytes_us(cost.dram_bytes, c.dram_interleaved * spec.dram_gbps)
-    return c.l1_op_us + max(cycles_us(per_core * c.update_cycles, spec), traffic)
+    start = c.l1_op_us if len(record.outputs) == 1 else c.update_us
+    return start + max(cycles_us(per_core * c.update_cycles, spec), traffic)
 
 
 def _spread_us(
