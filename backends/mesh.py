@@ -6,6 +6,7 @@ Facts about products are in device_specs.py.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ def open_mesh(
     ttnn = backends.ttnn
     if backends.selected() == "emulator":
         ttnn.configure(device=device)  # it can be any product at any time
+    else:  # meshes that cycles keep: TT-NN takes minutes to free their programs beside an open one
+        gc.collect()
     arguments: dict[str, Any] = {}
     if dispatch_on_ethernet(spec, wh_arch_yaml):
         arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(ttnn.DispatchCoreType.ETH)
