@@ -53,14 +53,15 @@ class Ours:
 @contextmanager
 def our_engine(
     batch: int, optimizations: str, device: str = "N150", *, max_seq_len: int = 1024,
-    cache: str | None = None,
+    cache: str | None = None, model: str = "default",
 ) -> Iterator[Any]:  # fmt: skip
-    """The default model on an emulated device; `cache`: where its converted weights are kept."""
+    """A model on an emulated device; `cache`: where its converted weights are kept."""
     from models.kv_cache import CacheConfig
     from runtime.blueprint import LoadOptions
     from runtime.loading import load_engines
 
     options = LoadOptions(
+        model=model,
         device=device,
         max_batch_size=batch,
         max_seq_len=max_seq_len,

@@ -175,7 +175,8 @@ def compare(
     users: int, length: int, optimizations: str, steps: int, rounds: int, *, extra_buffers: bool
 ) -> dict[str, Any]:
     """Prefill and decode of some users after prompts of a length, and what a step reads."""
-    with our_engine(users, optimizations, max_seq_len=-(-(length + steps + 8) // 1024) * 1024) as e:
+    room = -(-(length + steps + 8) // 1024) * 1024
+    with our_engine(users, optimizations, max_seq_len=room, model=str(gguf_file())) as e:
         prompts = random_prompts(users, e.vocab_size, length)
         ours = Ours(e, prompts, steps)
         with op_record.record_ops() as records:
@@ -221,7 +222,7 @@ def our_start(optimizations: str, cache: str | None = None) -> tuple[float, floa
     """Seconds until the model is loaded, and MiB at the peak of a short run, in a fresh process."""
     start = time.perf_counter()
     backends.select("emulator")
-    with our_engine(1, optimizations, cache=cache) as engine:
+    with our_engine(1, optimizations, cache=cache, model=str(gguf_file())) as engine:
         loaded = time.perf_counter() - start
         list(Ours(engine, random_prompts(1, engine.vocab_size), 4).decode())
     return loaded, peak_mib()
