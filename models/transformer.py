@@ -148,9 +148,7 @@ class Transformer:
         rope positions uint32 [1, S] are common to them.
         """
         with scope("embedding"):
-            rows = tokens_111S.shape[3]
-            residual = residual_memory(self.targets[0], Phase.PREFILL, rows)
-            x_11SD = self.embedding(tokens_111S, residual)
+            x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
             rotate = self.rope.prefill(rope_positions_1S, users)
         for layer in self.layers_of(at):
             before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)

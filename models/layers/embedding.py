@@ -24,7 +24,6 @@ class Embedding:
 
     def __call__(self, tokens: Any, memory: Any) -> Any:
         """Rows of `tokens` (uint32 [1, 1, 1, n]) as [1, 1, n, D], in DRAM or at once in memory."""
-        at_once = self.directly or not memory.is_sharded()
-        on = memory if at_once else ttnn.DRAM_MEMORY_CONFIG
+        on = memory if self.directly else ttnn.DRAM_MEMORY_CONFIG
         rows = ttnn.embedding(tokens, self.table, layout=ttnn.TILE_LAYOUT, memory_config=on)
         return ttnn.unsqueeze_to_4D(rows)
