@@ -57,9 +57,12 @@ def test_a_prompt_has_the_same_logits_alone_and_among_others(optimizations: str)
     assert torch.equal(torch.stack(alone), together)
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.skipif(
+    native.library() is None or not native.library().sums_pairs(),
+    reason="no C compiler here, or a processor whose attention torch computes",
+)
 @pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
-def test_replayed_prefills_leave_attention_alone_to_python(device: str) -> None:
+def test_replayed_prefills_leave_nothing_to_python(device: str) -> None:
     lists = []
     with engine_of(CHECKPOINT, device, batch=3) as engine:
         pages = random_pages(engine)
@@ -70,8 +73,7 @@ def test_replayed_prefills_leave_attention_alone_to_python(device: str) -> None:
             (program,) = engine.model.mesh.traces.values()
             lists.append(program._replay)
     assert lists[-3] is lists[-2] is lists[-1]
-    assert len(lists[-1]._reads) == CHECKPOINT.config.num_layers
-    assert all(len(reads) == 3 for reads in lists[-1]._reads.values())
+    assert not lists[-1]._reads
 
 
 def test_a_replay_is_recorded_like_the_pass_it_repeats() -> None:

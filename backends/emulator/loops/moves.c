@@ -73,15 +73,16 @@ void find_pages(const void *given, Share *share) {
 
 /* Where a head's row of a user's position begins in a cache; -1: nowhere. */
 static inline int64_t row_of(const struct put_positions *a, int64_t i) {
-  const int64_t head = i % a->heads, user = i / a->heads % a->users;
-  const int64_t chip = i / a->heads / a->users, row = chip / a->cols, col = chip % a->cols;
+  const uint32_t heads = (uint32_t)a->heads, users = (uint32_t)a->users, cols = (uint32_t)a->cols;
+  const uint32_t all = (uint32_t)i / heads, head = (uint32_t)i % heads; /* divided in a few cycles */
+  const uint32_t user = all % users, chip = all / users, row = chip / cols, col = chip % cols;
   const int64_t at = a->positions[row * a->at_r + col * a->at_c + user];
   if (at < 0) return -1;
   int64_t block = user;
   if (a->table)
-    block = a->table[row * a->table_r + col * a->table_c + user * a->pages + at / a->size];
+    block = a->table[row * a->table_r + col * a->table_c + user * a->pages + (uint32_t)at / (uint32_t)a->size];
   if (block < 0) return -1;
-  return (((chip * a->blocks + block) * a->heads + head) * a->size + at % a->size) * a->width;
+  return (((chip * a->blocks + block) * a->heads + head) * a->size + (uint32_t)at % (uint32_t)a->size) * a->width;
 }
 
 void put_positions(const void *given, Share *share) {
@@ -92,9 +93,9 @@ void put_positions(const void *given, Share *share) {
     const int64_t later = i + FAR < count ? row_of(&a, i + FAR) : -1;
     if (later >= 0) fetch(a.cache + later, a.width);
     if (place < 0) continue;
-    const int64_t head = i % a.heads, user = i / a.heads % a.users, chip = i / a.heads / a.users;
-    const uint16_t *from = a.x + chip / a.cols * a.x_r + chip % a.cols * a.x_c + user * a.x_user +
-                           head * a.width;
+    const uint32_t all = (uint32_t)i / (uint32_t)a.heads, chip = all / (uint32_t)a.users;
+    const uint16_t *from = a.x + chip / (uint32_t)a.cols * a.x_r + chip % (uint32_t)a.cols * a.x_c +
+                           all % (uint32_t)a.users * a.x_user + i % a.heads * a.width;
     if (!a.mantissa_bits)
       memcpy(a.cache + place, from, (size_t)a.width * sizeof(uint16_t));
     else

@@ -19,6 +19,7 @@
 #define MOST_WEIGHT 32767.0f      /* and together 2^19, for 2^31 in a product */
 #define MOST_WEIGHTS 524288.0f
 #define FAR 60                    /* powers of two from 1: what is larger is refused */
+#define NOTHING (-FAR - 1)        /* exponent of a value that is all zeros */
 #define LOG2_E 1.4426950408889634
 #define NO_KEY (-1e30f)           /* score of a key that is not seen */
 #define OLD 10                    /* powers of two by which scores may exceed their reference */
@@ -124,6 +125,7 @@ void arrange_values(const void *given, Share *share) {
       const float most = largest_size(x, width);
       int exponent;
       if (!exponent_of(most, &exponent)) refuse(share);
+      if (most == 0) exponent = NOTHING;
       for (int64_t c = 0; c < width; c += LANES) {
         const floats units = widened_all(x + c) * power_of_two(VALUE_BITS - exponent);
         const words both = loaded_words(own + c) | last_bits(units) << 16 * j;
@@ -319,11 +321,24 @@ static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t numb
   return 1;
 }
 
+/* Whether a head's values are zeros, as of chips that have no head of their own. */
+static int is_idle(const struct attend_prompt *a, int64_t head) {
+  const float *exponents = a->exponents + head * a->tiles * PROMPT_KEYS;
+  int64_t last = a->total - 1;
+  while (last >= 0 && exponents[last] == NOTHING) last--;
+  return last < 0;
+}
+
 void attend_prompt(const void *given, Share *share) {
   ARGUMENTS(attend_prompt);
-  const int64_t blocks = (a.group * a.length + MANY - 1) / MANY;
+  const int64_t count = a.group * a.length, blocks = (count + MANY - 1) / MANY;
   EACH_BY(job, a.heads * blocks, 1) { /* the longest rows first */
+    const int64_t head = job % a.heads, number = (blocks - 1 - job / a.heads) * MANY;
+    const int64_t many = number + MANY < count ? MANY : count - number;
     if (has_refused(share)) continue;
-    if (!attend_rows(&a, job % a.heads, (blocks - 1 - job / a.heads) * MANY)) refuse(share);
+    if (is_idle(&a, head))
+      memset(a.out + (head * count + number) * a.width, 0, (size_t)(many * a.width) * sizeof *a.out);
+    else if (!attend_rows(&a, head, number))
+      refuse(share);
   }
 }

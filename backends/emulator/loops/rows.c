@@ -130,8 +130,11 @@ void rms_norm(const void *given, Share *share) {
     if (a.mantissa_bits) {
       for (int64_t j = 0; j < a.width; j += BLOCK) {
         float block[BLOCK];
-        for (int i = 0; i < BLOCK; i++)
-          block[i] = widened(own[j + i]) * inverse * (scale ? scale[j + i] : 1.0f);
+        for (int i = 0; i < BLOCK; i += LANES) {
+          floats some = widened_all(own + j + i) * inverse;
+          if (scale) some *= loaded(scale + j + i);
+          memcpy(block + i, &some, sizeof some);
+        }
         store_as(block, to + j, a.mantissa_bits);
       }
     } else if (scale) {
@@ -141,21 +144,6 @@ void rms_norm(const void *given, Share *share) {
       for (int64_t j = 0; j < a.width; j++) to[j] = narrowed(widened(own[j]) * inverse);
     }
   }
-}
-
-/* `exponential` of a vector: compilers make narrow ones of a loop over it. */
-static inline floats exponentials(floats x) {
-  const floats least = (floats){0} - 87.0f;
-  x = (floats)chosen((words)x, (words)least, (words)(x > least));
-  const floats whole = (x * 1.44269504f + INTEGERS) - INTEGERS;
-  const floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  floats series = rest * (1.0f / 720) + 1.0f / 120;
-  series = series * rest + 1.0f / 24;
-  series = series * rest + 1.0f / 6;
-  series = series * rest + 0.5f;
-  series = series * rest + 1.0f;
-  series = series * rest + 1.0f;
-  return series * (floats)(__builtin_convertvector(whole + 127, words) << PLACE);
 }
 
 void silu_multiply(const void *given, Share *share) {
@@ -173,41 +161,104 @@ void silu_multiply(const void *given, Share *share) {
   }
 }
 
+/* Values of a row that may be among its largest, as integers of the same order, by place. */
+typedef struct {
+  int32_t orders[4 * MOST_LARGEST + BLOCK], places[4 * MOST_LARGEST + BLOCK];
+  int64_t count;
+} Candidates;
+
+/* Add those of the values `from` to `to`, BLOCK at most, that exceed a limit; 0 if one is no number. */
+static inline int add_larger(Candidates *c, const uint16_t *x, int64_t from, int64_t to, int32_t limit) {
+#ifdef __AVX512F__
+  if (to - from == BLOCK) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + from)));
+    const __m512i size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFF));
+    const __mmask16 is_negative = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x8000));
+    const __m512i orders = _mm512_mask_sub_epi32(size, is_negative, _mm512_setzero_si512(), size);
+    const __mmask16 is_larger = _mm512_cmpgt_epi32_mask(orders, _mm512_set1_epi32(limit));
+    if (is_larger) {
+      const __m512i each = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i places = _mm512_add_epi32(_mm512_set1_epi32((int32_t)from), each);
+      _mm512_storeu_si512(c->orders + c->count, _mm512_maskz_compress_epi32(is_larger, orders));
+      _mm512_storeu_si512(c->places + c->count, _mm512_maskz_compress_epi32(is_larger, places));
+      c->count += __builtin_popcount(is_larger);
+    }
+    return !_mm512_cmpgt_epi32_mask(size, _mm512_set1_epi32(EXPONENT >> 16));
+  }
+#endif
+  int32_t orders[BLOCK];
+  int is_strange = 0, is_larger = 0;
+  for (int64_t j = 0; j < to - from; j++) {
+    const int32_t sign = (int16_t)x[from + j] >> 15, size = x[from + j] & 0x7FFF;
+    orders[j] = (size ^ sign) - sign;
+    is_larger |= orders[j] > limit;
+    is_strange |= size > EXPONENT >> 16;
+  }
+  for (int64_t j = 0; is_larger && j < to - from; j++) {
+    c->orders[c->count] = orders[j];
+    c->places[c->count] = (int32_t)(from + j);
+    c->count += orders[j] > limit;
+  }
+  return !is_strange;
+}
+
+/* How many are larger than an order. */
+static inline int32_t larger_than(const Candidates *c, int32_t order) {
+  int32_t count = 0;
+  for (int32_t i = 0; i < (int32_t)c->count; i++) count += c->orders[i] > order;
+  return count;
+}
+
+/* Leave the `most` largest, of equal ones the first, none of which is below `least`. The least of
+   them. */
+static int32_t keep_largest(Candidates *c, int64_t most, int32_t least) {
+  int32_t low = least - 1, high = least; /* too many are larger than `low`, not so `high` */
+  for (int32_t i = 0; i < (int32_t)c->count; i++) high = c->orders[i] > high ? c->orders[i] : high;
+  while (high - low > 1) {
+    const int32_t middle = (low + high) >> 1;
+    if (larger_than(c, middle) >= most)
+      low = middle;
+    else
+      high = middle;
+  }
+  int64_t equals = most - larger_than(c, high), kept = 0;
+  for (int64_t i = 0; i < c->count; i++) {
+    const int32_t order = c->orders[i], place = c->places[i];
+    const int is_equal = order == high && equals > 0;
+    c->orders[kept] = order;
+    c->places[kept] = place;
+    kept += order > high || is_equal;
+    equals -= is_equal;
+  }
+  c->count = kept;
+  return high;
+}
+
 void largest_first(const void *given, Share *share) {
   ARGUMENTS(largest_first);
   EACH(r, a.rows, a.width) {
     const uint16_t *own = a.x + r * a.apart;
-    uint16_t *value = a.values + r * a.most;
-    int32_t *place = a.places + r * a.most;
+    uint16_t *values = a.values + r * a.most;
+    int32_t *places = a.places + r * a.most;
     if (r > range.first && !memcmp(own, own - a.apart, (size_t)a.width * sizeof *own)) {
-      memcpy(value, value - a.most, (size_t)a.most * sizeof *value); /* idle users are alike */
-      memcpy(place, place - a.most, (size_t)a.most * sizeof *place);
+      memcpy(values, values - a.most, (size_t)a.most * sizeof *values); /* idle users are alike */
+      memcpy(places, places - a.most, (size_t)a.most * sizeof *places);
       continue;
     }
-    int64_t count = 0;
-    float limit = 0; /* that a value must exceed, once there are `most` */
+    Candidates found;
+    found.count = 0;
+    int32_t limit = -0x8000; /* that a value must exceed, and every number does */
     for (int64_t from = 0; from < a.width; from += BLOCK) {
       const int64_t to = from + BLOCK < a.width ? from + BLOCK : a.width;
-      int is_strange = 0, is_larger = count < a.most;
-      for (int64_t j = from; j < to; j++) {
-        const float v = widened(own[j]);
-        is_strange |= v != v;
-        is_larger |= v > limit;
-      }
-      if (is_strange) refuse(share);
-      if (!is_larger) continue;
-      for (int64_t j = from; j < to; j++) {
-        const float v = widened(own[j]);
-        if (count == a.most && !(v > limit)) continue;
-        int64_t at = count < a.most ? count++ : a.most - 1;
-        for (; at > 0 && v > widened(value[at - 1]); at--) {
-          value[at] = value[at - 1];
-          place[at] = place[at - 1];
-        }
-        value[at] = own[j];
-        place[at] = (int32_t)j;
-        if (count == a.most) limit = widened(value[a.most - 1]);
-      }
+      if (!add_larger(&found, own, from, to, limit)) refuse(share);
+      if (found.count > 4 * a.most) limit = keep_largest(&found, a.most, limit);
+    }
+    if (found.count > a.most) keep_largest(&found, a.most, limit);
+    for (int32_t i = 0; i < (int32_t)found.count; i++) {
+      int32_t rank = larger_than(&found, found.orders[i]);
+      for (int32_t j = 0; j < i; j++) rank += found.orders[j] == found.orders[i];
+      values[rank] = own[found.places[i]];
+      places[rank] = found.places[i];
     }
   }
 }

@@ -12,6 +12,7 @@
 #define BLOCK 16         /* values that share one exponent; widths are multiples of it */
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
 #define FEW 4            /* rows multiplied while weights are unpacked; more find them in a cache */
+#define MOST_LARGEST 64  /* of a row that are sorted */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
 #define PROMPT_KEYS 64   /* keys of a prompt whose softmax weights are made at once */

@@ -76,10 +76,17 @@ static inline words loaded_words(const uint32_t *x) {
   return out;
 }
 
+/* In one instruction: compilers that prefer narrow vectors make two halves and join them. */
 static inline words widened_bits(const uint16_t *x) {
+#if defined(__AVX512F__)
+  return (words)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+#elif defined(__AVX2__)
+  return (words)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16);
+#else
   halves narrow;
   memcpy(&narrow, x, sizeof narrow);
   return __builtin_convertvector(narrow, words) << 16;
+#endif
 }
 
 static inline floats widened_all(const uint16_t *x) { return (floats)widened_bits(x); }
@@ -137,6 +144,25 @@ static inline float total(floats x) {
   UNROLLED
   for (int i = 0; i < LANES / 4; i++) sum += parts[i];
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* `total` of four vectors. */
+static inline four totals(const floats *x) {
+#ifdef __AVX512F__
+  const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+  const __m512 front_ab = _mm512_shuffle_f32x4(a, b, 0x44), back_ab = _mm512_shuffle_f32x4(a, b, 0xEE);
+  const __m512 front_cd = _mm512_shuffle_f32x4(c, d, 0x44), back_cd = _mm512_shuffle_f32x4(c, d, 0xEE);
+  __m512 sum = _mm512_shuffle_f32x4(front_ab, front_cd, 0x88); /* first quarters of all four */
+  sum += _mm512_shuffle_f32x4(front_ab, front_cd, 0xDD);
+  sum += _mm512_shuffle_f32x4(back_ab, back_cd, 0x88);
+  sum += _mm512_shuffle_f32x4(back_ab, back_cd, 0xDD);
+  sum += _mm512_permute_ps(sum, 0x4E); /* halves of a quarter change places, */
+  sum += _mm512_permute_ps(sum, 0xB1); /* then neighbours */
+  return (four)_mm512_castps512_ps128(
+      _mm512_permutexvar_ps(_mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12)), sum));
+#else
+  return (four){total(x[0]), total(x[1]), total(x[2]), total(x[3])};
+#endif
 }
 
 /* Values rounded to bfloat16, still in 32 bits. */
@@ -211,19 +237,19 @@ static inline void fetch(const uint16_t *row, int64_t width) {
   for (int64_t j = 0; j < width; j += LINE) __builtin_prefetch(row + j);
 }
 
-/* exp(x) of numbers up to 0, right to a last bit or two, in a form that vector units take. */
-static inline float exponential(float x) {
-  x = x > -87.0f ? x : -87.0f; /* as good as nothing */
-  const float whole = rintf(x * 1.44269504f);
-  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
-  float series = 1.0f / 720;
-  series = series * rest + 1.0f / 120;
+/* exp(x) of numbers up to 0, right to a last bit or two. */
+static inline floats exponentials(floats x) {
+  const floats least = (floats){0} - 87.0f; /* as good as nothing */
+  x = (floats)chosen((words)x, (words)least, (words)(x > least));
+  const floats whole = (x * 1.44269504f + INTEGERS) - INTEGERS;
+  const floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts */
+  floats series = rest * (1.0f / 720) + 1.0f / 120;
   series = series * rest + 1.0f / 24;
   series = series * rest + 1.0f / 6;
   series = series * rest + 0.5f;
   series = series * rest + 1.0f;
   series = series * rest + 1.0f;
-  return series * as_float((uint32_t)((int32_t)whole + 127) << PLACE);
+  return series * (floats)(__builtin_convertvector(whole + 127, words) << PLACE);
 }
 
 #endif

@@ -1,7 +1,7 @@
 """Scaled dot-product attention of prompts: within themselves, and of a chunk over its pages.
 
-Scores, softmax and the weighted sum are computed in float32; over many keys, where the processor
-sums products of integers in pairs, in integers of 16 bits (loops/prompt.c). Math fidelity cuts the
+Scores, softmax and the weighted sum are computed in integers of 16 bits where the processor sums
+products of those in pairs (loops/prompt.c), else in float32. Math fidelity cuts the
 bits of queries, keys and values; that of the softmax weights and the kernel's running sums are not
 emulated. Shapes: N prompts, H query and K key heads, S queries, T keys, W head width.
 """
@@ -24,7 +24,6 @@ from backends.emulator.numerics.fidelity import cut
 from backends.emulator.rules import attention as specs
 from backends.work import attention_flops, kv_bytes
 
-_MANY_KEYS = 1024  # from where on attention is a large part of a prompt's time
 _MASK_ELEMENTS = 1 << 22  # of the masks (on a GPU also the scores of a head) held at once
 
 
@@ -91,7 +90,6 @@ def _in_c(
     return (
         library is not None
         and library.sums_pairs()  # else torch is as fast, in float32
-        and k.shape[2] >= _MANY_KEYS
         and q.dtype is k.dtype is v.dtype is torch.bfloat16
         and q.device.type == "cpu"
         and width % TILE == 0
@@ -137,7 +135,10 @@ def attend_prompt(
 
 
 def _chips_with_values(v: torch.Tensor) -> int:
-    """Chips with any values [chips, ..., T, W], and the first; others give zeros, and come last."""
+    """Chips with any values [chips, ..., T, W], and the first; others give zeros, and come last.
+
+    The loop in C finds them by itself.
+    """
     some = len(v)
     while some > 1 and not bool(v[some - 1, ..., :1, :].any() or v[some - 1].any()):
         some -= 1
@@ -176,8 +177,9 @@ def scaled_dot_product_attention(
     ) -> torch.Tensor:
         mesh = tuple(max(a.shape[i], b.shape[i], c.shape[i]) for i in (0, 1))
         a, b, c = (x.expand(*mesh, *x.shape[2:]).flatten(0, 1) for x in (a, b, c))
-        chips = len(c)
-        some = _chips_with_values(c)
+        chips = some = len(c)
+        if masks or not _in_c(a, b, c, causal=is_causal, window=window):
+            some = _chips_with_values(c)
         queries, keys, values = (
             _flat(x[None, :some], (1, some), bits)
             for x, bits in ((a, q_bits), (b, kv_bits), (c, kv_bits))

@@ -7,7 +7,7 @@ import torch
 from backends.emulator.api.types import DataType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, memory_or_default, op, require
-from backends.emulator.loops.call import call, can_run
+from backends.emulator.loops.call import CONSTANTS, call, can_run
 from backends.emulator.loops.moves import reshaped
 
 _MOST_SHORT = 65_536  # columns that a 16-bit index can count
@@ -108,7 +108,7 @@ def largest_first(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _by_loop(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The k largest of rows [..., D] of bfloat16 and their places; None if one is no number."""
     rows = reshaped(x, (-1, x.shape[-1]))  # a view of parts of longer rows
-    if not can_run(rows[:1]):
+    if not can_run(rows[:1]) or k > CONSTANTS["MOST_LARGEST"]:
         return None
     values = x.new_empty(*x.shape[:-1], k)
     places = x.new_empty(values.shape, dtype=torch.int32)
