@@ -89,6 +89,15 @@ def _processor() -> str:
         return platform.processor()
 
 
+def products() -> str:
+    """What sums products in the loops: the order of sums, so their last digits, hangs on it."""
+    found = library()
+    assert found is not None
+    found.products.restype = ctypes.c_char_p
+    name: bytes = found.products()
+    return name.decode()
+
+
 def want_large_pages(fresh: torch.Tensor) -> None:
     """Have Linux give a large tensor's memory in pages of 2 MiB: 512 times fewer to wait for."""
     _advise(fresh, _LARGE_PAGE, _MADV_HUGEPAGE)

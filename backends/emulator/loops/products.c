@@ -218,6 +218,18 @@ static inline int pairs_are_fast(void) {
 #endif
 }
 
+/* What sums products of bfloat16 here, each in an order of its own. */
+const char *products(void) {
+#if HAS_TILES
+  if (may_use_tiles) return "tiles";
+#endif
+  if (pairs_are_fast()) return "pairs";
+#ifdef __AVX512BF16__
+  return "pairs of few rows";
+#endif
+  return "floats";
+}
+
 /* How many of the rows that are left are multiplied at once; there may be fewer. */
 static inline int64_t rows_at_once(int64_t left) {
   const int64_t some = MOST_ROWS > 2 ? 4 : 2;

@@ -113,7 +113,7 @@ def is_fixed() -> bool:
 def arithmetic() -> str:
     """What decides the last digits where kernels are fixed: instructions, libraries, C loops."""
     units = "bfloat16 units" if _has_bfloat16 else "no bfloat16 units"
-    loops = "C loops" if native.library() is not None else "no C loops"
+    loops = f"C loops by {native.products()}" if native.library() is not None else "no C loops"
     onednn = "oneDNN" if _has_onednn else "no oneDNN"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__.split('+')[0]}, {capability}, {units}, {onednn}, {loops}"
