@@ -56,6 +56,11 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("clock_ghz", lambda v: _real(v, 1e-3, 1e3), "a number from 0.001 to 1000"),
     ("link_gbps", lambda v: _real(v, 0, 1e6), "a number from 0 to 1000000"),
     ("product", lambda v: isinstance(v, str), "a text"),
+    ("boards", lambda v: _whole(v, 1, 1024), "a whole number from 1 to 1024"),
+    *(
+        (name, lambda v: v is None or _real(v, 1e-3, 1e6), "a number from 0.001 to 1000000")
+        for name in ("board_watts", "chip_watts")
+    ),
 )
 
 
@@ -82,6 +87,7 @@ class DeviceSpec:
     product: str = field(default="")  # the name people use
     boards: int = 1
     board_watts: float | None = None  # total board power of one board; None: not published
+    chip_watts: float | None = None  # what firmware lets one chip draw, where that is all there is
 
     def __post_init__(self) -> None:
         """Refuse facts that no chip has: a file or a command line may state any."""
@@ -93,6 +99,13 @@ class DeviceSpec:
     @property
     def num_chips(self) -> int:
         return self.mesh_shape[0] * self.mesh_shape[1]
+
+    @property
+    def watts(self) -> tuple[float, str]:
+        """Power without the host, of "boards", or of "chips" alone where no other is published."""
+        if self.board_watts:
+            return self.boards * self.board_watts, "boards"
+        return self.num_chips * (self.chip_watts or 0.0), "chips"
 
     @property
     def num_cores(self) -> int:
@@ -131,8 +144,9 @@ def _blackhole(name: str, shape: tuple[int, int] = (1, 1), **facts: object) -> D
 
 # Blackhole boxes: mesh_graph_descriptors of the ttnn 0.81.1 wheel (two links between neighbours or
 # more); the generic demos read four and eight chips as a ring. Power of a p300: its firmware's
-# limit. Of the Galaxies no board power is published: firmware holds a chip of the Blackhole one to
-# 130 W, its memory and board come on top.
+# limit. Of the Galaxies, four trays of eight chips, nobody publishes the power of a tray or the
+# whole, but what firmware holds a chip to: 170 W on the Wormhole one (tdp_limit that tt-smi shows
+# of it, dstack#2898), 130 W on the Blackhole one (GALAXY in tt-system-firmware's configuration).
 _TWO = {"links": (0, 2)}
 SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
     {
@@ -184,6 +198,8 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                     (4, 4),
                     (4, 5),
                 ),  # fmt: skip
+                boards=4,
+                chip_watts=170.0,
                 product="Wormhole Galaxy",
             ),
             _blackhole("P100", dram_banks=7, dram_gbps=448.0, product="Blackhole p100"),
@@ -205,7 +221,7 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
             _blackhole(
                 # one column of cores fused off: fw_table.txt of GALAXY in tt-system-firmware
                 "BH_GALAXY", (8, 4), compute_grid=(12, 10), links=(2, 2), ring=(True, True),
-                boards=32, board_watts=None, product="Blackhole Galaxy",
+                boards=4, board_watts=None, chip_watts=130.0, product="Blackhole Galaxy",
             ),
         )
     }

@@ -184,7 +184,7 @@ def prefill_rows(rows: Sequence[Row]) -> Observed:
         facts = zip(rows, device, runs, dispatches, how, strict=True)
         for row, us, run, dispatch, driven in facts:
             host = driven.host_us(us, dispatch.us(c), c)
-            own = (us * driven.share + sum(host.values())) / run.prefill_users / 1000
+            own = (us * driven.share(c) + sum(host.values())) / run.prefill_users / 1000
             step = 1000 / row.tokens_per_s_per_user if row.tokens_per_s_per_user else 0.0
             ttft_ms = row.harness.ttft_ms
             totals.append(

@@ -117,9 +117,9 @@ class Sources:
             [not sources.get(k, set()) - {d} for k, d in zip(kinds, documents, strict=True)]
         )
 
-    def far(self, name: str) -> float:
-        """How much farther off rows are whose kind no other document has."""
-        size, fits = np.abs(self.left_out[name]), self._joined("is_fit")
+    def far(self, name: str, *, serves: bool) -> float:
+        """How much farther off a harness's rows are whose kind no other document has."""
+        size, fits = np.abs(self.left_out[name]), self.chosen(serves=serves)
         near, far = (np.nanmean(size[fits & mask]) for mask in (~self.is_far, self.is_far))
         return max(1.0, float(far / near))
 
@@ -140,7 +140,7 @@ class Sources:
         A new source errs more than known ones do. So edges lie where intervals of all other
         documents held a document's rows, counted by row and by document alike.
         """
-        shares = np.linspace((1 - MOSTLY) / 2, 0.01, 91).tolist()
+        shares = np.linspace(1 - MOSTLY, 0.01, 191).tolist()
         for share in shares:
             if np.mean(self._coverage(name, share, serves=serves)) >= MOSTLY:
                 break
@@ -151,7 +151,7 @@ class Sources:
     ) -> tuple[float, float]:
         errors, documents = self.left_out[name], self._joined("document")
         kept = self.chosen(serves=serves) & (documents != without) & ~np.isnan(errors)
-        scaled = errors[kept] / np.where(self.is_far[kept], self.far(name), 1.0)
+        scaled = errors[kept] / np.where(self.is_far[kept], self.far(name, serves=serves), 1.0)
         low, high = edges(scaled, documents[kept], beyond)
         return float(np.exp(low)), float(np.exp(high))
 
@@ -161,7 +161,7 @@ class Sources:
         for document in dict.fromkeys(self._joined("document")[kept].tolist()):
             own = kept & (self._joined("document") == document)
             ratios = self._ratios(name, beyond, serves=serves, without=document)
-            held.append(self._held(name, errors, own, ratios))
+            held.append(self._held(name, errors, own, ratios, serves=serves))
         return _shares(held)
 
     def judged(self, name: str, constants: Constants, *, serves: bool) -> tuple[float, float]:
@@ -172,30 +172,37 @@ class Sources:
         documents = self._joined("document")
         return _shares(
             [
-                self._held(name, errors, aside & (documents == document), ratios)
+                self._held(name, errors, aside & (documents == document), ratios, serves=serves)
                 for document in dict.fromkeys(documents[aside].tolist())
             ]
         )
 
     def _held(
-        self, name: str, errors: np.ndarray, own: np.ndarray, ratios: tuple[float, float]
-    ) -> list[bool]:
+        self, name: str, errors: np.ndarray, own: np.ndarray, ratios: tuple[float, float], *,
+        serves: bool,
+    ) -> list[bool]:  # fmt: skip
         """Which of some rows' errors lie within their intervals."""
         own = own & ~np.isnan(errors)
-        values = errors[own] / np.where(self.is_far[own], self.far(name), 1.0)
+        values = errors[own] / np.where(self.is_far[own], self.far(name, serves=serves), 1.0)
         return ((values >= np.log(ratios[0])) & (values <= np.log(ratios[1]))).tolist()
 
     def provenance(self) -> dict[str, object]:
         """Intervals, and what was fitted: the farther from it, the wider they get."""
         fits = [row for row in self.other.rows if row.role == "fit"]
         known = [*self.first.rows, *fits]
+        figures = [
+            (f"{name} {harness}", name, serves)
+            for name in ("decode", "ttft")
+            for harness, serves in (("demo", False), ("server", True))
+        ]
         return {
             "interval": {
-                f"{name} {harness}": [round(ratio, 3) for ratio in self.ratios(name, serves=serves)]
-                for name in ("decode", "ttft")
-                for harness, serves in (("demo", False), ("server", True))
+                what: [round(ratio, 3) for ratio in self.ratios(name, serves=serves)]
+                for what, name, serves in figures
             },
-            "far": {name: round(self.far(name), 3) for name in ("decode", "ttft")},
+            "far": {
+                what: round(self.far(name, serves=serves), 3) for what, name, serves in figures
+            },
             "fitted_kinds": sorted(set(self._joined("kind")[self._joined("is_fit")].tolist())),
             "fitted_devices": sorted({row.device for row in known}),
             "fitted_models": sorted({str(canonical_name(row.model)) for row in known}),
@@ -207,11 +214,11 @@ class Sources:
 def edges(errors: np.ndarray, documents: np.ndarray, beyond: float) -> np.ndarray:
     """Quantiles of errors, `beyond` below and above them.
 
-    One table has half of all rows, other sources have one, and rows of one source err alike: half
-    the weight is shared by all rows, half by all sources.
+    One table has half of all rows, other sources have one, and rows of one source err alike: a
+    third of the weight is shared by all rows, the rest by all sources.
     """
     _, source, sizes = np.unique(documents, return_inverse=True, return_counts=True)
-    weights = 1 / len(errors) + 1 / (len(sizes) * sizes[source])
+    weights = 1 / len(errors) + 2 / (len(sizes) * sizes[source])
     order = np.argsort(errors)
     below = np.cumsum(weights[order]) - weights[order] / 2
     return np.interp([beyond, 1 - beyond], below / weights.sum(), errors[order])

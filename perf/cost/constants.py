@@ -158,13 +158,9 @@ class Constants:
         110, 64, 200, "cycles/tile product", "prefill attention's products at HiFi4", "ops prefill"
     )
     sdpa_softmax_cycles: float = _fitted(
-        580,
-        200,
-        1500,
-        "cycles/tile",
-        "prefill attention's softmax of a tile of scores",
+        580, 200, 1500, "cycles/tile", "prefill attention's softmax of a tile of scores",
         "ops prefill",
-    )
+    )  # fmt: skip
 
     later_scores: float = _known(
         0.404, "ratio", "a pair of tiles in the prefill attention of 2026 to one of mid 2025",
@@ -238,6 +234,11 @@ class Constants:
     host_step_ms: float = _fitted(
         1.5, 0.3, 4, "ms", "one decode step: inputs, trace start, tokens back", "decode", _QWEN
     )
+    host_step_chip_ms: float = _fitted(
+        0.1, 0.01, 0.4, "ms", "more of it for each further chip, which is told apart", "decode",
+        "tt-metal#49284, #49345: eight chips lose 1.6 ms of a step to the host, one and two none; "
+        + _QWEN + ": inputs of two chips take 0.82 ms to copy",
+    )  # fmt: skip
     host_logits_ms: float = _fitted(
         1.2, 0.3, 2.5, "ms/10^6", "host: read logits of all chips, take the best", "decode", _QWEN
     )

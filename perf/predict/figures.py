@@ -212,7 +212,7 @@ def prefill_phase(
     """Prefill of one user: the whole of a pass divided by its users."""
     state = replace(state, prefill=True)
     device = sum_ops(run.prefill, state, without=without)
-    total = device.scaled(how.share)
+    total = device.scaled(how.share(state.constants))
     dispatch = Dispatch.of(run, state, without).us(state.constants)
     for name, us in how.host_us(device.us, dispatch, state.constants).items():
         total.add(name, "host", us)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from perf.cost.constants import Constants
@@ -24,10 +25,11 @@ def decode_host_ms(
 
     Where tokens are chosen on the device and read while it takes the next step, its work on a step
     is in the way only as far as it takes longer than the device (`device_ms`), and where a user's
-    next position needs a new page.
+    next position needs a new page. Every chip is handed its inputs and told to begin by itself.
     """
     c, software = state.constants, state.software
-    host_ms = c.host_step_ms
+    further = math.prod(run.mesh_shape) - 1
+    host_ms = c.host_step_ms + data_parallel * further * c.host_step_chip_ms
     if software.lean_host:
         host_ms -= min(c.host_lean_ms, c.host_step_ms)
     if software.reads_behind and not run.decode.host_elements:
@@ -74,22 +76,24 @@ class PrefillRun:
             software.waits_for_dispatch,
         )
 
-    @property
-    def share(self) -> float:
-        """Of a pass's time on the device that counts for it: groups beside each other divide it."""
-        return 1 / self.data_parallel if self.beside else 1.0
+    def share(self, c: Constants) -> float:
+        """Of a pass's time on the device that counts for it.
+
+        Groups beside each other divide it; those that take turns begin before the last one ends.
+        """
+        if self.beside:
+            return 1 / self.data_parallel
+        return c.group_overlap if self.data_parallel > 1 else 1.0
 
     def host_us(self, device_us: float, dispatch_us: float, c: Constants) -> dict[str, float]:
-        """Host time of a pass beside the device's: waiting for dispatch, groups, work per user.
+        """Host time of a pass beside the device's: waiting for dispatch, work per user.
 
         Groups that run beside each other wait for the host, which sends one after the other.
         """
         sent = 0.0 if self.traced else dispatch_us
         waiting = sent if self.waits else max(0.0, sent - device_us)
         if self.beside:
-            waiting = (waiting + (self.data_parallel - 1) * sent) * self.share
-        elif self.data_parallel > 1:
-            waiting += (c.group_overlap - 1) * device_us
+            waiting = (waiting + (self.data_parallel - 1) * sent) / self.data_parallel
         work = c.host_traced_ms if self.traced else c.host_prefill_ms
         if self.together > 1:
             work += self.together * c.host_each_ms

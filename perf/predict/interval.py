@@ -38,7 +38,7 @@ class Trust:
         wider = 1.0
         if self.unknown:
             stretch = stored["stretch"][figure] ** len(set(self.unknown) - {"combination"})
-            wider = max(stored["far"][figure], stretch)
+            wider = max(stored["far"][f"{figure} {self.harness}"], stretch)
         return low**wider, high**wider
 
 

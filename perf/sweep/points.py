@@ -31,6 +31,8 @@ class Point:
     high: float | None = None
     tokens_per_s: float | None = None
     ttft_ms: float | None = None
+    watts: float | None = None
+    watts_of: str = ""  # "boards", or "chips" alone where no power of the boards is published
     tokens_per_s_per_watt: float | None = None
     tokens_per_s_per_board: float | None = None
     on_front: bool = False
@@ -87,7 +89,7 @@ class Sweep:
         except ValueError as error:
             return replace(asked, refused=str(error))
         low, high = found.interval["tokens_per_s_per_user"]
-        watts = spec.board_watts and spec.boards * spec.board_watts
+        watts, watts_of = spec.watts
         return replace(
             asked,
             tokens_per_s_per_user=found.tokens_per_s_per_user,
@@ -95,6 +97,8 @@ class Sweep:
             high=high,
             tokens_per_s=found.tokens_per_s,
             ttft_ms=found.ttft_ms,
+            watts=watts or None,
+            watts_of=watts_of if watts else "",
             tokens_per_s_per_watt=found.tokens_per_s / watts if watts else None,
             tokens_per_s_per_board=found.tokens_per_s / spec.boards,
         )

@@ -20,7 +20,8 @@ def cells(p: Point) -> list[str]:
     asked = [p.device, p.optimizations, str(p.data_parallel), str(p.batch), str(p.context)]
     if p.refused:
         return [*asked, "-", p.refused.split(":")[0][:60], "", "", "", "", ""]
-    watt = "not known" if p.tokens_per_s_per_watt is None else f"{p.tokens_per_s_per_watt:.2f}"
+    watt = "not known" if p.tokens_per_s_per_watt is None else f"{p.tokens_per_s_per_watt:.3g}"
+    watt += " (chips)" * (p.watts_of == "chips")
     return [
         *asked, f"{p.tokens_per_s_per_user:.1f}", f"{p.low:.1f} to {p.high:.1f}",
         f"{p.tokens_per_s:.0f}", f"{p.ttft_ms:.0f}", watt, f"{p.tokens_per_s_per_board:.0f}",
@@ -62,6 +63,12 @@ def text(points: Sequence[Point], room: Sequence[Room]) -> str:
         "a context"
     ]
     parts.append(aligned(map(cells, points), COLUMNS))
+    bare = dict.fromkeys(f"{p.device} {p.watts:g} W" for p in points if p.watts_of == "chips")
+    if bare:
+        parts.append(
+            "t/s/W (chips): only what firmware lets the chips draw is published "
+            f"({', '.join(bare)}); memory and boards come on top"
+        )
     lines = [
         [r.device, r.optimizations, str(r.data_parallel),
          " ".join(f"{c}:{b}" for c, b in r.largest_batch.items()),

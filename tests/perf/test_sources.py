@@ -65,7 +65,7 @@ def test_intervals_are_wide_enough_for_tables_of_other_people() -> None:
         assert low < 0.95 and high > 1.05, name
 
 
-def test_a_large_table_and_many_small_sources_count_alike() -> None:
+def test_a_large_table_and_many_small_sources_both_count() -> None:
     table, small = np.zeros(50), np.linspace(-1, 1, 10)
     documents = np.array(["table"] * 50 + [f"source {n}" for n in range(10)])
     low, high = edges(np.concatenate([table, small]), documents, 0.1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.device_specs import SPECS
 from perf.predict.what_if import setting
 from perf.sweep.__main__ import main
 from perf.sweep.points import Point, Sweep, mark_front
@@ -51,9 +52,22 @@ def test_power_and_boards_divide_throughput_and_two_devices_are_compared() -> No
     assert n150.tokens_per_s_per_watt == pytest.approx(n150.tokens_per_s / 160)
     assert t3k.tokens_per_s_per_watt == pytest.approx(t3k.tokens_per_s / 1200)
     assert t3k.tokens_per_s_per_board == pytest.approx(t3k.tokens_per_s / 4)
-    assert "T3K / N150" in text(points, sweep.room())
+    shown = text(points, sweep.room())
+    assert "T3K / N150" in shown and "(chips)" not in shown
     lines = list(csv.DictReader(io.StringIO(as_csv(points))))
     assert [line["device"] for line in lines] == ["N150", "T3K"]
+
+
+@pytest.mark.parametrize(("device", "watts"), [("TG", 32 * 170), ("BH_GALAXY", 32 * 130)])
+def test_power_of_chips_alone_is_marked_where_no_other_is_published(
+    device: str, watts: float
+) -> None:
+    sweep = Sweep(SMALL, (setting(device),), (1,), (128,))
+    (point,) = sweep.points()
+    assert point.tokens_per_s and (point.watts, point.watts_of) == (watts, "chips")
+    assert point.tokens_per_s_per_watt == pytest.approx(point.tokens_per_s / watts)
+    assert f"{device} {watts} W" in text([point], [])
+    assert all(spec.watts[0] > 0 for spec in SPECS.values())
 
 
 def test_the_command_prints_json_draws_a_picture_and_answers_what_if(

@@ -165,6 +165,43 @@ def test_a_slower_host_takes_longer_for_its_own_work_alone() -> None:
     assert "host" in slow.unknown and "host work 2.5 times the usual" in slow.assumes
 
 
+def test_more_chips_take_more_of_the_hosts_time_in_every_step() -> None:
+    """Published: eight chips lose 1.6 ms of a step to the host, and one or two far less."""
+    host = {
+        device: figures("2025", device=device).decode.breakdown["host"]
+        for device in ("N150", "N300", "T3K")
+    }
+    assert host["N150"] < host["N300"] < host["T3K"]
+    assert host["T3K"] == pytest.approx(1.6, rel=0.25)
+    assert host["T3K"] - host["N150"] == pytest.approx(7 * (host["N300"] - host["N150"]))
+
+
+@pytest.mark.parametrize("model", ["Llama-3.1-8B", "Qwen3-8B"])
+@pytest.mark.parametrize("device", ["N150", "N300", "T3K", "P150"])
+def test_tokens_of_many_users_are_chosen_sooner_on_the_device_than_on_the_host(
+    device: str, model: str
+) -> None:
+    """Of a whole vocabulary, by this repository: the host's time follows the logits it reads."""
+    where = {"device": device, "model": model, "batch_size": 32}
+    on_device, on_host = (figures(f"own+device_sampling_users={n}", **where) for n in (32, 0))
+    assert on_device.decode.ms < on_host.decode.ms
+    of_one = figures("own+device_sampling_users=0", **(where | {"batch_size": 1}))
+    vocabulary = {"Llama-3.1-8B": 128256, "Qwen3-8B": 151936}[model]
+    more = on_host.decode.breakdown["host"] - of_one.decode.breakdown["host"]
+    assert more > 1e-6 * 31 * vocabulary  # a millisecond for each million
+
+
+@pytest.mark.parametrize("software", SOFTWARE)
+@pytest.mark.parametrize(("device", "groups"), [("T3K", 4), ("T3K", 8), ("N300", 2), ("P150x4", 4)])
+def test_no_part_of_a_breakdown_is_negative_and_the_parts_are_the_whole(
+    device: str, groups: int, software: str
+) -> None:
+    found = figures(software, device=device, data_parallel=groups)
+    for phase in (found.decode, found.prefill):
+        assert min(phase.breakdown.values()) >= 0
+        assert sum(phase.breakdown.values()) == pytest.approx(phase.ms)
+
+
 def test_a_server_pays_for_idle_slots_and_more_so_with_longer_prompts() -> None:
     lost = []
     for length in (128, 4096):
