@@ -40,6 +40,7 @@ CASES = {  # users, tokens of each prompt, rounds in turns
     "b1_8000": (1, 8000, 1),
     "b32": (32, 128, 1),
 }
+WARM_UPS = 4  # prefills of each: ours are walked in C from the fifth on
 MISSING = (
     "llama_cpp is not installed: pip install --no-deps --target DIR llama-cpp-python==0.3.36 "
     "diskcache, then run with PYTHONPATH=DIR"
@@ -189,7 +190,9 @@ def compare(
         assert rest == 0, f"{len(records)} ops of {steps + 2} steps"
         read = sum(r.cost.dram_bytes - r.cost.cached_bytes for r in records[:one] if r.cost)
         with llama(prompts, steps, extra_buffers) as theirs:
-            theirs.prefill()
+            for _ in range(WARM_UPS):
+                ours.prefill()
+                theirs.prefill()
             prefill, decode = take_turns(ours, theirs, rounds)
     return {"prefill": prefill, "decode": decode, "flops": flops, "bytes": read}
 

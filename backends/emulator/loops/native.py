@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import itertools
 import os
 import platform
 import shutil
@@ -23,9 +22,8 @@ import torch
 from loguru import logger
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 _PROCESSOR = "-march=native"
-_THREADS = ("-fopenmp", "-fopenmp-simd")  # torch's own threads; or none, where there is no OpenMP
 _COMPILE_S = 600  # takes seconds, on a machine that does much else a minute
 _LARGE_PAGE, _MADV_HUGEPAGE = 1 << 21, 14  # of Linux
 
@@ -49,11 +47,10 @@ def compiled(*flags: str) -> ctypes.CDLL | None:
     if compiler is None:
         return None
     texts = [path.read_text() for path in sorted(_SOURCES.glob("*.[ch]"))]
-    folders = (_SOURCES / "__pycache__", None)
-    for threads, folder in itertools.product(_THREADS, folders):
-        command = (compiler, *_FLAGS, *flags, threads)
-        key = "\0".join((*texts, *command, _processor()))
-        name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    command = (compiler, *_FLAGS, *flags)
+    key = "\0".join((*texts, *command, _processor()))
+    name = f"native-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    for folder in (_SOURCES / "__pycache__", None):
         try:
             if folder is None:  # a read-only installation: for this process alone
                 with tempfile.TemporaryDirectory() as own:

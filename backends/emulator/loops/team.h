@@ -27,6 +27,11 @@ typedef struct {
 
 typedef void Loop(const void *given, Share *share);
 
+typedef void Shared(void *given, int64_t thread, int64_t threads);
+
+/* Do work as thread 0, and have up to `threads` - 1 others do it that come in time. */
+void together(Shared *work, void *given, int64_t threads);
+
 typedef struct {
   int64_t first, last;
 } Range;

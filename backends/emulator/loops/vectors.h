@@ -13,15 +13,6 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
-#ifdef _OPENMP
-#include <omp.h>
-static inline int own_thread(void) { return omp_get_thread_num(); }
-static inline int own_threads(void) { return omp_get_num_threads(); }
-#else
-static inline int own_thread(void) { return 0; }
-static inline int own_threads(void) { return 1; }
-#endif
-
 #define UNROLLED _Pragma("GCC unroll 16") /* vectors of an array stay in registers */
 
 #define EXPONENT 0x7F800000

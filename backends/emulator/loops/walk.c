@@ -13,19 +13,26 @@ int64_t sums_pairs(void) {
 #endif
 }
 
-static int64_t walk_share(const int64_t *words, const int64_t *starts, int64_t first, int64_t count,
-                          Share *share, Counter *counters) {
-  int64_t step = first;
-  for (; step < count; step++) {
-    const int64_t *own = words + starts[step];
+typedef struct {
+  const int64_t *words, *starts;
+  Counter *counters;
+  int64_t first, count, reached;
+} Walk;
+
+static void walk_share(void *given, int64_t thread, int64_t threads) {
+  Walk *walk = given;
+  Share share = {walk->counters, thread, threads};
+  int64_t step = walk->first;
+  for (; step < walk->count; step++) {
+    const int64_t *own = walk->words + walk->starts[step];
     Loop *loop;
     if (!own[0]) break; /* the caller's */
     memcpy(&loop, own, sizeof loop);
-    share->counter = counters + step;
-    loop(own + 1, share);
-    if (atomic_load_explicit(&share->counter->refused, memory_order_relaxed)) break;
+    share.counter = walk->counters + step;
+    loop(own + 1, &share);
+    if (has_refused(&share)) break;
   }
-  return step;
+  if (thread == 0) walk->reached = step;
 }
 
 /* Steps from `first` on, by a team of threads: for each, at its start in `words`, the address of its
@@ -33,18 +40,8 @@ static int64_t walk_share(const int64_t *words, const int64_t *starts, int64_t f
    the first step that was not done, by a loop that refused or for want of one, or `count`. */
 int64_t walk(const int64_t *words, const int64_t *starts, int64_t *counters, int64_t first,
              int64_t count, int64_t threads) {
-  Counter *own = (Counter *)counters;
-  int64_t reached = count;
-  memset(own + first, 0, (size_t)(count - first) * sizeof *own);
-  if (threads <= 1) {
-    Share alone = {own, 0, 1};
-    return walk_share(words, starts, first, count, &alone, own);
-  }
-#pragma omp parallel num_threads((int)threads)
-  {
-    Share share = {own, own_thread(), own_threads()};
-    const int64_t found = walk_share(words, starts, first, count, &share, own);
-    if (share.thread == 0) reached = found;
-  }
-  return reached;
+  Walk own = {words, starts, (Counter *)counters, first, count, first};
+  memset(own.counters + first, 0, (size_t)(count - first) * sizeof *own.counters);
+  together(walk_share, &own, threads);
+  return own.reached;
 }
