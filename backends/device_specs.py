@@ -22,6 +22,7 @@ _BH_L1_FREE = 1_461_120
 # more pass for each step of fidelity (tt-metal technical report GEMM_FLOPS).
 FLOP_PER_CYCLE_LOFI = 4096
 PASSES: Mapping[str, int] = MappingProxyType({"LoFi": 1, "HiFi2": 2, "HiFi3": 3, "HiFi4": 4})
+RECEIVERS = 2  # cores that one of `dram_readers` reads for: the columns to its right
 
 
 def _whole(value: object, low: int, high: int) -> bool:

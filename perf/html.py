@@ -28,9 +28,11 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; }
-td { max-width: 18rem; overflow-wrap: anywhere; }  /* settings are one long word */
+td { max-width: 18rem; }
+td code { display: inline-block; min-width: 14rem; overflow-wrap: anywhere; }  /* long settings */
+table { min-width: 64rem; } figure svg { min-width: 44rem; }  /* narrow windows scroll them */
 th { position: sticky; top: 0; background: Canvas; }
-.scroll { overflow-x: auto; } nav a { margin-right: 1rem; }
+.scroll, figure { overflow-x: auto; } nav a { margin-right: 1rem; }
 figure { margin: 1rem 0; background: #fff; padding: .5rem; border-radius: 6px; }
 figure svg { width: 100%; height: auto; }
 .bar { display: grid; grid-template-columns: 11rem 1fr 5rem; gap: .5rem; align-items: center; }
@@ -65,7 +67,10 @@ def page(markdown: str) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     lines = (
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td>{html.escape(cell).replace('+', '+<wbr>')}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 

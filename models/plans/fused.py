@@ -15,13 +15,12 @@ from typing import Any
 from loguru import logger
 
 from backends import ttnn
-from backends.device_specs import DeviceSpec
+from backends.device_specs import RECEIVERS, DeviceSpec
 from models.config import ModelConfig
 from models.plans.matmul import Kwargs
 from models.plans.target import Target
 from models.sharding import HEADS_TILE, TILE, Sharding
 
-RECEIVERS = 2  # cores that multiply for each reader: the columns to its right
 USERS = 8  # of one column of chips: a tile of users on four of them
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import cache
 
+from backends.device_specs import RECEIVERS
 from backends.op_record import OpRecord
-from models.plans.fused import RECEIVERS
 from perf.cost import links, moves
 from perf.cost.constants import Constants
 from perf.cost.units import (

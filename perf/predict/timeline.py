@@ -97,7 +97,8 @@ def trace(workload: Workload, software: Software, constants: Constants) -> dict[
 
 
 def write_trace(path: Path, trace: dict[str, Any]) -> None:
-    """Write the trace to a file."""
+    """Write the trace to a file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(trace), encoding="utf-8")
 
 
@@ -131,6 +132,7 @@ def write_plot(path: Path, prediction: Prediction, title: str, trace: dict[str, 
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{title} (modelled)")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from statistics import fmean
 from types import SimpleNamespace
@@ -37,7 +39,7 @@ from perf.cost.links import pass_us
 from perf.cost.price import PRICES, op_time
 from perf.cost.software import SOFTWARE
 from perf.cost.units import Situation, cost_now
-from perf.op_lists.kept import run_ops
+from perf.op_lists.kept import ROOT, run_ops
 from perf.predict.__main__ import main as predict_main
 from perf.predict.figures import Prediction, predict, predict_ops, workload_for
 
@@ -319,6 +321,13 @@ def test_the_command_line_answers_in_json_and_refuses_in_one_line(tmp_path, caps
     assert predict_main([*common, "--device", "N300", "--without", "all_gather"]) == 0
     faster = json.loads(capsys.readouterr().out)
     assert faster["tokens_per_s_per_user"] > answer["tokens_per_s_per_user"]
+    picture, ops = tmp_path / "new" / "time.svg", tmp_path / "other" / "ops.json"
+    assert (
+        predict_main([*common, "--device", "N300", "--plot", str(picture), "--trace", str(ops)])
+        == 0
+    )
+    assert "</svg>" in picture.read_text() and json.loads(ops.read_text())["traceEvents"]
+    capsys.readouterr()
     for wrong in (["--device", "N3000"], ["--device", "N300", "--set", "dram=1"]):
         with pytest.raises(ValueError, match="unknown") as refusal:
             predict_main([*common, *wrong])
@@ -339,3 +348,13 @@ def test_the_footprint_counts_what_replayed_prefills_keep() -> None:
     sizes = shard(config, SPECS["TG"].mesh_shape, SPECS["TG"])
     layer = ModelPrecision.preset("performance", config).layer(0)
     assert 128 * kept_bytes_per_token(sizes, layer) == pytest.approx(kept, rel=0.01)
+
+
+def test_asking_again_takes_a_moment_and_loads_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "perf.predict", "--model", SMALL]
+    for _ in range(2):
+        again = subprocess.run(
+            [*command, "--device", "N150"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    assert "tokens/s/user" in again.stdout
+    assert " torch\n" not in again.stderr and " matplotlib\n" not in again.stderr

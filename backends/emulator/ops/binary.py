@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -175,8 +176,8 @@ def _checked_shape(name: str, a: Tensor, b: Tensor) -> tuple[int, ...]:
     if a.dims == b.dims:
         return a.dims
     try:
-        return tuple(torch.broadcast_shapes(a.dims, b.dims))
-    except RuntimeError:
+        return np.broadcast_shapes(a.dims, b.dims)  # torch's own loads sympy first
+    except ValueError:
         fatal(f"Invalid subtile broadcast type: {a.shape} and {b.shape}")
 
 
