@@ -1,8 +1,9 @@
 """Which chips' caches hold the same, so that decode attention reads those once.
 
-Where a model has fewer key/value heads than the mesh has chips, several chips keep the same head.
-Nothing says so but the values: a cache begins as the same zeros everywhere, and chips stay alike as
-long as each write puts the same rows in the same places. What is known hangs on the cache's torch
+Where a model has fewer key/value heads than the mesh has chips, several chips keep the same head,
+and some none. Nothing says so but the values: a cache begins as the same zeros everywhere, chips
+stay alike as long as each write puts the same rows in the same places, and empty as long as those
+are zeros. What is known hangs on the cache's torch
 tensor; of one without it nothing is known.
 """
 
@@ -19,34 +20,44 @@ Mesh = tuple[int, ...]  # rows and columns
 
 
 class Alike:
-    """For every chip of a mesh the first one whose cache is the same."""
+    """For every chip of a mesh the first one whose cache is the same, and which hold but zeros."""
 
-    def __init__(self, mesh: Mesh, first: tuple[int, ...]) -> None:
-        self.mesh, self.first = mesh, first
-        self.is_shared = first != tuple(range(len(first)))
+    def __init__(self, mesh: Mesh, first: tuple[int, ...], empty: frozenset[int]) -> None:
+        self.mesh, self.first, self.empty = mesh, first, empty
+        self.is_known = bool(empty) or first != tuple(range(len(first)))
 
     @cached_property
     def chain(self) -> torch.Tensor:
-        """[2, chips]: the first chip of each one's group, and the next one in it or -1."""
-        after = [-1] * len(self.first)
-        last: dict[int, int] = {}
-        for chip, leader in enumerate(self.first):
-            if leader in last:
-                after[last[leader]] = chip
-            last[leader] = chip
-        return torch.tensor([self.first, after])
+        """[2, chips]: the first chip of each one's group, and the next one in it or -1.
 
-    def within(self, keys: Sequence[Hashable]) -> Alike:
+        Empty ones are in no group: their first is -1.
+        """
+        leaders, after = [-1] * len(self.first), [-1] * len(self.first)
+        groups: dict[int, list[int]] = {}
+        for chip, leader in enumerate(self.first):
+            if chip not in self.empty:
+                groups.setdefault(leader, []).append(chip)
+        for group in groups.values():
+            for chip, following in zip(group, [*group[1:], -1], strict=True):
+                leaders[chip], after[chip] = group[0], following
+        return torch.tensor([leaders, after])
+
+    def within(self, keys: Sequence[Hashable], empty: frozenset[int]) -> Alike:
         """Groups of those chips that are in one group now and have equal keys."""
         known: dict[Hashable, int] = {}
         pairs = zip(self.first, keys, strict=True)
-        return _alike(self.mesh, tuple(known.setdefault(p, at) for at, p in enumerate(pairs)))
+        first = tuple(known.setdefault(p, at) for at, p in enumerate(pairs))
+        return _alike(self.mesh, first, self.empty & empty)
 
     @lru_cache  # noqa: B019 (few exist, and all are kept by _alike)
     def pairs(self, mesh: Mesh) -> torch.Tensor | None:
-        """[n, 2] places of data [r, c, ...] (each 1 or the mesh's) that must hold the same."""
+        """[n, 2] places of data [r, c, ...] (each 1 or the mesh's) that must hold the same.
+
+        The second is -1 where that is zeros.
+        """
         at = self.places(mesh)
         found = {(at[leader], at[chip]) for chip, leader in enumerate(self.first)}
+        found |= {(at[chip], -1) for chip in self.empty}
         own = sorted(pair for pair in found if pair[0] != pair[1])
         return torch.tensor(own) if own else None
 
@@ -61,8 +72,8 @@ class Alike:
 
 
 @lru_cache
-def _alike(mesh: Mesh, first: tuple[int, ...]) -> Alike:
-    return Alike(mesh, first)
+def _alike(mesh: Mesh, first: tuple[int, ...], empty: frozenset[int]) -> Alike:
+    return Alike(mesh, first, empty)
 
 
 @lru_cache
@@ -70,9 +81,9 @@ def _together(known: tuple[Alike, ...], where: tuple[Mesh, ...]) -> Alike:
     """Chips that are alike in all of `known`, and share all data of meshes `where`."""
     found, *others = known
     for other in others:
-        found = found.within(other.first)
+        found = found.within(other.first, other.empty)
     for mesh in where:
-        found = found.within(found.places(mesh))
+        found = found.within(found.places(mesh), found.empty)
     return found
 
 
@@ -81,21 +92,23 @@ def of(caches: Sequence[torch.Tensor], where: Sequence[torch.Tensor]) -> Alike:
     known = tuple(getattr(cache, "alike", None) for cache in caches)
     if None in known:
         mesh = caches[0].shape[:2]
-        return _alike(mesh, tuple(range(mesh[0] * mesh[1])))
+        return _alike(mesh, tuple(range(mesh[0] * mesh[1])), frozenset())
     return _together(known, tuple(each.shape[:2] for each in where))
 
 
-def note_same(cache: torch.Tensor) -> None:
-    """All chips of a cache [r, c, ...] hold the same; only the processor's loops make use of it."""
+def note_zeros(cache: torch.Tensor) -> None:
+    """A cache [r, c, ...] holds but zeros; only the processor's loops make use of it."""
     mesh = cache.shape[:2]
+    chips = mesh[0] * mesh[1]
     if cache.device.type == "cpu":
-        cache.alike = _alike(mesh, (0,) * (mesh[0] * mesh[1]))  # type: ignore[attr-defined]
+        known = _alike(mesh, (0,) * chips, frozenset(range(chips)))
+        cache.alike = known  # type: ignore[attr-defined]
 
 
 def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) -> None:
     """Each chip wrote its `rows` to its `where`: data [r, c, ...], each 1 or the mesh's."""
     known: Alike | None = getattr(cache, "alike", None)
-    if known is None or not known.is_shared:
+    if known is None or not known.is_known:
         return
     known = _together((known,), tuple(each.shape[:2] for each in where))
     mesh = rows.shape[:2]
@@ -104,14 +117,18 @@ def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) ->
         values = [
             row.contiguous().view(torch.uint8).numpy().tobytes() for row in rows.flatten(0, 1)
         ]
-        known = known.within([values[place] for place in known.places(mesh)])
+        own = [values[place] for place in known.places(mesh)]
+        known = known.within(own, frozenset(i for i, value in enumerate(own) if not any(value)))
     cache.alike = known  # type: ignore[attr-defined]
 
 
 def all_equal(rows: torch.Tensor, pairs: torch.Tensor) -> bool:
-    """Whether those of rows [*, n] that `pairs` [count, 2] names are the same, to the bit."""
+    """Whether those of rows [*, n] that `pairs` [count, 2] names are the same, or zeros: -1."""
     if not can_run(rows):
-        return torch.equal(rows[pairs[:, 0]], rows[pairs[:, 1]])
+        return all(
+            torch.equal(rows[one], rows[other] if other >= 0 else torch.zeros_like(rows[one]))
+            for one, other in pairs.tolist()
+        )
     total = len(rows)
     return call(
         "all_equal", rows=rows, pairs=pairs, total=total, count=len(pairs),

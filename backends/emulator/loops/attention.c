@@ -144,6 +144,8 @@ void attend(const void *given, Share *share) {
   const int64_t width = a.width, whole = per_chip * a.group * width;
   EACH_BY(number, chips * per_chip, 1) {
     const Place p = place_of(&a, number);
+    if (a.chain[p.chip] < 0) /* values are zeros */
+      memset(a.out + p.chip * whole + p.query, 0, (size_t)(a.group * width) * sizeof *a.out);
     if (a.chain[p.chip] != p.chip) continue; /* done with the first of its kind */
     const Place then = number + 1 < chips * per_chip ? place_of(&a, number + 1) : p;
     const uint16_t *after = a.keys + p.begin;

@@ -124,7 +124,9 @@ void all_equal(const void *given, Share *share) {
   ARGUMENTS(all_equal);
   EACH(p, a.count, a.bytes / 2) {
     const uint8_t *one = a.rows + a.pairs[2 * p] * a.bytes;
-    const uint8_t *other = a.rows + a.pairs[2 * p + 1] * a.bytes;
-    if (memcmp(one, other, (size_t)a.bytes)) refuse(share);
+    if (a.pairs[2 * p + 1] < 0) { /* zeros: the first, and each as the one before */
+      if (*one || memcmp(one, one + 1, (size_t)a.bytes - 1)) refuse(share);
+    } else if (memcmp(one, a.rows + a.pairs[2 * p + 1] * a.bytes, (size_t)a.bytes))
+      refuse(share);
   }
 }

@@ -162,7 +162,7 @@ struct put_pages {
   int64_t total, chips, users, heads, count, bytes;
 };
 
-/* Refuses unless of the rows those in each of the pairs are the same. */
+/* Refuses unless of the rows those in each of the pairs are the same, or zeros where one is -1. */
 struct all_equal {
   const uint8_t *rows;  /* [total, bytes] */
   const int64_t *pairs; /* [count, 2] */
@@ -214,8 +214,8 @@ struct multiply {
 /* Decode attention: queries of every user, scaled, over the keys and values that its position lets
    it see (the last `window`, if not 0) in pages. Users below position zero get zeros; an entry below
    zero reads as page 0. The multiplier sees the bits of `q_seen` of queries, and of `seen` of keys
-   and values. `chain` says which chips have the same pages: the first of them, and the next one (or
-   -1). Checked by check_pages. */
+   and values. `chain` says which chips have the same pages: the first of them (-1: theirs are
+   zeros), and the next one (or -1). Checked by check_pages. */
 struct attend {
   const uint16_t *q;        /* strided */
   const uint16_t *keys;     /* [rows, cols, blocks, heads, size, width] */

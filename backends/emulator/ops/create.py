@@ -35,7 +35,8 @@ def _make(
         tensor.data = _zeros((*device.shape, *shape), dtype.carrier, device.torch_device)
         if value:
             tensor.data += to_format(torch.full((16,), float(value)), dtype)[0]
-        alike.note_same(tensor.data)
+        else:
+            alike.note_zeros(tensor.data)
     return tensor
 
 
