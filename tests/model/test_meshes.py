@@ -37,10 +37,12 @@ def test_caches_of_replicated_heads_are_known_to_be_alike(device: str, groups: i
         run_forced(engine, PROMPT, FORCED, random_pages(engine))
         for cache in engine.model.caches:
             data = cache.k.data
-            first = alike.of([data], [engine.positions.tensor.data]).first
-            assert len(set(first)) == groups  # 3 heads and nothing, for each column's users
+            known = alike.of([data], [engine.positions.tensor.data])
+            assert len(set(known.first)) == groups  # 3 heads and nothing, for each column's users
+            assert len(known.empty) == len(known.first) // 4
             chips = data.flatten(0, 1)
-            assert torch.equal(chips, chips[list(first)])
+            assert torch.equal(chips, chips[list(known.first)])
+            assert not chips[list(known.empty)].any()
             assert chips.any()
 
 

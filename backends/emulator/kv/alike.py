@@ -22,7 +22,9 @@ Mesh = tuple[int, ...]  # rows and columns
 class Alike:
     """For every chip of a mesh the first one whose cache is the same, and which hold but zeros."""
 
-    def __init__(self, mesh: Mesh, first: tuple[int, ...], empty: frozenset[int]) -> None:
+    def __init__(
+        self, mesh: Mesh, first: tuple[int, ...], empty: frozenset[int] = frozenset()
+    ) -> None:
         self.mesh, self.first, self.empty = mesh, first, empty
         self.is_known = bool(empty) or first != tuple(range(len(first)))
 
@@ -72,7 +74,7 @@ class Alike:
 
 
 @lru_cache
-def _alike(mesh: Mesh, first: tuple[int, ...], empty: frozenset[int]) -> Alike:
+def _alike(mesh: Mesh, first: tuple[int, ...], empty: frozenset[int] = frozenset()) -> Alike:
     return Alike(mesh, first, empty)
 
 
@@ -92,7 +94,7 @@ def of(caches: Sequence[torch.Tensor], where: Sequence[torch.Tensor]) -> Alike:
     known = tuple(getattr(cache, "alike", None) for cache in caches)
     if None in known:
         mesh = caches[0].shape[:2]
-        return _alike(mesh, tuple(range(mesh[0] * mesh[1])), frozenset())
+        return _alike(mesh, tuple(range(mesh[0] * mesh[1])))
     return _together(known, tuple(each.shape[:2] for each in where))
 
 

@@ -77,7 +77,7 @@ static inline int64_t row_of(const struct put_positions *a, int64_t i) {
   const uint32_t all = (uint32_t)i / heads, head = (uint32_t)i % heads; /* divided in a few cycles */
   const uint32_t user = all % users, chip = all / users, row = chip / cols, col = chip % cols;
   const int64_t at = a->positions[row * a->at_r + col * a->at_c + user];
-  if (at < 0) return -1;
+  if (at < 0 || (a->chain && a->chain[chip] < 0)) return -1;
   int64_t block = user;
   if (a->table)
     block = a->table[row * a->table_r + col * a->table_c + user * a->pages + (uint32_t)at / (uint32_t)a->size];

@@ -142,12 +142,14 @@ struct find_pages {
 };
 
 /* One row per head of every user put where its position lies, as the cache's format holds it. Users
-   below position zero, or without a page there, are left out. Checked by check_pages. */
+   below position zero, or without a page there, are left out, and chips whose first in `chain` is -1:
+   theirs are zeros in a cache of zeros. Checked by check_pages. */
 struct put_positions {
   uint16_t *cache;          /* [rows, cols, blocks, heads, size, width] */
   const uint16_t *x;        /* strided */
   const int32_t *positions; /* strided */
   const int32_t *table;     /* strided, or NULL: the block is the user */
+  const int64_t *chain;     /* [2, rows, cols], or NULL */
   int64_t rows, cols, users, heads, width, pages, blocks, size, mantissa_bits;
   int64_t x_r, x_c, x_user, at_r, at_c, table_r, table_c;
 };

@@ -225,8 +225,9 @@ def put_positions(
     """One row of x [r, c, 1, B, K or more, W] per user and head to its place in a cache, bfloat16.
 
     `where` is positions, checked, and a page table where there is one; rows are rounded to blocks
-    of `mantissa_bits`; 0: they are stored as they are.
+    of `mantissa_bits`; 0: they are stored as they are. Chips known to be empty after this are.
     """
+    known = alike.of((cache,), ())
     positions, table = where[0], where[1] if len(where) > 1 else None
     rows, cols, blocks, heads, size, width = cache.shape
     (x_r, x_c), (at_r, at_c) = mesh_steps(x), mesh_steps(positions)
@@ -234,7 +235,8 @@ def put_positions(
     users, pages = positions[0, 0].numel(), 1 if table is None else table.shape[3]
     assert x.shape[3] == users and x.shape[4] >= heads and x.shape[5] == width
     call(
-        "put_positions", cache=cache, x=x, positions=positions, table=table, rows=rows, cols=cols,
+        "put_positions", cache=cache, x=x, positions=positions, table=table,
+        chain=known.chain if known.empty else None, rows=rows, cols=cols,
         users=users, heads=heads, width=width, pages=pages, blocks=blocks, size=size,
         mantissa_bits=mantissa_bits, x_r=x_r, x_c=x_c, x_user=x.stride(3), at_r=at_r, at_c=at_c,
         table_r=table_r, table_c=table_c, work=rows * cols * users * heads * width,
