@@ -119,8 +119,9 @@ def note_write(cache: torch.Tensor, rows: torch.Tensor, *where: torch.Tensor) ->
         values = [
             row.contiguous().view(torch.uint8).numpy().tobytes() for row in rows.flatten(0, 1)
         ]
-        own = [values[place] for place in known.places(mesh)]
-        known = known.within(own, frozenset(i for i, value in enumerate(own) if not any(value)))
+        some, places = rows.flatten(0, 1).flatten(1).any(1).tolist(), known.places(mesh)
+        empty = frozenset(chip for chip, place in enumerate(places) if not some[place])
+        known = known.within([values[place] for place in places], empty)
     cache.alike = known  # type: ignore[attr-defined]
 
 
@@ -128,7 +129,7 @@ def all_equal(rows: torch.Tensor, pairs: torch.Tensor) -> bool:
     """Whether those of rows [*, n] that `pairs` [count, 2] names are the same, or zeros: -1."""
     if not can_run(rows):
         return all(
-            torch.equal(rows[one], rows[other] if other >= 0 else torch.zeros_like(rows[one]))
+            torch.equal(rows[one], rows[other]) if other >= 0 else not rows[one].any()
             for one, other in pairs.tolist()
         )
     total = len(rows)
