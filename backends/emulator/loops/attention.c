@@ -45,8 +45,8 @@ static inline void make_weights(float *scores, int64_t count) {
 }
 
 /* Attention of `group` queries [group, width] over the positions from `first` to `last` of one
-   head's pages, which lie `apart`; `after`: the keys that are read next. Made for each group and width in use, so that loops have no ends
-   to care for. */
+   head's pages, which lie `apart`; `after`: the keys that are read next. Made for each group and
+   width in use, so that loops have no ends to care for. */
 static inline __attribute__((always_inline)) void
 attend_head(const float *q, const uint16_t *keys, const uint16_t *values, const int32_t *page,
             int64_t apart, float *out, float *scores, int64_t group, int64_t width, int64_t length,

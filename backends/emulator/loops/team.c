@@ -27,7 +27,7 @@ static Job jobs[MOST_JOBS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
 static int64_t workers; /* under the lock */
-static _Atomic int64_t sleeping;
+static _Atomic int64_t sleeping, most_wanted;
 
 /* Sit down at a job, if there is one with a seat, and work on it. */
 static int help(void) {
@@ -72,6 +72,7 @@ static void forget(void) {
   pthread_cond_init(&more, 0);
   workers = 0;
   atomic_store(&sleeping, 0);
+  atomic_store(&most_wanted, 0);
 }
 
 static __attribute__((constructor)) void prepare(void) { pthread_atfork(0, 0, forget); }
@@ -100,15 +101,14 @@ void together(Shared *work, void *given, int64_t threads) {
     work(given, 0, 1);
     return;
   }
-  static _Atomic int64_t most;
   job->work = work;
   job->given = given;
   job->threads = threads;
   atomic_store(&job->left, 0);
   atomic_store(&job->seats, threads - 1);
-  if (atomic_load(&sleeping) || atomic_load(&most) < threads) {
+  if (atomic_load(&sleeping) || atomic_load(&most_wanted) < threads) {
     call_workers(threads - 1);
-    if (atomic_load(&most) < threads) atomic_store(&most, threads);
+    if (atomic_load(&most_wanted) < threads) atomic_store(&most_wanted, threads);
   }
   work(given, 0, threads);
   const int64_t came = threads - 1 - atomic_exchange(&job->seats, 0);
