@@ -352,33 +352,6 @@ def test_processes_that_compile_at_once_all_get_the_library(tmp_path: Path) -> N
     assert len(list((tmp_path / "__pycache__").iterdir())) == 1
 
 
-FORK = """
-import os, sys, torch
-from backends.emulator.loops.call import call
-
-torch.set_num_threads(3)
-x = torch.ones(1 << 20).bfloat16()
-out = torch.zeros_like(x)
-
-def new_threads():  # torch's own do not outlive a fork: nothing here may ask for them
-    before = len(os.listdir("/proc/self/task"))
-    assert call("cut_bits", x=x, out=out, count=x.numel(), mask=0xFFFF)
-    return len(os.listdir("/proc/self/task")) - before
-
-assert (new_threads(), new_threads()) == (2, 0)
-child = os.fork()
-if not child:
-    os._exit((new_threads(), new_threads()) != (2, 0))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@needs_compiler
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads where Linux lists them")
-def test_a_child_of_fork_gets_threads_of_its_own() -> None:
-    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, check=True, timeout=60)
-
-
 @needs_compiler
 def test_no_loop_goes_beyond_its_operands_or_what_c_defines() -> None:
     runtime = subprocess.run(

@@ -1,4 +1,4 @@
-"""Beside other work on every core the emulator takes its share of them, not a hundredth."""
+"""Threads: beside other work they take their share of the cores, and a fork has its own."""
 
 from __future__ import annotations
 
@@ -45,6 +45,33 @@ def test_a_step_does_not_wait_for_threads_that_other_work_keeps_away() -> None:
     with busy_loops(usable_cores()):
         seconds = float(_told("-c", STEPS))
     assert seconds < 2e-3
+
+
+FORK = """
+import os, sys, torch
+from backends.emulator.loops.call import call
+
+torch.set_num_threads(3)
+x = torch.ones(1 << 20).bfloat16()
+out = torch.zeros_like(x)
+
+def new_threads():  # torch's own do not outlive a fork: nothing here may ask for them
+    before = len(os.listdir("/proc/self/task"))
+    assert call("cut_bits", x=x, out=out, count=x.numel(), mask=0xFFFF)
+    return len(os.listdir("/proc/self/task")) - before
+
+assert (new_threads(), new_threads()) == (2, 0)
+child = os.fork()
+if not child:
+    os._exit((new_threads(), new_threads()) != (2, 0))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads where Linux lists them")
+def test_a_child_of_fork_gets_threads_of_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORK], cwd=ROOT, check=True, timeout=60)
 
 
 def _told(*command: str) -> str:
