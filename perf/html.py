@@ -6,6 +6,7 @@ Nothing is fetched: pictures are inside. Written by `python -m perf.report --htm
 from __future__ import annotations
 
 import html
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,12 +144,9 @@ def _line(row: Row, found: Prediction) -> list[str]:
 
 
 def _tables(markdown: str) -> str:
-    """PERF.md below its title."""
-    text = (
-        MarkdownIt("commonmark", {"html": False})
-        .enable("table")
-        .render(markdown.partition("\n")[2])
-    )
+    """PERF.md below its title; files that it links to are not in one page, so they are named."""
+    named = re.sub(r"\[([^]]+)\]\([^)]+\)", r"`\1`", markdown.partition("\n")[2])
+    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(named)
     text = text.replace("<table>", '<div class="scroll"><table>').replace(
         "</table>", "</table></div>"
     )
