@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,12 +46,14 @@ CASES: list[list[dict[str, Any]]] = [
 def test_every_op_and_the_placement_of_its_results_agree_with_the_wheel(
     cases: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    def lists(backend: str) -> Any:
-        folder = tmp_path_factory.mktemp(backend)
+    backends = ("dry-run", "emulator")
+    folders = [tmp_path_factory.mktemp(name) for name in backends]  # pytest makes one at a time
+
+    def lists(backend: str, folder: Path) -> Any:
         return run_json("tests.dry_run.oplist", folder, backend, json.dumps(cases))
 
     with ThreadPoolExecutor(2) as pool:
-        wheel, ours = pool.map(lists, ("dry-run", "emulator"))
+        wheel, ours = pool.map(lists, backends, folders)
     for case, theirs, found in zip(cases, wheel, ours, strict=True):
         assert list(theirs) == list(found)
         for path, ops in theirs.items():
