@@ -1,10 +1,10 @@
 """How worker threads wait, settled before torch starts any: every package of ours imports it first.
 
-OpenMP's threads look again and again for the next piece of work before they sleep, some 10 ms by
-default. A decode step of the emulator has hundreds of pieces, so beside other work on the same
-cores each of them waited for a thread that only looked. A short look loses nothing on an idle
-machine and little on a busy one. What the user has set stays; a torch that is already imported has
-read its settings.
+OpenMP's threads, which torch computes with, look again and again for the next piece of work before
+they sleep, some 10 ms by default: beside other work on the same cores that takes the time of a
+thread with something to do. (The emulator's loops have threads of their own.) A short look loses
+nothing on an idle machine and little on a busy one. What the user has set stays; a torch that is
+already imported has read its settings.
 """
 
 from __future__ import annotations

@@ -78,11 +78,11 @@ static inline int64_t row_of(const struct put_positions *a, int64_t i) {
   const uint32_t user = all % users, chip = all / users, row = chip / cols, col = chip % cols;
   const int64_t at = a->positions[row * a->at_r + col * a->at_c + user];
   if (at < 0 || (a->chain && a->chain[chip] < 0)) return -1;
+  const uint32_t size = (uint32_t)a->size, page = (uint32_t)at / size, place = (uint32_t)at % size;
   int64_t block = user;
-  if (a->table)
-    block = a->table[row * a->table_r + col * a->table_c + user * a->pages + (uint32_t)at / (uint32_t)a->size];
+  if (a->table) block = a->table[row * a->table_r + col * a->table_c + user * a->pages + page];
   if (block < 0) return -1;
-  return (((chip * a->blocks + block) * a->heads + head) * a->size + (uint32_t)at % (uint32_t)a->size) * a->width;
+  return (((chip * a->blocks + block) * a->heads + head) * a->size + place) * a->width;
 }
 
 void put_positions(const void *given, Share *share) {
