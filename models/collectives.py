@@ -8,16 +8,19 @@ row-parallel products over its rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from backends import ttnn
+from models.collectives_beside import ProductsBeside
 from models.collectives_kept import KeptCollectives, KeptResults
+from models.plans.matmul import PrefillLinear, sliced_linear
 from models.plans.norm import residual_memory
+from models.plans.scattered import Room
 from models.plans.target import Phase, Target
 from models.sharding import TILE
 
@@ -110,6 +113,18 @@ class _Mesh:
     def begin_step(self) -> None:
         """Weights wait in DRAM."""
 
+    def receiving(self, rooms: Iterable[Room]) -> Any:
+        """While long prompts are prefilled, whose products other chips may send parts of."""
+        return nullcontext()
+
+    def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
+        """Sum of row-parallel partial products, as the residual stream lies."""
+        raise NotImplementedError
+
+    def row_product(self, x: Any, w: Any, plan: PrefillLinear, memory: Any, name: str) -> Any:
+        """The same sum of the products of a prefill."""
+        return self.sum_rows(sliced_linear(x, w, plan), memory, name)
+
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""
         return ttnn.add(x, more, memory_config=memory)
@@ -152,7 +167,10 @@ class _Mesh:
 
 
 class LineMesh(_Mesh):
-    """Collectives of a 1 x N mesh; N = 1 needs none."""
+    """Collectives of a 1 x N mesh; N = 1 needs none.
+
+    On a ring, long products are scattered slice by slice while they are made.
+    """
 
     gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
 
@@ -160,6 +178,8 @@ class LineMesh(_Mesh):
         super().__init__(links)
         self.chips = target.sharding.num_chips
         self.parts = PartsInPlace(target, mesh) if target.is_whole else None
+        in_ring = self.chips > 2 and links.reduce_topology == ttnn.Topology.Ring
+        self.beside = ProductsBeside(mesh, links) if in_ring else None
 
     @contextmanager
     def keeping(self, results: KeptResults | None) -> Iterator[None]:
@@ -169,6 +189,14 @@ class LineMesh(_Mesh):
     def free(self, x: Any) -> None:
         """Let go of a result."""
         ttnn.deallocate(x)
+
+    def receiving(self, rooms: Iterable[Room]) -> Any:
+        return super().receiving(rooms) if self.beside is None else self.beside.receiving(rooms)
+
+    def row_product(self, x: Any, w: Any, plan: PrefillLinear, memory: Any, name: str) -> Any:
+        if self.beside is None or plan.beside is None:
+            return super().row_product(x, w, plan, memory, name)
+        return self.beside.product(x, w, plan, memory)
 
     def begin(self, x: Any, memory: Any) -> Any:
         """Shares of the model width as the residual stream of a decode step lies."""

@@ -37,18 +37,20 @@ class KeptResults:
         return any(kept.buffer_address() == address for kept in self.tensors.values())
 
 
+def semaphores(mesh: Any) -> list[list[Any]]:
+    """Sets that take turns along one axis, with all that an op may ask for."""
+    grid = mesh.compute_with_storage_grid_size()
+    last = ttnn.CoreCoord(grid.x - 1, grid.y - 1)
+    cores = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
+    return [[ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(3)] for _ in range(TURNS)]
+
+
 class KeptCollectives:
     """What GridMesh hands over while a prefill's buffers are known; `links` are its."""
 
     def __init__(self, mesh: Any, links: Any) -> None:
         self.mesh, self.links, self.turn = mesh, links, [0, 0]
-        grid = mesh.compute_with_storage_grid_size()
-        last = ttnn.CoreCoord(grid.x - 1, grid.y - 1)
-        cores = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
-        self.semaphores = [
-            [[ttnn.create_global_semaphore(mesh, cores, 0) for _ in range(3)] for _ in range(TURNS)]
-            for _ in range(2)
-        ]
+        self.semaphores = [semaphores(mesh), semaphores(mesh)]
         self.results: KeptResults | None = None
 
     def next(self, axis: int) -> list[Any]:

@@ -250,8 +250,8 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
 
     Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
-    mesh of one row holds two copies of its input on a line, and on a ring what comes from both
-    sides: half of one and its own slice; that of a Galaxy two.
+    mesh of one row holds two copies of its input on a line, and that of a Galaxy, too; a ring has
+    room for one during the whole pass (collectives_beside.py).
     """
     wide, inner = WIDE, activation_bytes(layer)
     on_line = not sharding.is_2d and sharding.num_chips > 1
@@ -265,11 +265,10 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     queries = inner * sharding.local_q_width
     gate = inner * sharding.local_hidden
     out = inner * sharding.local_dim
-    chips = sharding.num_chips
-    copies = (chips // 2 + 1) / chips if ring and not sharding.is_2d else 2
+    room = out if ring and on_line else 0
     out_sum = out
     if sharding.num_chips > 1:
-        out_sum += copies * out + out / sharding.ways("heads")
+        out_sum += (0 if room else 2 * out) + out / sharding.ways("heads")
     columns = sharding.cols if sharding.is_2d else 1
     attention = stream + max(
         norm,
@@ -285,7 +284,7 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
         gate / columns + out_sum,
     )
     rotation = 2 * wide * sharding.head_dim
-    return rotation + max(attention, mlp)
+    return rotation + room + max(attention, mlp)
 
 
 def kept_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:

@@ -29,6 +29,7 @@ from models.layers.sampler import DeviceSampler
 from models.plans.attention import attention_weights, rope_plan
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
+from models.plans.scattered import rooms
 from models.plans.target import Habits, Phase, Target
 from models.precision import ModelPrecision
 from models.prefetch import Prefetcher
@@ -150,9 +151,10 @@ class Transformer:
         with scope("embedding"):
             x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
             rotate = self.rope.prefill(rope_positions_1S, users)
-        for layer in self.layers_of(at):
-            before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
-            ttnn.deallocate(before)
+        with self.ccl.receiving(rooms(self.targets, x_11SD.shape[2])):
+            for layer in self.layers_of(at):
+                before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
+                ttnn.deallocate(before)
         if last_rows is None:
             return None
         with scope("last_rows"):

@@ -122,8 +122,7 @@ class Attention:
         if plan.ways > 1:
             mixed = self.ccl.join_queries(mixed)
         mixed = ttnn.reshape(mixed, (1, 1, rows, mixed.shape[3]))
-        out_11SD = sliced_linear(mixed, self.w_o, plan.o)
-        return self.ccl.sum_rows(out_11SD, residual, "WO")
+        return self.ccl.row_product(mixed, self.w_o, plan.o, residual, "WO")
 
     def _bias(self, qkv: Any) -> Any:
         """The product with this chip's share of the bias, before chips add up their products."""

@@ -66,9 +66,9 @@ class MLP:
         self.ccl.free(gate_11SF)
         self.ccl.free(up_11SF)
         inner_11SF = self.ccl.regather_columns(inner_11SF, "FF2")
-        out_11SD = sliced_linear(inner_11SF, self.w_down, plan.down)
+        out_11SD = self.ccl.row_product(inner_11SF, self.w_down, plan.down, residual, "FF2")
         self.ccl.free(inner_11SF)
-        return self.ccl.sum_rows(out_11SD, residual, "FF2")
+        return out_11SD
 
 
 def silu_product(gate: Any, up: Any, **arguments: Any) -> Any:

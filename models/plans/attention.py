@@ -22,6 +22,7 @@ from models.plans.matmul import (
     prefill_linear,
     weight_memory,
 )
+from models.plans.scattered import output_product
 from models.plans.target import SHORT, Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import MAX_USERS, TILE
@@ -361,15 +362,6 @@ def attention_prefill(target: Target, users: int, length: int, start: int) -> At
         heads=heads,
         scores=scores | {"memory_config": heads},
         query_dtype=_query_dtype(target, ways, is_short=is_short),
-        o=prefill_linear(
-            users * length,
-            sizes.local_q_width,
-            sizes.local_dim,
-            kernel=target.kernel(OpGroup.LI_O_PREFILL),
-            fp32=target.wide_accumulator(OpGroup.LI_O_PREFILL),
-            weight=target.sliced_weight(TensorGroup.WO),
-            dtype=target.activation_dtype(ttnn.bfloat8_b),
-            spec=spec,
-        ),
+        o=output_product(target, users * length),
         ways=ways,
     )

@@ -181,10 +181,14 @@ def decode_linear(
 
 @dataclass(frozen=True)
 class PrefillLinear:
-    """A 2D matmul: `rows` per slice, and the arguments of ttnn.linear."""
+    """A 2D matmul: `rows` per slice, and the arguments of ttnn.linear.
+
+    `beside`: the same where the scatter of its sum runs beside it (scattered.py), and where.
+    """
 
     rows: int
     kwargs: Kwargs
+    beside: Kwargs | None = None
 
 
 def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
@@ -198,22 +202,23 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 def prefill_linear(
     length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
     most: int = PREFILL_ROWS, least: int = 128, activation: Any = None,
-    weight: Precision | None = None,
+    weight: Precision | None = None, high: int | None = None,
 ) -> PrefillLinear:  # fmt: skip
     """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most,
     halved until they fit into L1 or are `least`.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
-    many rows as the chip, where that leaves fewer tiles to a core.
+    many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
     """
     # bytes of a tile; where the weight's format is not told, nothing is known to be small
     result = 1088 if weight is not None and dtype == ttnn.bfloat8_b else 2048
     of_weight = TILE_BYTES[weight or Precision.BF16]
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
-    most_rows = GRID_ROWS if weight is None else spec.compute_grid[1]
+    most_rows = high or (GRID_ROWS if weight is None else spec.compute_grid[1])
     while True:
         rows = prefill_rows(length, most)
-        grid_rows, fewest = min(GRID_ROWS, rows // TILE), math.ceil(rows / TILE / most_rows)
+        grid_rows = min(GRID_ROWS, most_rows, rows // TILE)
+        fewest = math.ceil(rows / TILE / most_rows)
         if math.ceil(rows / TILE / grid_rows) > fewest:
             grid_rows = math.ceil(rows / TILE / fewest)
         per_core_m = math.ceil(rows / TILE / grid_rows)

@@ -14,6 +14,7 @@ from models.plans.matmul import (
     prefill_linear,
     weight_memory,
 )
+from models.plans.scattered import down_product
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
 
@@ -124,15 +125,5 @@ def mlp_prefill(target: Target, length: int) -> MLPPrefill:
             **target.mlp_slices,
         ),
         product={"dtype": inner, "memory_config": ttnn.DRAM_MEMORY_CONFIG},
-        down=prefill_linear(
-            length,
-            sizes.local_hidden,
-            sizes.local_dim,
-            kernel=target.kernel(OpGroup.LI_FF2),
-            fp32=target.wide_accumulator(OpGroup.LI_FF2),
-            weight=target.sliced_weight(TensorGroup.FF2),
-            dtype=inner,
-            spec=spec,
-            **target.mlp_slices,
-        ),
+        down=down_product(target, length),
     )

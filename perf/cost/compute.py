@@ -84,6 +84,21 @@ def scattered_products_us(record: OpRecord, state: Situation) -> float:
     return state.constants.galaxy_matmul_us + compute + max(compute, scatter)
 
 
+def scattered_slices_us(record: OpRecord, state: Situation) -> float:
+    """A product in slices, of which each is scattered while the next is made.
+
+    Nobody published a time of it (tt-metal#55543 says that it loses a quarter where nothing
+    overlaps). It is taken to gain no more than follows from its parts: a slice takes what it would
+    alone on the cores that there are, its scatter what one of its size takes with its start, and
+    what runs side by side draws on the same DRAM.
+    """
+    start = state.constants.matmul2d_us
+    slices = math.prod(record.inputs[0].padded_shape[:-2])
+    product = (matmul_2d_us(record, state) - start) / slices
+    scatter = links.sliced_scatter_us(record, state, slices)
+    return start + product + (slices - 1) * overlapped(product, scatter) + scatter
+
+
 def _ring_us(record: OpRecord, state: Situation) -> float:
     """The arithmetic of one product on a ring of cores, whose shards go round whole."""
     c, spec = state.constants, state.spec

@@ -58,6 +58,15 @@ def collective_us(record: OpRecord, state: Situation) -> float:
     return sum(pass_us(kind, chips, ring, volume, rate, state, rows) for kind in kinds)
 
 
+def sliced_scatter_us(record: OpRecord, state: Situation, slices: int) -> float:
+    """Time of one of the equal scatters that an op makes in turn, each with a start of its own."""
+    at = record.attributes
+    chips = int(at["num_devices"])
+    ring = at.get("topology") == "Ring" and chips > 2
+    volume = cost_now(record, state).link_bytes / slices
+    return pass_us("scatter", chips, ring, volume, link_gbps(record, state), state)
+
+
 def persistent_us(record: OpRecord, state: Situation) -> float:
     """Time of a collective of a fused step."""
     return scratch_us(record, state, PERSISTENT[record.name])

@@ -54,6 +54,7 @@ PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
         "transformer.chunked_scaled_dot_product_attention": compute.sdpa_prefill_us,
         "transformer.ring_distributed_scaled_dot_product_attention": compute.sdpa_prefill_us,
         "experimental.llama_rs_matmul": compute.scattered_products_us,
+        "experimental.matmul_reduce_scatter_async": compute.scattered_slices_us,
         **dict.fromkeys(
             ("layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"),
             moves.norm_us,

@@ -26,6 +26,11 @@ from perf.predict.harness import DEMO, Harness
 from perf.predict.host import PrefillRun, decode_host_ms
 from perf.predict.interval import trust
 
+# beside linear; what travels meanwhile is not told apart
+MULTIPLYING = (
+    "matmul", "experimental.llama_rs_matmul", "experimental.matmul_reduce_scatter_async",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PhaseTimes:
@@ -79,13 +84,13 @@ def group_of(record: OpRecord) -> str:
     """Which line of the breakdown an op belongs to, by its name and its place in the model."""
     name = record.name
     part = record.scope.rsplit(".", 1)[-1] or "other"
+    programmed = name in MULTIPLYING and "program_config" in record.attributes
+    if programmed or name == "linear":
+        return f"{part} matmuls"
     if name in COLLECTIVES:
         return "collectives"
     if "dot_product_attention" in name:
         return "attention scores"
-    programmed = name == "matmul" and "program_config" in record.attributes
-    if programmed or name in ("linear", "experimental.llama_rs_matmul"):
-        return f"{part} matmuls"
     if "norm" in name or "rms" in name:
         return "norms"
     if part in ("embedding", "sampling"):

@@ -39,11 +39,13 @@ def engine_of(
     layers: range | None = None,
     images: int = 0,
     fused: bool = True,
+    ring: bool = False,
 ) -> Iterator[Any]:
     """An engine of `checkpoint` on an emulated `device`; with `images` one that has eyes."""
     backends.select("emulator")
     from backends.mesh import open_mesh
     from models.checkpoints.weight_cache import NoCache
+    from models.collectives import Links
     from models.plans.fused import shard
     from models.precision import ModelPrecision
     from models.sharding import TILE
@@ -51,21 +53,22 @@ def engine_of(
     from runtime.engine import Engine
 
     config, spec = checkpoint.config, SPECS[device]
-    ring = shard(
+    cores = shard(
         config, spec.mesh_shape, spec, fused=fused and block_size is not None and not images
     ).ring_cores
     options = ModelOptions(
         max_batch_size=batch,
-        slots=TILE if ring else None,
-        ring_cores=ring,
-        prefetch=ring is not None,
+        slots=TILE if cores else None,
+        ring_cores=cores,
+        prefetch=cores is not None,
         max_seq_len=max_seq_len,
         cache=CacheConfig(block_size, num_blocks),
         layers=layers,
         images=images,
+        links=Links(ring=ring),
     )
     precision = ModelPrecision.parse(optimizations, config)
-    with open_mesh(device) as mesh:
+    with open_mesh(device, ring=ring) as mesh:
         model_type, engine_type = Transformer, Engine
         if images:
             from models.vision_transformer import VisionTransformer

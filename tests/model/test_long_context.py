@@ -14,6 +14,8 @@ import torch
 
 from backends.op_record import record_ops
 from models.checkpoints import RandomCheckpoint
+from models.layers import decoder
+from models.plans import scattered
 from tests.model.helpers import engine_of, hf_logits, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import tiny_config
 
@@ -42,6 +44,30 @@ def test_pages_of_64_tokens_give_what_pages_of_32_give() -> None:
         with engine_of(checkpoint, chunk=128, block_size=size, num_blocks=4096 // size) as engine:
             found.append(run_forced(engine, prompt, forced, random_pages(engine)))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("chunk", [4096, 2048])
+def test_sums_scattered_beside_their_products_give_what_they_give_after(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Whole or in chunks; the weight is too small to pay, so the plan is told that it is not."""
+    config = dataclasses.replace(tiny_config("llama", num_layers=2), dim=256, hidden_dim=768)
+    checkpoint = RandomCheckpoint(config, seed=0)
+    prompt, forced = random_prompt(config.vocab_size, 4000), random_prompt(config.vocab_size, 2)
+    found, names = [], []
+    for least in (scattered.LEAST_WEIGHT, 0):
+        monkeypatch.setattr(scattered, "LEAST_WEIGHT", least)
+        with engine_of(checkpoint, "T3K", max_seq_len=4096, chunk=chunk, ring=True) as engine:
+            with record_ops() as records:
+                found.append(run_forced(engine, prompt, forced, random_pages(engine)))
+            names.append([r.name for r in records])
+        decoder._attention_prefill.cache_clear()
+        decoder._mlp_prefill.cache_clear()
+    assert torch.equal(*found)
+    fused = "experimental.matmul_reduce_scatter_async"
+    passes = 4000 // chunk + 1
+    assert [one.count(fused) for one in names] == [0, 2 * 2 * passes]
+    assert [one.count("reduce_scatter") for one in names] == [2 * 2 * passes, 0]
 
 
 @pytest.mark.parametrize("chunk", [4096, 2048])

@@ -1059,6 +1059,52 @@ def sums_in_place(axis: int, chips: int) -> Cases:
     yield "sum in place of heights", reduce(kind="HEIGHT")
 
 
+def products_beside(chips: int) -> Cases:
+    """Products in slices and the scatter of their sum in one op, on the cores of three rows."""
+
+    def multiply(slices: int = 2, kind: str = "bfloat8_b", banks: bool = True, dim: int = 3, of: str = "", at: int = 3, room: int = 1, wide: int = 256, **options: Any) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            k, n = 128, wide * chips
+            size = {"per_core_M": 6 if of else 1, "per_core_N": -(-n // 256)}
+            line = {"fuse_batch": True, "fused_activation": None, "mcast_in0": True}
+            square = {"fuse_batch": False, "transpose_mcast": False}
+            program = getattr(t, f"MatmulMultiCoreReuseMultiCast{of}ProgramConfig")(
+                compute_with_storage_grid_size=(8, 3), in0_block_w=2, out_subblock_h=1,
+                out_subblock_w=1, **size, **(line if of else square),
+            )  # fmt: skip
+            every = t.CoreRangeSet({t.CoreRange(t.CoreCoord(0, 0), t.CoreCoord(7, 7))})
+            return t.experimental.matmul_reduce_scatter_async(
+                make(1, slices, 96, k, dtype=kind),
+                make(1, 1, k, n, dtype="bfloat8_b", memory=make.banks(k, n) if banks else None),
+                make(1, slices, 96 // room, n, dtype=kind),
+                make(1, slices, 96, n // chips, dtype=kind),
+                dim,
+                [t.create_global_semaphore(make.device, every, 0) for _ in range(3)],
+                (0, at),
+                memory_config_rs=t.DRAM_MEMORY_CONFIG,
+                memory_config_mm=t.DRAM_MEMORY_CONFIG,
+                program_config=program,
+                compute_kernel_config=t.WormholeComputeKernelConfig(
+                    math_fidelity=t.MathFidelity.HiFi2
+                ),
+                **{n: getattr(t.Topology, v) if n == "topology" else v for n, v in options.items()},
+            )
+
+        return call
+
+    yield "product beside a scatter", multiply()
+    yield "product of one slice beside a scatter", multiply(1)
+    yield "product bfloat16 beside a scatter", multiply(kind="bfloat16")
+    yield "product of spread weights beside a scatter", multiply(banks=False)
+    yield "product beside a scatter over 9 links", multiply(num_links=9)
+    yield "product beside a scatter of rows", multiply(dim=2)
+    yield "product by lines beside a scatter", multiply(of="1D")
+    yield "product on the cores of its scatter", multiply(at=2)
+    yield "product beside a scatter with little room", multiply(room=3)
+    yield "product beside a scatter on a line", multiply(topology="Linear")
+    yield "product beside a scatter of half tiles", multiply(wide=16 * 9)
+
+
 def from_l1() -> Cases:
     """Where results go when their operands are in L1 and nothing is said."""
 
@@ -1101,6 +1147,9 @@ STRICTER = {
     "attend to rows at a list": "positions are tensors in every model here",
     "look up lists in lists": "the wheel's result has no room for all lists",
     "argmax over all": "no model needs it",
+    "product beside a scatter of half tiles": "tiles of two chips are no sums of one",
+    "product beside a scatter with little room": "silicon writes what lies behind the room",
+    "product beside a scatter on a line": "the program is a ring's, with neighbours that are not",
     "gather 8 users along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
     "gather half tiles along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
 }
@@ -1109,7 +1158,7 @@ STRICTER = {
 def cases(system: str) -> dict[str, Case]:
     """The calls made on one product, by name."""
     if system == "T3K":
-        return dict([*collectives((1, 8)), *sums_in_place(1, 8)])
+        return dict([*collectives((1, 8)), *sums_in_place(1, 8), *products_beside(8)])
     if system == "TG":
         return dict([*collectives((8, 4)), *sums_in_place(0, 8)])
     if system == "P150":  # its grid is 11 wide, so what lies on a core per user differs

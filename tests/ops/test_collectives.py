@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from backends.device_specs import SPECS
 from backends.mesh import open_mesh
 from backends.op_record import record_ops
-from tests.ops.emulated import ROUNDED, get, put, ttnn
+from models.collectives import Links
+from models.collectives_beside import ProductsBeside
+from models.plans.matmul import prefill_linear, sliced_linear
+from tests.ops.emulated import EXACT, ROUNDED, get, put, ttnn
 from tests.ops.golden_cases import operand
 from tests.ops.model_golden_cases import ALONG, MESH, operands
 from tests.ops.wheel_model_ops import answers
@@ -151,6 +156,31 @@ def test_a_sum_into_a_buffer_is_a_scatter_and_a_gather(device: str, dtype: str) 
         assert found.dtype is ttnn.bfloat16
         for chip in range(chips):
             assert torch.equal(get(found, (0, chip)), get(wanted, (0, chip)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat8_b"])
+def test_a_product_beside_its_scatter_is_the_product_and_the_scatter(dtype: str) -> None:
+    """Bit for bit, in slices of 96 rows, for no more bytes and FLOPs than both ops state."""
+    wide, k, n, spec = getattr(ttnn, dtype), 128, 512, SPECS["T3K"]
+    how: dict[str, Any] = {"kernel": EXACT, "fp32": True, "dtype": wide, "spec": spec, "most": 96}
+    plan = prefill_linear(288, k, n, **how)
+    beside = prefill_linear(288, k, n, high=2, **how).kwargs
+    plan = replace(plan, beside={**beside, "reduce_scatter_core_grid_offset": (0, 2)})
+    with open_mesh("T3K", ring=True) as ring:
+        x = put(ring, operand(1, 1, 288, 8 * k, seed=7), wide, dims=(None, 3))
+        w = put(ring, operand(1, 1, 8 * k, n, seed=8), ttnn.bfloat8_b, dims=(None, 2))
+        products = ProductsBeside(ring, Links(ring=True))
+        with record_ops() as both:
+            whole = sliced_linear(x, w, plan)
+            wanted = ttnn.reduce_scatter(whole, 3, cluster_axis=1, topology=ttnn.Topology.Ring)
+        with record_ops() as one, products.receiving([((1, 3, 96, n), wide)]):
+            found = products.product(x, w, plan, ttnn.DRAM_MEMORY_CONFIG)
+        assert (found.shape, found.dtype) == (wanted.shape, wide)
+        for chip in range(8):
+            assert torch.equal(get(found, (0, chip)), get(wanted, (0, chip)))
+    for part in ("flops", "dram_bytes", "link_bytes"):
+        assert sum(getattr(r.cost, part) for r in one) == sum(getattr(r.cost, part) for r in both)
+    assert not products.rooms
 
 
 def test_a_sum_into_a_buffer_sends_every_part_to_every_chip() -> None:

@@ -33,6 +33,8 @@ WORDS = {
     "look up by int32": "Input must be UINT32 or BFLOAT16",
     "gather along axis 0 of 1x8": "will only work for num_devices > 1, got 1",
     "scatter sums over 9 links along axis 1 of 1x8": "Requested link index",
+    "product by lines beside a scatter": "Needs to be 2D Multicast",
+    "product on the cores of its scatter": "another circular buffer already exists",
     "sum in place into too small a buffer": "must be large enough to hold the intermediate tensor",
     "sum in place of interleaved data": "Unsupported memory layout for input tensor",
 }
