@@ -113,10 +113,12 @@ def norm_in_blocks(mesh: Any) -> Any:
 
 def gated_product(mesh: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
-    gate, up = (put(mesh, torch.randn(1, 1, 40, 320, generator=generator) * 4) for _ in range(2))
+    gate, up = (torch.randn(1, 1, 40, 320, generator=generator) * 4 for _ in range(2))
+    gate[:, :, 5:9], up[:, :, 5:8] = gate[:, :, 4], up[:, :, 4]  # idle users, and one like them
     return ttnn.mul(
-        gate, up, dtype=ttnn.bfloat16, input_tensor_a_activations=[ttnn.UnaryOpType.SILU]
-    )
+        put(mesh, gate), put(mesh, up), dtype=ttnn.bfloat16,
+        input_tensor_a_activations=[ttnn.UnaryOpType.SILU],
+    )  # fmt: skip
 
 
 def rotation(mesh: Any) -> Any:

@@ -4,7 +4,8 @@
 #include "amx.h"
 #include "packed.h"
 
-#define AHEAD 64 /* pairs of depth that memory is asked for before they are needed */
+#define AHEAD 4096 /* bytes of weights that memory is asked for before they are needed */
+#define STRETCH 8  /* pairs of depth whose exponents memory hands over at once */
 #define MOST_WIDE (LANES == 16 ? 2 : 1) /* tiles at once */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
 
@@ -52,22 +53,60 @@ static inline Pairs pairs_of(const struct multiply *p, int64_t first) {
   return (Pairs){0, p->mantissas + first * p->packed, p->exponents + first * 2, INT64_MAX, 0};
 }
 
+static inline Pairs moved(Pairs from, int64_t pairs, const int packed) {
+  if (packed == WORDS)
+    from.weights += pairs * TILE;
+  else
+    from.mantissas += pairs * packed, from.exponents += pairs * 2;
+  return from;
+}
+
+/* What memory is asked for while pair k is multiplied. */
+static inline __attribute__((always_inline)) Pairs later_pairs(const Pairs *from, int64_t k,
+                                                               const int packed) {
+  const int64_t later = k + AHEAD / (packed == WORDS ? TILE * (int64_t)sizeof(uint32_t) : packed);
+  return moved(*from, later < from->last ? later : later + from->jump, packed);
+}
+
+/* Ask memory for pair k of a stretch. */
+static inline __attribute__((always_inline)) void ask_for(const Pairs *later, int64_t k,
+                                                          const int packed) {
+  if (packed == WORDS)
+    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(later->weights + k * TILE + j);
+  else if (k * packed % (2 * LINE) == 0)
+    __builtin_prefetch(later->mantissas + k * packed);
+  if (packed != WORDS && k % STRETCH == 0) __builtin_prefetch(later->exponents + k * 2);
+}
+
 static inline __attribute__((always_inline)) void read_pair(const Pairs *from, int64_t k,
                                                             const int packed, Pair *own) {
-  const int64_t later = k + AHEAD, then = later < from->last ? later : later + from->jump;
-  if (packed == WORDS) {
-    const uint32_t *weights = from->weights + k * TILE;
-    for (int j = 0; j < TILE; j += LINE / 2) __builtin_prefetch(from->weights + then * TILE + j);
+  if (packed == WORDS)
     UNROLLED
-    for (int v = 0; v < VECTORS; v++) own[v] = pair_of(loaded_words(weights + v * LANES));
-    return;
-  }
-  __builtin_prefetch(from->mantissas + then * packed);
-  if (k % 8 == 0) __builtin_prefetch(from->exponents + then * 2);
-  if (packed == 64)
+    for (int v = 0; v < VECTORS; v++)
+      own[v] = pair_of(loaded_words(from->weights + k * TILE + v * LANES));
+  else if (packed == 64)
     unpack_bytes(from->mantissas + k * 64, from->exponents + k * 2, own);
   else
     unpack_nibbles(from->mantissas + k * 32, from->exponents + k * 2, own);
+}
+
+/* To the sums of `count` rows x their products with pair k of a stretch of `wide` tiles. */
+static inline __attribute__((always_inline)) void
+add_pair(const uint16_t *x, int64_t depth, const Pairs *here, const Pairs *later, int64_t k,
+         const int count, const int packed, const int wide, floats (*sums)[VECTORS * MOST_WIDE]) {
+  Pair own[VECTORS * MOST_WIDE];
+  UNROLLED
+  for (int w = 0; w < wide; w++) {
+    ask_for(later + w, k, packed);
+    read_pair(here + w, k, packed, own + w * VECTORS);
+  }
+  UNROLLED
+  for (int i = 0; i < count; i++) {
+    uint32_t pair;
+    memcpy(&pair, x + i * depth + 2 * k, sizeof pair);
+    UNROLLED
+    for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = plus_pairs(sums[i][v], own[v], pair);
+  }
 }
 
 /* Rows from `row` on, as many as `count` says, times `wide` tiles of one place and depth, to their
@@ -82,17 +121,20 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, 
   for (int i = 0; i < count; i++)
     UNROLLED
     for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = (floats){0};
-  for (int64_t k = 0; k < tile[1]; k++) {
-    Pair own[VECTORS * MOST_WIDE];
+  for (int64_t k = 0; k < tile[1]; k += STRETCH) {
+    Pairs here[MOST_WIDE], later[MOST_WIDE];
     UNROLLED
-    for (int w = 0; w < wide; w++) read_pair(from + w, k, packed, own + w * VECTORS);
-    UNROLLED
-    for (int i = 0; i < count; i++) {
-      uint32_t pair;
-      memcpy(&pair, x + i * p->depth + 2 * k, sizeof pair);
-      UNROLLED
-      for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = plus_pairs(sums[i][v], own[v], pair);
+    for (int w = 0; w < wide; w++) {
+      here[w] = moved(from[w], k, packed);
+      later[w] = later_pairs(from + w, k, packed);
     }
+    if (tile[1] - k >= STRETCH)
+      HALF_UNROLLED /* whole stretches are too much code */
+      for (int s = 0; s < STRETCH; s++)
+        add_pair(x + 2 * k, p->depth, here, later, s, count, packed, wide, sums);
+    else
+      for (int64_t s = 0; s < tile[1] - k; s++)
+        add_pair(x + 2 * k, p->depth, here, later, s, count, packed, wide, sums);
   }
   float found[MOST_ROWS * TILE];
   UNROLLED
@@ -147,17 +189,13 @@ static inline const uint16_t *known_of(const struct multiply *p, int64_t goal) {
   return p->known_results + to[0] * p->width + to[1];
 }
 
-/* Known results to a row. */
-static inline void put_known(const struct multiply *p, const int64_t *tile, int64_t row) {
-  for (int64_t goal = tile[3]; goal < tile[4]; goal++)
-    memcpy(goal_of(p, goal, row), known_of(p, goal), TILE * sizeof(uint16_t));
-}
-
-/* Results of the last row that is different, to those that repeat it. */
-static inline void repeat_rows(const struct multiply *p, const int64_t *tile, int64_t row) {
-  for (int64_t goal = tile[3]; goal < tile[4]; goal++)
-    for (int64_t i = row; i < p->rows; i++)
-      memcpy(goal_of(p, goal, i), goal_of(p, goal, row - 1), TILE * sizeof(uint16_t));
+/* Results of a tile to all rows from `row` on: what is known, or what the row before has. */
+static inline void fill_rows(const struct multiply *p, const int64_t *tile, int64_t row, int has_known) {
+  for (int64_t goal = tile[3]; goal < tile[4] && row < p->rows; goal++) {
+    uint16_t *to = goal_of(p, goal, row);
+    const uint16_t *from = has_known ? known_of(p, goal) : to - p->width;
+    for (int64_t i = row; i < p->rows; i++, to += p->width) memcpy(to, from, TILE * sizeof(uint16_t));
+  }
 }
 
 /* How many tiles from this one on are of one place and depth, up to MOST_WIDE. */
@@ -172,12 +210,13 @@ static inline int width_of(const struct multiply *p, int64_t at, int64_t end) {
 
 /* A whole tile unpacked in a cache. */
 static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs, uint32_t *room) {
+  const Pairs later = later_pairs(from, 0, (int)p->packed);
   Pair own[VECTORS];
   for (int64_t k = 0; k < pairs; k++) {
     if (p->packed == 64)
-      read_pair(from, k, 64, own);
+      ask_for(&later, k, 64), read_pair(from, k, 64, own);
     else
-      read_pair(from, k, 32, own);
+      ask_for(&later, k, 32), read_pair(from, k, 32, own);
     UNROLLED
     for (int v = 0; v < VECTORS; v++) {
       const words both = words_of(own[v]);
@@ -335,8 +374,10 @@ void multiply(const void *given, Share *share) {
       const int wide = width_of(&a, piece % a.count, (range.last < last ? range.last : last) - piece +
                                                          piece % a.count);
       piece += wide - 1;
-      for (int64_t goal = tile[3]; has_known && goal < tile[5 * wide - 1]; goal++)
-        __builtin_prefetch(known_of(&a, goal));
+      for (int64_t goal = tile[3]; goal < tile[5 * wide - 1]; goal++) {
+        if (has_known) __builtin_prefetch(known_of(&a, goal));
+        for (int64_t i = 0; i < a.rows; i++) __builtin_prefetch(goal_of(&a, goal, i), 1);
+      }
 #define FEW_ROWS(packed)                                                                          \
   wide == 1 ? multiply_few(&a, tile, row, different - has_known, packed, 1)                       \
             : multiply_few(&a, tile, row, different - has_known, packed, MOST_WIDE)
@@ -346,10 +387,7 @@ void multiply(const void *given, Share *share) {
         FEW_ROWS(32);
       else
         FEW_ROWS(WORDS);
-      for (int w = 0; w < wide; w++) {
-        if (has_known) put_known(&a, tile + 5 * w, different - 1);
-        repeat_rows(&a, tile + 5 * w, different);
-      }
+      for (int w = 0; w < wide; w++) fill_rows(&a, tile + 5 * w, different - has_known, (int)has_known);
       continue;
     }
     Pairs from = pairs_of(&a, tile[2]);

@@ -51,10 +51,10 @@ struct add_blocks {
 
 /* silu(x) y, each step rounded to bfloat16, then as the result's format holds it. */
 struct silu_multiply {
-  const uint16_t *x; /* [blocks, BLOCK] */
-  const uint16_t *y; /* [blocks, BLOCK] */
-  uint16_t *out;     /* [blocks, BLOCK] */
-  int64_t blocks, mantissa_bits;
+  const uint16_t *x; /* [rows, across, BLOCK] */
+  const uint16_t *y; /* [rows, across, BLOCK] */
+  uint16_t *out;     /* [rows, across, BLOCK] */
+  int64_t rows, across, mantissa_bits;
 };
 
 /* The sum of squares of every row, in the first column of a tile. */

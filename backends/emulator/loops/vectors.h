@@ -13,6 +13,7 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
+#define HALF_UNROLLED _Pragma("GCC unroll 4")
 #define UNROLLED _Pragma("GCC unroll 16") /* vectors of an array stay in registers */
 
 #define EXPONENT 0x7F800000

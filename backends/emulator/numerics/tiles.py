@@ -134,8 +134,7 @@ class Tiles:
         chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, count)
         columns = torch.arange(0, count * TILE, TILE).expand_as(chips)
         all_goals = torch.stack([chips, columns], -1)
-        records: list[tuple[int, int, int, int, int]] = []
-        goals: list[list[int]] = []
+        found: list[tuple[int, tuple[int, int], list[list[int]]]] = []  # place, span, goals
         for number, place in enumerate(places):
             own_goals = part_of(all_goals, place).reshape(-1, 2).tolist()
             members: dict[tuple[int, int], list[list[int]]] = {}  # of each tile its goals
@@ -143,13 +142,24 @@ class Tiles:
                 part_of(store.spans, place).reshape(-1, 2).tolist(), own_goals, strict=True
             ):
                 members.setdefault(tuple(span), []).append(goal)
-            for (first, pairs), its_goals in members.items():
-                records.append((number, pairs, first, len(goals), len(goals) + len(its_goals)))
-                goals += its_goals
+            found += [(number, *tile) for tile in _two_streams(list(members.items()))]
+        found.sort(key=lambda tile: tile[1][1] == 0)  # zeros, which lie nowhere, come last
+        records: list[tuple[int, int, int, int, int]] = []
+        goals: list[list[int]] = []
+        for number, (first, pairs), its_goals in found:
+            records.append((number, pairs, first, len(goals), len(goals) + len(its_goals)))
+            goals += its_goals
         self.store = store
         self.most_pairs = int(store.spans[..., 1].max())
         self.records = torch.tensor(records)  # [tiles, 5] as products.c has them
         self.goals = torch.tensor(goals)  # [*, 2]: chip and column
+
+
+def _two_streams(tiles: list[Any]) -> list[Any]:
+    """First and second half in turns: tiles are read two at once, each the one after its last."""
+    half = len(tiles) // 2
+    pairs = zip(tiles[:half], tiles[half:], strict=False)
+    return [tile for pair in pairs for tile in pair] + tiles[2 * half :]
 
 
 def part_of(data: torch.Tensor, place: Place) -> torch.Tensor:

@@ -214,9 +214,11 @@ def _memory(
 
 def silu_multiply(x: torch.Tensor, y: torch.Tensor, mantissa_bits: int) -> torch.Tensor:
     """silu(x) y of bfloat16 in whole blocks; `mantissa_bits` of the block format, 0: bfloat16."""
-    out = torch.empty_like(x)
-    blocks = x.numel() // BLOCK
-    call("silu_multiply", x=x, y=y, out=out, blocks=blocks, mantissa_bits=mantissa_bits)
+    out, width = torch.empty_like(x), x.shape[-1]
+    call(
+        "silu_multiply", x=x, y=y, out=out, rows=x.numel() // width, across=width // BLOCK,
+        mantissa_bits=mantissa_bits,
+    )  # fmt: skip
     return out
 
 
