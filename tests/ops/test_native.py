@@ -218,14 +218,15 @@ def test_loops_refuse_what_they_would_misread() -> None:
 
 
 @every_build
+@pytest.mark.parametrize("width", [70, 1000])
 def test_the_largest_come_first_and_equal_ones_in_their_order(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    x = torch.randn(3, 2, 1, 70, generator=torch.Generator().manual_seed(1)).bfloat16()
+    x = torch.randn(3, 2, 1, width, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[0] = x[0].round()  # many are equal
     x[1, 0, 0, 5], x[1, 1] = torch.inf, -torch.inf
     x[0, 1], x[2, 1] = x[0, 0], x[2, 0]  # as those of idle users
-    for k in (1, 32, 70):
+    for k in (1, 32, 64, 70):
         fast = reduction.largest_first(x, k)
         slow = without_c(monkeypatch, lambda k=k: reduction.largest_first(x, k))
         assert torch.equal(fast[0], slow[0]) and torch.equal(fast[1], slow[1])

@@ -171,6 +171,9 @@ void silu_multiply(const void *given, Share *share) {
   }
 }
 
+#define GROUPS MOST_LARGEST
+#define LEAST_ORDER (-0x8000) /* below that of every number */
+
 /* Values of a row that may be among its largest, as integers of the same order, by place. */
 typedef struct {
   int32_t orders[4 * MOST_LARGEST + BLOCK], places[4 * MOST_LARGEST + BLOCK];
@@ -244,6 +247,23 @@ static int32_t keep_largest(Candidates *c, int64_t most, int32_t least) {
   return high;
 }
 
+/* What the `most` largest of a row, or as many equal ones, must exceed: `most` of its columns, each
+   of every GROUPS-th value, have a value above it. */
+static int32_t limit_of(Candidates *c, const uint16_t *x, int64_t width, int64_t most) {
+  int16_t largest[GROUPS];
+  if (width < 2 * GROUPS) return LEAST_ORDER;
+  for (int i = 0; i < GROUPS; i++) largest[i] = LEAST_ORDER;
+  for (int64_t from = 0; from + GROUPS <= width; from += GROUPS)
+    for (int i = 0; i < GROUPS; i++) {
+      const int16_t sign = (int16_t)((int16_t)x[from + i] >> 15), size = x[from + i] & 0x7FFF;
+      const int16_t order = (int16_t)((size ^ sign) - sign);
+      largest[i] = order > largest[i] ? order : largest[i];
+    }
+  for (int i = 0; i < GROUPS; i++) c->orders[i] = largest[i], c->places[i] = i;
+  c->count = GROUPS;
+  return keep_largest(c, most, LEAST_ORDER) - 1;
+}
+
 void largest_first(const void *given, Share *share) {
   ARGUMENTS(largest_first);
   EACH(r, a.rows, a.width) {
@@ -256,17 +276,19 @@ void largest_first(const void *given, Share *share) {
       continue;
     }
     Candidates found;
+    int32_t limit = limit_of(&found, own, a.width, a.most);
     found.count = 0;
-    int32_t limit = -0x8000; /* that a value must exceed, and every number does */
     for (int64_t from = 0; from < a.width; from += BLOCK) {
       const int64_t to = from + BLOCK < a.width ? from + BLOCK : a.width;
       if (!add_larger(&found, own, from, to, limit)) refuse(share);
       if (found.count > 4 * a.most) limit = keep_largest(&found, a.most, limit);
     }
     if (found.count > a.most) keep_largest(&found, a.most, limit);
+    int32_t keys[MOST_LARGEST]; /* all different: of equal values the first is the largest */
+    for (int32_t i = 0; i < (int32_t)found.count; i++) keys[i] = found.orders[i] * 0x10000 - i;
     for (int32_t i = 0; i < (int32_t)found.count; i++) {
-      int32_t rank = larger_than(&found, found.orders[i]);
-      for (int32_t j = 0; j < i; j++) rank += found.orders[j] == found.orders[i];
+      int32_t rank = 0;
+      for (int32_t j = 0; j < (int32_t)found.count; j++) rank += keys[j] > keys[i];
       values[rank] = own[found.places[i]];
       places[rank] = found.places[i];
     }
