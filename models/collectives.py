@@ -18,6 +18,7 @@ import torch
 from backends import ttnn
 from models.collectives_beside import ProductsBeside
 from models.collectives_kept import KeptCollectives, KeptResults
+from models.collectives_logits import in_dram, padding_shares
 from models.plans.matmul import PrefillLinear, sliced_linear
 from models.plans.norm import residual_memory
 from models.plans.scattered import Room
@@ -173,6 +174,7 @@ class LineMesh(_Mesh):
     """
 
     gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
+    padding: Any = None  # logits are not masked on their way
 
     def __init__(self, target: Target, links: Links, mesh: Any) -> None:
         super().__init__(links)
@@ -228,7 +230,7 @@ class LineMesh(_Mesh):
 
     def sum_logits(self, x: Any) -> Any:
         """Logits of a share of the vocabulary are complete."""
-        return x
+        return in_dram(x)
 
     def sum_rows(self, x: Any, memory: Any, name: str) -> Any:
         """Sum of row-parallel partial products, as the residual stream lies."""
@@ -266,8 +268,8 @@ class GridMesh(_Mesh):
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
         self.kept = KeptCollectives(mesh, links)
-        # of logits and candidates of a step of ours
-        self.last = KeptResults() if target.is_own else None
+        self.last = KeptResults() if target.is_own else None  # logits, candidates of a step
+        self.padding = padding_shares(target.sharding, mesh) if target.is_own else None
         self.batch = target.batch
         self.exact = ttnn.init_device_compute_kernel_config(
             mesh.arch(),
@@ -321,9 +323,11 @@ class GridMesh(_Mesh):
         return self._total(x, 1, _sum_memory(x), name)
 
     def sum_logits(self, x: Any) -> Any:
-        """Partial logits of all users as `sum_columns` has them, or of some prompts."""
+        """Partial logits of all users, read where their product left them, or of some prompts."""
         with self.keeping(self.last if x.shape[2] == self.batch else None):
-            return self.sum_columns(x, "LM_HEAD")
+            if self.kept.takes(x, 1):
+                return self.kept.total(x, 1, "LM_HEAD", self.padding)
+            return self.sum_columns(in_dram(x), "LM_HEAD")
 
     def gather_candidates(self, x: Any) -> Any:
         """What the rows found in their shares of the vocabulary, side by side."""

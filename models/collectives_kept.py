@@ -96,6 +96,9 @@ class KeptCollectives:
             cluster_axis=axis,
         )
 
-    def total(self, x: Any, axis: int, name: str) -> Any:
-        """The sum along an axis, whole on every chip."""
-        return self.gather(self.scatter(x, axis, name), 3, axis, name)
+    def total(self, x: Any, axis: int, name: str, more: Any = None) -> Any:
+        """The sum along an axis, whole on every chip; each adds `more` to its columns first."""
+        share = self.scatter(x, axis, name)
+        if more is not None:
+            share = ttnn.add(share, more, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+        return self.gather(share, 3, axis, name)

@@ -46,9 +46,10 @@ class LMHead:
         """Logits [1, 1, B, V] of this chip's share, bfloat16, in DRAM."""
         if self.plan.input is not None:
             x_11BD = ttnn.to_memory_config(x_11BD, self.plan.input)
+        if len(self.pieces) == 1:
+            return self.ccl.sum_logits(ttnn.linear(x_11BD, self.pieces[0], **self.plan.linear[0]))
         parts = [
             ttnn.to_memory_config(ttnn.linear(x_11BD, weight, **arguments), ttnn.DRAM_MEMORY_CONFIG)
             for weight, arguments in zip(self.pieces, self.plan.linear, strict=True)
         ]
-        logits = parts[0] if len(parts) == 1 else ttnn.concat(parts, dim=3)
-        return self.ccl.sum_logits(logits)
+        return self.ccl.sum_logits(ttnn.concat(parts, dim=3))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
+from models.collectives_logits import padding_mask
 from models.plans.matmul import Kwargs
 from models.sharding import LEAST_SEARCHED, TILE, Sharding, searched_parts
 
@@ -44,13 +45,15 @@ class DeviceSampler:
     ) -> None:
         """`fold` False is for op lists of software that did not.
 
-        `ccl` may have a gather of its own for what all shares of the vocabulary found.
+        `ccl` may have a gather of its own for what all shares of the vocabulary found, and may
+        mask their padding where it sums them.
         """
         self.gather = (ccl.gather_candidates if ccl and fold else None) or self._gather
         self.axis = sharding.mesh_axes["vocab"]
         self.ways = sharding.ways("vocab")
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
         self.folds = self._folds(local, batch) if fold else 1
+        self.found = ttnn.L1_MEMORY_CONFIG if fold else ttnn.DRAM_MEMORY_CONFIG
         width = local // self.folds
         parts = searched_parts(width) if fold else _halves(width)
         ends = list(itertools.accumulate(parts))
@@ -66,7 +69,10 @@ class DeviceSampler:
         )
         place = {"layout": ttnn.TILE_LAYOUT, "device": mesh, "mesh_mapper": split}
         self.offsets = ttnn.from_torch(
-            offsets.expand(1, 1, batch, -1).contiguous(), dtype=ttnn.int32, **place
+            offsets.expand(1, 1, batch, -1).contiguous(),
+            dtype=ttnn.int32,
+            memory_config=self.found,
+            **place,
         )
         self.users = ttnn.from_torch(
             torch.arange(batch, dtype=torch.int32),
@@ -86,16 +92,17 @@ class DeviceSampler:
                 ttnn.from_torch(torch.full(shape, -1e9), dtype=ttnn.bfloat16, **whole),
                 ttnn.from_torch(torch.zeros(shape, dtype=torch.int32), dtype=ttnn.int32, **whole),
             )
-        self.masks = self._masks(sharding, batch, place) if fold else [None] * len(self.bounds)
+        masked = not fold or (ccl is not None and ccl.padding is not None)
+        self.masks = [None] * len(self.bounds) if masked else self._masks(sharding, batch, place)
         self.padding_mask = None  # of whole rows, as older software added it
         if not fold and sharding.vocab > vocab:
             self.padding_mask = ttnn.from_torch(
-                _mask(sharding)[None, None, None], dtype=ttnn.bfloat16, **place
+                padding_mask(sharding)[None, None, None], dtype=ttnn.bfloat16, **place
             )
 
     def _masks(self, sharding: Sharding, batch: int, place: Kwargs) -> list[Any]:
         """What keeps padded columns of each part from being drawn; None where no chip has any."""
-        rows = _mask(sharding).view(self.ways, self.folds, -1)
+        rows = padding_mask(sharding).view(self.ways, self.folds, -1)
         masks: list[Any] = []
         for first, last in self.bounds:
             part = rows[..., first:last].transpose(0, 1).flatten(1)  # chips side by side
@@ -161,10 +168,12 @@ class DeviceSampler:
                 part = ttnn.slice(logits_11BV, [0, 0, 0, first], [1, 1, rows, last])
             if mask is not None:
                 part = ttnn.add(part, mask, memory_config=ttnn.DRAM_MEMORY_CONFIG)
-            values, indices = ttnn.topk(part, k=CANDIDATES, dim=-1)
+            values, indices = ttnn.topk(part, k=CANDIDATES, dim=-1, memory_config=self.found)
             found.append((values, ttnn.typecast(indices, ttnn.int32)))
         values, indices = (
-            parts[0] if len(parts) == 1 else ttnn.concat(list(parts), dim=3)
+            parts[0]
+            if len(parts) == 1
+            else ttnn.concat(list(parts), dim=3, memory_config=self.found)
             for parts in zip(*found, strict=True)
         )
         return self._unfolded(values), self._unfolded(indices)
@@ -175,13 +184,6 @@ class DeviceSampler:
             return found
         rows, width = found.shape[2], found.shape[3]
         return ttnn.reshape(found, (1, 1, rows // self.folds, width * self.folds))
-
-
-def _mask(sharding: Sharding) -> torch.Tensor:
-    """What is added to all columns [V]: nothing to those of the vocabulary."""
-    mask = torch.zeros(sharding.vocab)
-    mask[sharding.config.vocab_size :] = -1e9
-    return mask
 
 
 def _halves(width: int) -> list[int]:

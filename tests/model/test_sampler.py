@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from backends.device_specs import SPECS
 from backends.mesh import open_mesh
+from models.collectives import GridMesh, Links
 from models.layers.sampler import DeviceSampler, SamplingInputs
-from models.sharding import Sharding, searched_parts, searched_width
+from models.plans.matmul import by_rows
+from models.plans.target import Target
+from models.precision import ModelPrecision
+from models.sharding import TILE, Sharding, searched_parts, searched_width
 from tests.ops.emulated import get, put, ttnn
 from tests.tiny_models import tiny_config
 
@@ -69,6 +74,29 @@ def test_rows_of_several_powers_of_two_give_the_tokens_of_whole_rows(
         found, cut = _tokens(mesh, users, fold=True, greedy=greedy, vocab=ODD)
         wanted, _ = _tokens(mesh, users, fold=False, greedy=greedy, vocab=ODD)
     assert cut == folds and found == wanted and max(found) < ODD
+
+
+def test_padding_is_never_drawn_where_columns_of_chips_sum_their_logits() -> None:
+    """It is masked between the scatter of the sum and the gather, on every chip's columns."""
+    users, generator = 32, torch.Generator().manual_seed(0)
+    config = dataclasses.replace(tiny_config("llama"), vocab_size=VOCAB)
+    with open_mesh("TG") as mesh:
+        sizes = Sharding(config, *mesh.shape)
+        layer = ModelPrecision.preset("performance", config).layer(0)
+        target = Target(SPECS["TG"], mesh.arch(), sizes, layer, batch=users)
+        ccl = GridMesh(target, Links(num_links=SPECS["TG"].links, ring=True), mesh)
+        sampler = DeviceSampler(mesh, sizes, users, ccl=ccl)
+        parts = torch.randint(-9, 9, (sizes.cols, 1, users, sizes.vocab), generator=generator)
+        parts[..., VOCAB:] = 20
+        memory = by_rows(sizes.local_vocab, sizes.local_vocab // TILE, SPECS["TG"])
+        logits = ccl.sum_logits(put(mesh, parts.float(), dims=(3, 0), memory=memory))
+        each = {ttnn.uint32: torch.ones(users).int(), ttnn.bfloat16: torch.ones(users)}
+        k, one = (put(mesh, values, dtype, rows=True) for dtype, values in each.items())
+        out = put(mesh, torch.zeros(1, 1, 1, users).int(), ttnn.uint32, rows=True)
+        sampler(logits, SamplingInputs(k, one, one), out)
+        found = get(out).flatten().int().tolist()
+    assert sizes.vocab > VOCAB
+    assert found == parts.sum(dim=0)[0, :, :VOCAB].argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("chips", [1, 2, 4, 8])
