@@ -19,7 +19,7 @@ from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
 from backends.emulator.loops.call import call
-from backends.emulator.numerics import formats
+from backends.emulator.numerics import formats, sums
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
 from backends.emulator.numerics.sums import sum_over
@@ -215,6 +215,18 @@ def test_loops_refuse_what_they_would_misread() -> None:
     for wrong in ({"x": x.float()}, {"x": x.T}, {"rows": 5}, {"out": out[:2]}, {"x": None}):
         with pytest.raises(AssertionError, match="sum_squares"):
             call("sum_squares", **given | wrong)
+
+
+@every_build
+@pytest.mark.parametrize("skips", [True, False])
+def test_integers_are_added_as_torch_adds_them(
+    monkeypatch: pytest.MonkeyPatch, skips: bool
+) -> None:
+    x = torch.tensor([0, 5, -1, 2**31 - 1, -(2**31), 7, 8], dtype=torch.int32)
+    for y in (None, x.flip(0)):
+        fast = sums.add_integers(x, y, skips_negative=skips)
+        slow = without_c(monkeypatch, lambda y=y: sums.add_integers(x, y, skips_negative=skips))
+        assert torch.equal(fast, slow)
 
 
 @every_build

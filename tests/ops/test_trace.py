@@ -197,9 +197,9 @@ class Step:
         ttnn.copy_host_to_device_tensor(host(values), self.x)
 
 
-# warm, noted, walked: of all ops plus_one alone is left to Python; then topk refuses what is no
-# number, which stays in the cache, and is left to Python too
-IN_C = [None, 1, 1, 1, 1, None, 2, 2, 2]
+# warm, noted, walked; then topk refuses what is no number, which stays in the cache, and is left to
+# Python
+IN_C = [None, 0, 0, 0, 0, None, 1, 1, 1]
 
 
 @needs_compiler
@@ -227,6 +227,33 @@ def test_a_list_walked_in_c_equals_the_steps_op_by_op(
         walked = program._replay
         left_to_python.append(None if walked is None else len(walked._reads))
     assert left_to_python == left
+
+
+@needs_compiler
+def test_a_list_goes_on_when_users_want_more_than_the_best_token(mesh: Any) -> None:
+    places = torch.arange(64, dtype=torch.int32).view(1, 1, 2, 32)
+    operands = [put(mesh, torch.zeros(1, 1, 2, 32)), put(mesh, places)]
+    k = put(mesh, torch.ones(2, dtype=torch.int32), ttnn.uint32)
+    settings = {name: put(mesh, torch.ones(2), rows=True) for name in ("p", "temp")}
+
+    def next_places() -> Any:
+        tokens = ttnn.sampling(*operands, k, **settings)
+        ttnn.plus_one(tokens)
+        return tokens
+
+    trace, out = capture(mesh, next_places)
+    found: dict[int, set[Any]] = {1: set(), 32: set()}
+    lists = set()
+    for run, most in enumerate((1, 1, 1, *[32] * 9, 1, 1, 32)):
+        ttnn.copy_host_to_device_tensor(
+            ttnn.from_torch(torch.full((2,), most, dtype=torch.int32), dtype=ttnn.uint32), k
+        )
+        ttnn.execute_trace(mesh, trace)
+        found[most].add(tuple(ttnn.to_torch(out).flatten().tolist()))
+        if run:
+            lists.add(mesh.traces[trace]._replay)
+    assert found[1] == {(1, 33)} and len(found[32]) > 1
+    assert len(lists) == 1 and None not in lists
 
 
 @needs_compiler

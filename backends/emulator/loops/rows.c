@@ -97,6 +97,14 @@ void add_blocks(const void *given, Share *share) {
   }
 }
 
+void add_integers(const void *given, Share *share) {
+  ARGUMENTS(add_integers);
+  EACH(i, a.count, 1) {
+    const uint32_t more = a.y ? (uint32_t)a.y[i] : a.x[i] >= 0 || !a.skips_negative;
+    a.out[i] = (int32_t)((uint32_t)a.x[i] + more);
+  }
+}
+
 static inline float squares_of(const uint16_t *x, int64_t width) {
   floats squares = {0};
   for (int64_t j = 0; j < width; j += LANES) {
@@ -292,6 +300,23 @@ void largest_first(const void *given, Share *share) {
       values[rank] = own[found.places[i]];
       places[rank] = found.places[i];
     }
+  }
+}
+
+void best_of(const void *given, Share *share) {
+  ARGUMENTS(best_of);
+  EACH(r, a.rows, a.width) {
+    const uint16_t *own = a.x + r * a.width;
+    float best = widened(own[0]);
+    int64_t place = 0, is_strange = a.most[r] != 1 || best != best;
+    for (int64_t j = 1; j < a.width; j++) {
+      const float value = widened(own[j]);
+      is_strange |= value != value;
+      place = value > best ? j : place;
+      best = value > best ? value : best;
+    }
+    if (is_strange) refuse(share);
+    a.out[r] = a.places[r * a.width + place];
   }
 }
 

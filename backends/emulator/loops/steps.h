@@ -49,6 +49,14 @@ struct add_blocks {
   int64_t blocks, mantissa_bits;
 };
 
+/* x + y; or x + 1, of numbers below zero x itself where those are skipped. */
+struct add_integers {
+  const int32_t *x; /* [count] */
+  const int32_t *y; /* [count] or NULL */
+  int32_t *out;     /* [count] */
+  int64_t count, skips_negative;
+};
+
 /* silu(x) y, each step rounded to bfloat16, then as the result's format holds it. */
 struct silu_multiply {
   const uint16_t *x; /* [rows, across, BLOCK] */
@@ -94,6 +102,16 @@ struct largest_first {
   uint16_t *values;  /* [rows, most] */
   int32_t *places;   /* [rows, most] */
   int64_t rows, width, apart, most;
+};
+
+/* Of every row the number in `places` at its largest value, the first of equal ones. Refuses where
+   `most` asks for others than the largest, and what is no number. */
+struct best_of {
+  const uint16_t *x;     /* [rows, width] */
+  const int32_t *places; /* [rows, width] */
+  const int32_t *most;   /* [rows] */
+  int32_t *out;          /* [rows] */
+  int64_t rows, width;
 };
 
 /* Sum of x over the places, as its format holds it, its columns dealt out to `parts`. */

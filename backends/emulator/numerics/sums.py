@@ -31,6 +31,19 @@ def mesh_sum(
     return finish(x if dim is None else own_part(x, line, dim), dtype)
 
 
+def add_integers(
+    x: torch.Tensor, y: torch.Tensor | None, *, skips_negative: bool = False
+) -> torch.Tensor:
+    """x + y of 32-bit integers of one shape; x + 1 without a y, where negative x may stay as is."""
+    if x.dtype is torch.int32 and (can_run(x) if y is None else can_run(x, y)):
+        out = torch.empty_like(x)
+        call("add_integers", x=x, y=y, out=out, count=x.numel(), skips_negative=skips_negative)
+        return out
+    if y is not None:
+        return x + y
+    return x + (x >= 0).to(x.dtype) if skips_negative else x + 1
+
+
 def side_by_side(x: torch.Tensor, axis: int, chips: int, dim: int) -> torch.Tensor:
     """The parts of all chips along a mesh axis, joined along a tensor dim."""
     if x.shape[axis] == 1:

@@ -27,6 +27,7 @@ from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, fatal, launch, op, require
 from backends.emulator.loops.call import call, can_run
 from backends.emulator.numerics.formats import BLOCK, MANTISSA_BITS, ROUNDED, finish
+from backends.emulator.numerics.sums import add_integers
 
 Activations = Sequence[UnaryOpType | UnaryWithParam]
 
@@ -112,13 +113,13 @@ def _binary(
         layout = Layout.TILE if Layout.TILE in (a.layout, b.layout) else Layout.ROW_MAJOR
     number = None if isinstance(b, Tensor) else b  # a trace that held `b` would keep its memory
     out_dtype = dtype if output_tensor is None else output_tensor.dtype
-    whole = shape == a.dims and shape[-1] % BLOCK == 0 and out_dtype in ROUNDED
-    loop = _loop_for(function, before_a, [*before_b, *after]) if whole else None
+    whole = shape == a.dims and shape[-1] % BLOCK == 0
+    loop = _loop_for(function, before_a, [*before_b, *after], out_dtype) if whole else None
     wide = dtype is DataType.FLOAT32 or any(t.dtype is DataType.FLOAT32 for t in inputs)
 
     def compute(x: torch.Tensor, *other: torch.Tensor) -> torch.Tensor:
         y = other[0] if other else number
-        if loop is not None and other and x.shape == y.shape and _in_c(x, y):
+        if loop is not None and other and x.shape == y.shape and _in_c(x, y, out_dtype):
             return loop(x, y, MANTISSA_BITS.get(out_dtype, 0))
         if wide:
             x, y = x.float(), y.float() if other else y
@@ -149,16 +150,21 @@ def _binary(
 
 
 def _loop_for(
-    function: Callable[..., torch.Tensor], before_a: list[Any], others: list[Any]
+    function: Callable[..., torch.Tensor], before_a: list[Any], others: list[Any], out: DataType
 ) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None:
     """The C loop for a sum, or for the gated product of feed-forward blocks."""
+    plain = function is torch.add and not (before_a or others)
+    if out in (DataType.INT32, DataType.UINT32):
+        return (lambda x, y, _: add_integers(x, y)) if plain else None
+    if out not in ROUNDED:
+        return None
     if function is torch.mul and before_a == [F.silu] and not others:
         return silu_multiply
-    return _sum if function is torch.add and not (before_a or others) else None
+    return _sum if plain else None
 
 
-def _in_c(x: torch.Tensor, y: torch.Tensor) -> bool:
-    return x.dtype is y.dtype is torch.bfloat16 and can_run(x, y)
+def _in_c(x: torch.Tensor, y: torch.Tensor, out: DataType) -> bool:
+    return x.dtype is y.dtype is out.carrier and can_run(x, y)
 
 
 def _names(kinds: Activations | None) -> list[str] | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from backends.emulator.api.types import DataType, Layout, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, fatal, launch, memory_or_default, op, require, same
+from backends.emulator.numerics.sums import add_integers
 
 
 @op("silu")
@@ -57,7 +58,7 @@ def plus_one(
     )
 
     def compute(x: torch.Tensor) -> torch.Tensor:
-        return x + (x >= 0).to(x.dtype) if skip_negative_entries else x + 1
+        return add_integers(x, None, skips_negative=skip_negative_entries)
 
     return launch(
         "plus_one",

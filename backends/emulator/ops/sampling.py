@@ -11,6 +11,7 @@ from backends.emulator.api.types import TILE, DataType, Layout
 from backends.emulator.chip.device import USER_CORES
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
+from backends.emulator.loops.call import call, can_run
 
 
 def _check(values: Tensor, indices: Tensor, settings: dict[str, Tensor]) -> None:
@@ -129,12 +130,11 @@ def sampling(
         x: torch.Tensor, places: torch.Tensor, k: torch.Tensor, p: torch.Tensor, t: torch.Tensor
     ) -> torch.Tensor:
         x, places, k, p, t = x[0, 0, 0, 0], places[0, 0, 0, 0], k[0, 0], p[0, 0], t[0, 0]
-        wide = x.float()
-        if bool((k == 1).all()):
-            chosen = wide.argmax(-1, keepdim=True)
-        else:
-            chosen = draw(wide, k, p.float(), t.float(), draws)
-        return places.gather(-1, chosen).view(1, 1, 1, 1, 1, -1)
+        found = _best(x, places, k)
+        if found is None:
+            column = draw(x.float(), k, p.float(), t.float(), draws)
+            found = places.gather(-1, column)
+        return found.view(1, 1, 1, 1, 1, -1)
 
     if output_tensor is None:
         out = Out((1, 1, 1, users), DataType.UINT32, Layout.ROW_MAJOR)
@@ -145,6 +145,17 @@ def sampling(
         f"{list(output_tensor.dims)}",
     )
     return launch("sampling", inputs, [], compute, into=output_tensor)
+
+
+def _best(x: torch.Tensor, places: torch.Tensor, k: torch.Tensor) -> torch.Tensor | None:
+    """Of each row of logits [B, W] the place of the largest; None unless every k is 1."""
+    if can_run(x, places, k) and k.dtype is places.dtype is torch.int32:
+        out = places.new_empty(len(x))
+        if call("best_of", x=x, places=places, most=k, out=out, rows=x.shape[0], width=x.shape[1]):
+            return out
+    if bool((k == 1).all()):
+        return places.gather(-1, x.float().argmax(-1, keepdim=True))
+    return None
 
 
 def draw(
