@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from backends.device_specs import DeviceSpec
+from backends.device_specs import RECEIVERS, DeviceSpec
 from backends.mesh import SplitCores
 from backends.op_record import scope
 from models.plans.fused import ring_cores, single_cores
+from models.plans.matmul import TILE_BYTES, dtype_of
 from models.sharding import TILE
 
-BUFFER_TILES = 728  # of bfloat8_b on each receiver: what the rest of a step leaves of its L1
-TILE_BYTES = 1088
+MOST_BYTES = 728 * 1088  # on each receiver: what the rest of a step leaves of its L1
 
 
 class Prefetcher:
@@ -56,7 +56,7 @@ class Prefetcher:
         if self.buffer is None:
             self.parts.load()
             self.buffer = ttnn.create_global_circular_buffer(
-                self.mesh, self.mapping, BUFFER_TILES * TILE_BYTES
+                self.mesh, self.mapping, _ahead(self.layers[0])
             )
 
     def stop(self) -> None:
@@ -73,6 +73,18 @@ class Prefetcher:
                 num_layers=len(self.layers),
                 global_cb=self.buffer,
             )
+
+
+def _ahead(weights: Sequence[Any]) -> int:
+    """Bytes of L1 on each receiver for a layer's `weights`: to read further ahead gains nothing,
+    since a layer takes several times as long as reading it.
+    """
+    tile_bytes = {dtype_of(precision): size for precision, size in TILE_BYTES.items()}
+    whole = 0
+    for weight in weights:
+        rows, columns = weight.memory_config().shard_spec.shape
+        whole += rows // TILE * (columns // TILE // RECEIVERS) * tile_bytes[weight.dtype]
+    return min(whole, MOST_BYTES)
 
 
 def _room(mesh: Any, cores: Any) -> Any:

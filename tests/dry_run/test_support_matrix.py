@@ -25,7 +25,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "Llama-3.3-70B": ("T3K", "TG"),
     "DeepSeek-R1-Distill-Llama-70B": ("T3K", "TG"),
     "Mistral-7B-Instruct-v0.3": SMALL,
-    "Qwen2.5-7B": ("N300", "T3K"),
+    "Qwen2.5-7B": ("N300", "T3K", "TG"),
     "Qwen2.5-Coder-32B": ("T3K",),
     "Qwen2.5-72B": ("T3K",),
     "Qwen3-32B": ("T3K",),
