@@ -268,7 +268,7 @@ class GridMesh(_Mesh):
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
         self.kept = KeptCollectives(mesh, links)
-        self.last = KeptResults() if target.is_own else None  # logits, candidates of a step
+        self.last = KeptResults(("LM_HEAD share", "candidates whole")) if target.is_own else None
         self.padding = padding_shares(target.sharding, mesh) if target.is_own else None
         self.batch = target.batch
         self.exact = ttnn.init_device_compute_kernel_config(

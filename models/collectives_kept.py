@@ -8,6 +8,7 @@ which models/footprint.py counts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from backends import ttnn
@@ -20,14 +21,17 @@ TURNS = 2  # sets of semaphores: an op may begin while another chip still ends t
 class KeptResults:
     """Buffers by place, shape and format, made where they are first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, small: Collection[str] = ()) -> None:
+        """`small`: places whose buffers lie in L1, a few KiB of each core."""
         self.tensors: dict[Any, Any] = {}
+        self.small = small
 
     def place(self, name: str, shape: list[int], like: Any) -> Any:
         key = (name, tuple(shape), str(like.dtype))
         if key not in self.tensors:
+            memory = ttnn.L1_MEMORY_CONFIG if name in self.small else ttnn.DRAM_MEMORY_CONFIG
             self.tensors[key] = ttnn.empty(
-                shape, like.dtype, ttnn.TILE_LAYOUT, like.device(), ttnn.DRAM_MEMORY_CONFIG
+                shape, like.dtype, ttnn.TILE_LAYOUT, like.device(), memory
             )
         return self.tensors[key]
 
@@ -67,6 +71,7 @@ class KeptCollectives:
         assert self.results is not None
         shape = list(x.shape)
         shape[dim] *= tuple(self.mesh.shape)[axis]
+        whole = self.results.place(f"{name} whole", shape, x)
         return ttnn.experimental.all_gather_async(
             x,
             dim,
@@ -74,9 +79,9 @@ class KeptCollectives:
             self.mesh,
             self.links.gather_topology(name),
             self.next(axis)[:2],
-            persistent_output_tensor=self.results.place(f"{name} whole", shape, x),
+            persistent_output_tensor=whole,
             num_links=self.links.num_links[axis],
-            memory_config=ttnn.DRAM_MEMORY_CONFIG,
+            memory_config=whole.memory_config(),
         )
 
     def scatter(self, x: Any, axis: int, name: str) -> Any:
@@ -85,13 +90,14 @@ class KeptCollectives:
         shape = list(x.shape)
         room = self.results.place(f"{name} parts", shape, x)
         shape[3] //= tuple(self.mesh.shape)[axis]
+        share = self.results.place(f"{name} share", shape, x)
         return ttnn.experimental.reduce_scatter_minimal_async(
             x,
-            [room, self.results.place(f"{name} share", shape, x)],
+            [room, share],
             3,
             self.next(axis),
             num_links=self.links.num_links[axis],
-            memory_config=ttnn.DRAM_MEMORY_CONFIG,
+            memory_config=share.memory_config(),
             topology=self.links.reduce_topology,
             cluster_axis=axis,
         )
@@ -100,5 +106,5 @@ class KeptCollectives:
         """The sum along an axis, whole on every chip; each adds `more` to its columns first."""
         share = self.scatter(x, axis, name)
         if more is not None:
-            share = ttnn.add(share, more, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+            share = ttnn.add(share, more, memory_config=share.memory_config())
         return self.gather(share, 3, axis, name)

@@ -34,6 +34,7 @@ def padding_shares(sharding: Sharding, mesh: Any) -> Any:
         dtype=ttnn.bfloat16,
         layout=ttnn.TILE_LAYOUT,
         device=mesh,
+        memory_config=ttnn.L1_MEMORY_CONFIG,
         mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(3, 0), mesh_shape=(rows, cols)),
     )
 
