@@ -16,19 +16,18 @@ static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t 
 
 /* Sums [count, TILE] of rows from `row` on, rounded, to all goals of their tile. */
 static __attribute__((noinline)) void put_sums(const struct multiply *p, const int64_t *tile, int64_t row,
-                                               int64_t count, float *sums) {
-  if (!p->is_wide && p->mantissa_bits)
-    for (int64_t j = 0; j < count * TILE; j += LANES) {
-      const floats value = rounded(loaded(sums + j));
-      memcpy(sums + j, &value, sizeof value);
-    }
-  for (int64_t i = 0; i < count; i++) {
-    uint16_t *result = goal_of(p, tile[3], row + i);
-    for (int64_t j = 0; j < TILE; j += BLOCK)
-      store_as(sums + i * TILE + j, result + j, p->mantissa_bits);
-    for (int64_t more = tile[3] + 1; more < tile[4]; more++)
-      memcpy(goal_of(p, more, row + i), result, TILE * sizeof(uint16_t));
-  }
+                                               int64_t count, const float *sums) {
+  const int is_narrow = !p->is_wide && p->mantissa_bits;
+  uint16_t *result = goal_of(p, tile[3], row);
+  for (int64_t i = 0; i < count; i++, result += p->width, sums += TILE)
+    for (int j = 0; j < TILE; j += BLOCK)
+      if (is_narrow)
+        store_narrow_block(sums + j, result + j, (int)p->mantissa_bits);
+      else
+        store_as(sums + j, result + j, p->mantissa_bits);
+  for (int64_t more = tile[3] + 1; more < tile[4]; more++)
+    for (int64_t i = row; i < row + count; i++)
+      memcpy(goal_of(p, more, i), goal_of(p, tile[3], i), TILE * sizeof(uint16_t));
 }
 
 /* Nothing to read, nothing to add. */

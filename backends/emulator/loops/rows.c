@@ -89,11 +89,9 @@ void add_blocks(const void *given, Share *share) {
       memcpy(sum + i, &some, sizeof some);
     }
     if (a.mantissa_bits) /* operands meet in bfloat16 */
-      for (int i = 0; i < BLOCK; i += LANES) {
-        const floats some = rounded(loaded(sum + i));
-        memcpy(sum + i, &some, sizeof some);
-      }
-    store_as(sum, a.out + b * BLOCK, a.mantissa_bits);
+      store_narrow_block(sum, a.out + b * BLOCK, (int)a.mantissa_bits);
+    else
+      store_as(sum, a.out + b * BLOCK, 0);
   }
 }
 
@@ -172,10 +170,13 @@ void silu_multiply(const void *given, Share *share) {
       const floats x = widened_all(a.x + at + i), size = (floats)((words)x & 0x7FFFFFFF);
       const floats small = exponentials(-size), one = (floats){0} + 1.0f;
       const floats part = (floats)chosen((words)small, (words)one, (words)(x < 0)) / (one + small);
-      const floats found = rounded(rounded(x * part) * widened_all(a.y + at + i));
+      const floats found = rounded(x * part) * widened_all(a.y + at + i);
       memcpy(result + i, &found, sizeof found);
     }
-    store_as(result, a.out + at, a.mantissa_bits);
+    if (a.mantissa_bits)
+      store_narrow_block(result, a.out + at, (int)a.mantissa_bits);
+    else
+      store_as(result, a.out + at, 0);
   }
 }
 

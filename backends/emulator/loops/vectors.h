@@ -210,6 +210,34 @@ static inline void store_block(const float *x, uint16_t *out, int mantissa_bits)
 }
 #endif
 
+/* The same of what passes through bfloat16. */
+#ifdef __AVX512BF16__
+static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
+  const int below = mantissa_bits - 1;
+  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x));
+  const __m256i left = _mm256_andnot_si256(narrow, _mm256_set1_epi16(EXPONENT >> 16)); /* to the most */
+  __m128i least = _mm_min_epu16(_mm256_castsi256_si128(left), _mm256_extracti128_si256(left, 1));
+  least = _mm_min_epu16(_mm_minpos_epu16(least), _mm_set1_epi16((255 - SMALLEST) << (PLACE - 16)));
+  const __m512i rest = _mm512_slli_epi32(_mm512_broadcastd_epi32(least), 16);
+  const __m512i per_unit = _mm512_add_epi32(rest, _mm512_set1_epi32((below - 1) << PLACE));
+  const __m512i unit = _mm512_sub_epi32(_mm512_set1_epi32((255 - below) << PLACE), rest);
+  const __m512 values = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
+  const __m512 most = _mm512_set1_ps((1 << mantissa_bits) - 1);
+  __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
+  units = _mm512_min_ps(most, _mm512_max_ps(-most, units));
+  _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(units * (__m512)unit));
+}
+#else
+static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
+  float narrow[BLOCK];
+  for (int j = 0; j < BLOCK; j += LANES) {
+    const floats value = rounded(loaded(x + j));
+    memcpy(narrow + j, &value, sizeof value);
+  }
+  store_block(narrow, out, mantissa_bits);
+}
+#endif
+
 /* BLOCK results as their format holds them: a block of `bits` mantissa bits, or bfloat16 (0 bits). */
 static inline void store_as(const float *x, uint16_t *out, int64_t mantissa_bits) {
   if (mantissa_bits) {
