@@ -18,7 +18,7 @@ import torch
 from backends import ttnn
 from models.collectives_beside import ProductsBeside
 from models.collectives_kept import KeptCollectives, KeptResults
-from models.collectives_logits import in_dram, padding_shares
+from models.collectives_logits import in_dram, padding_shares, step_results
 from models.plans.matmul import PrefillLinear, sliced_linear
 from models.plans.norm import residual_memory
 from models.plans.scattered import Room
@@ -268,9 +268,9 @@ class GridMesh(_Mesh):
             mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
         )
         self.kept = KeptCollectives(mesh, links)
-        self.last = KeptResults(("LM_HEAD share", "candidates whole")) if target.is_own else None
-        self.padding = padding_shares(target.sharding, mesh) if target.is_own else None
-        self.batch = target.batch
+        self.batch, sizes = target.batch, target.sharding
+        self.last = step_results(sizes, self.batch, mesh) if target.is_own else None
+        self.padding = padding_shares(sizes, mesh) if target.is_own else None
         self.exact = ttnn.init_device_compute_kernel_config(
             mesh.arch(),
             math_fidelity=ttnn.MathFidelity.HiFi4,

@@ -26,13 +26,11 @@ class KeptResults:
         self.tensors: dict[Any, Any] = {}
         self.small = small
 
-    def place(self, name: str, shape: list[int], like: Any) -> Any:
-        key = (name, tuple(shape), str(like.dtype))
+    def place(self, name: str, shape: list[int], dtype: Any, mesh: Any) -> Any:
+        key = (name, tuple(shape), str(dtype))
         if key not in self.tensors:
             memory = ttnn.L1_MEMORY_CONFIG if name in self.small else ttnn.DRAM_MEMORY_CONFIG
-            self.tensors[key] = ttnn.empty(
-                shape, like.dtype, ttnn.TILE_LAYOUT, like.device(), memory
-            )
+            self.tensors[key] = ttnn.empty(shape, dtype, ttnn.TILE_LAYOUT, mesh, memory)
         return self.tensors[key]
 
     def holds(self, x: Any) -> bool:
@@ -71,7 +69,7 @@ class KeptCollectives:
         assert self.results is not None
         shape = list(x.shape)
         shape[dim] *= tuple(self.mesh.shape)[axis]
-        whole = self.results.place(f"{name} whole", shape, x)
+        whole = self.results.place(f"{name} whole", shape, x.dtype, self.mesh)
         return ttnn.experimental.all_gather_async(
             x,
             dim,
@@ -88,9 +86,9 @@ class KeptCollectives:
         """This chip's columns of the sum along an axis."""
         assert self.results is not None
         shape = list(x.shape)
-        room = self.results.place(f"{name} parts", shape, x)
+        room = self.results.place(f"{name} parts", shape, x.dtype, self.mesh)
         shape[3] //= tuple(self.mesh.shape)[axis]
-        share = self.results.place(f"{name} share", shape, x)
+        share = self.results.place(f"{name} share", shape, x.dtype, self.mesh)
         return ttnn.experimental.reduce_scatter_minimal_async(
             x,
             [room, share],

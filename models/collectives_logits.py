@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
+from models.collectives_kept import KeptResults
 from models.sharding import TILE, Sharding
 
 
@@ -37,6 +38,18 @@ def padding_shares(sharding: Sharding, mesh: Any) -> Any:
         memory_config=ttnn.L1_MEMORY_CONFIG,
         mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(3, 0), mesh_shape=(rows, cols)),
     )
+
+
+def step_results(sharding: Sharding, users: int, mesh: Any) -> KeptResults:
+    """Places of a step's summed logits, made before prefills are captured, whose replays would
+    write there else, and before readers take the upper part of L1; the sampler adds its own.
+    """
+    results = KeptResults(("LM_HEAD share", "candidates whole"))
+    if sharding.local_vocab % (sharding.cols * TILE) == 0:
+        for name, ways in (("parts", 1), ("share", sharding.cols), ("whole", 1)):
+            shape = [1, 1, users, sharding.local_vocab // ways]
+            results.place(f"LM_HEAD {name}", shape, ttnn.bfloat16, mesh)
+    return results
 
 
 def in_dram(logits: Any) -> Any:

@@ -74,6 +74,9 @@ class DeviceSampler:
             memory_config=self.found,
             **place,
         )
+        if self.gather != self._gather:  # into places that are made now, see step_results
+            for dtype in (ttnn.bfloat16, ttnn.int32):
+                ccl.last.place("candidates whole", [1, 1, batch, len(offsets)], dtype, mesh)
         self.users = ttnn.from_torch(
             torch.arange(batch, dtype=torch.int32),
             dtype=ttnn.uint32,
@@ -81,17 +84,7 @@ class DeviceSampler:
             device=mesh,
             mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
         )
-        # the draw takes a power of two of candidate tiles
-        tiles = len(starts)
-        missing = (1 << (tiles - 1).bit_length()) - tiles
-        self.filler = None
-        if missing:
-            shape = (1, 1, batch, missing * CANDIDATES)
-            whole = {**place, "mesh_mapper": ttnn.ReplicateTensorToMesh(mesh)}
-            self.filler = (
-                ttnn.from_torch(torch.full(shape, -1e9), dtype=ttnn.bfloat16, **whole),
-                ttnn.from_torch(torch.zeros(shape, dtype=torch.int32), dtype=ttnn.int32, **whole),
-            )
+        self.filler = self._filler(len(starts), batch, mesh)
         masked = not fold or (ccl is not None and ccl.padding is not None)
         self.masks = [None] * len(self.bounds) if masked else self._masks(sharding, batch, place)
         self.padding_mask = None  # of whole rows, as older software added it
@@ -99,6 +92,19 @@ class DeviceSampler:
             self.padding_mask = ttnn.from_torch(
                 padding_mask(sharding)[None, None, None], dtype=ttnn.bfloat16, **place
             )
+
+    def _filler(self, tiles: int, batch: int, mesh: Any) -> tuple[Any, Any] | None:
+        """Candidates that nobody draws: the draw takes a power of two of tiles of them."""
+        missing = (1 << (tiles - 1).bit_length()) - tiles
+        if not missing:
+            return None
+        shape = (1, 1, batch, missing * CANDIDATES)
+        mapper = ttnn.ReplicateTensorToMesh(mesh)
+        whole = {"layout": ttnn.TILE_LAYOUT, "device": mesh, "mesh_mapper": mapper}
+        return (
+            ttnn.from_torch(torch.full(shape, -1e9), dtype=ttnn.bfloat16, **whole),
+            ttnn.from_torch(torch.zeros(shape, dtype=torch.int32), dtype=ttnn.int32, **whole),
+        )
 
     def _masks(self, sharding: Sharding, batch: int, place: Kwargs) -> list[Any]:
         """What keeps padded columns of each part from being drawn; None where no chip has any."""
