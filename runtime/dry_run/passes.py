@@ -142,6 +142,8 @@ def _check_batch(
                 passes.prefill()
             if options.phase != "prefill":
                 passes.decode()
+            if options.phase == "both" and engine.model.options.prefetch:
+                passes.next_batch()
             if options.images:
                 passes.look(options.phase)
         finally:
@@ -230,6 +232,13 @@ class Passes:
         if engine.batched_prefill and engine.max_batch_size > 1:
             users = engine.max_batch_size
             self._prefill(f"prefill {users} x 128", [min(BUCKET, limit)] * users)
+
+    def next_batch(self) -> None:
+        """Prompts after a decode whose readers had a part of L1: one replayed, and the longest."""
+        limit = max(1, self.engine.max_seq_len - 1)
+        whole = min(self.engine.max_prefill_chunk, limit)
+        for length in sorted({min(BUCKET, limit), whole}):
+            self.engine.prefill([[1] * length], slots=[0], page_table=self.page_table)
 
     def _prefill(
         self,
