@@ -1,7 +1,9 @@
 """A recorded forward pass that the device replays without the host.
 
 Capture after a first eager run (which compiles), never allocate after it, and change inputs only
-by writing into the buffers the recorded ops read.
+by writing into the buffers the recorded ops read. What a recording writes between its ops is free
+to the allocator: programs compiled since may keep tables there (reshape does), which a replay
+would destroy. So a recording is made anew when there are more programs.
 """
 
 from __future__ import annotations
@@ -18,22 +20,26 @@ class Trace:
     def __init__(self, mesh: Any) -> None:
         self.mesh = mesh
         self.id: Any = None
+        self.programs = 0  # of the mesh when it was captured
         self.output: Any = None
         self.ops: list[op_record.OpRecord] = []  # what a replay runs
 
     @property
     def captured(self) -> bool:
-        return self.id is not None
+        """Whether it can be replayed: no program was compiled since."""
+        programs: int = self.mesh.num_program_cache_entries()
+        return self.id is not None and self.programs == programs
 
     def capture(self, run: Callable[[], Any]) -> None:
         """Record the ops of `run`; what they compute during capture is not a result."""
+        self.release()
         trace_id = ttnn.begin_trace_capture(self.mesh, cq_id=0)
         try:
             with op_record.record_apart() as self.ops:
                 self.output = run()
         finally:
             ttnn.end_trace_capture(self.mesh, trace_id, cq_id=0)
-        self.id = trace_id
+        self.id, self.programs = trace_id, self.mesh.num_program_cache_entries()
 
     def execute(self) -> Any:
         """Replay and return the output tensor."""

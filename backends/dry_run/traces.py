@@ -51,6 +51,12 @@ class Trace:
     reads: dict[int, Block] = field(default_factory=dict)  # by buffer id; made before the capture
     writes: dict[int, Block] = field(default_factory=dict)  # made by the pass itself
     newer: dict[tuple[str, int], Block] = field(default_factory=dict)  # made since it ended
+    held: set[tuple[str, int]] = field(default_factory=set)  # where blocks began when it ended
+
+    @property
+    def left(self) -> set[tuple[str, int]]:
+        """Where results of the pass begin that outlive it."""
+        return self.held & {(block.memory, block.begin) for block in self.writes.values()}
 
 
 class TraceRules:
@@ -76,6 +82,7 @@ class TraceRules:
     ) -> None:
         if self._capturing is None:
             raise refused("end_trace_capture", "no trace is being captured")
+        self._capturing.held = set(self._taken(mesh_device))
         self._traces[trace_id], self._capturing = self._capturing, None
 
     def execute_trace(
@@ -85,6 +92,9 @@ class TraceRules:
         if trace is None:
             raise refused("execute_trace", f"there is no trace {trace_id}: it was released")
         taken = self._taken(trace.mesh)
+        left = {place for other in self._traces.values() for place in other.left}
+        for place in taken.keys() - trace.held - left:
+            trace.newer.setdefault(place, taken[place])  # programs keep tables of their own
         for block in trace.reads.values():
             replaced = any(block.overlaps(newer) for newer in trace.newer.values())
             if replaced or (block.memory, block.begin) not in taken:
@@ -157,17 +167,23 @@ class TraceRules:
             found[tensor.buffer_unique_id()] = Block(kind, begin, begin + size, what)
         return found
 
-    def _taken(self, mesh: Any) -> set[tuple[str, int]]:
-        """Where the allocated blocks of a mesh begin."""
-        return {
-            (memory, self._first_byte(mesh, memory) + block)
-            for memory in ("DRAM", "L1")
-            for block in self._table(mesh, memory)
-        }
+    def _taken(self, mesh: Any) -> dict[tuple[str, int], Block]:
+        """The allocated blocks of a mesh by where they begin."""
+        found = {}
+        for memory in ("DRAM", "L1"):
+            first = self._first_byte(mesh, memory)
+            for address, size in self._table(mesh, memory).items():
+                begin = first + address
+                what = f"a block of {size} bytes a bank, which no op returned,"
+                found[memory, begin] = Block(memory, begin, begin + size, what)
+        return found
 
-    def _table(self, mesh: Any, memory: str) -> set[int]:
+    def _table(self, mesh: Any, memory: str) -> dict[int, int]:
+        """Address and size of each allocated block."""
         view = self._ttnn.get_memory_view(mesh, getattr(self._ttnn.BufferType, memory))
-        return {int(b["address"]) for b in view.block_table if b["allocated"] == "yes"}
+        return {
+            int(b["address"]): int(b["size"]) for b in view.block_table if b["allocated"] == "yes"
+        }
 
     def _first_byte(self, mesh: Any, memory: str) -> int:
         """Address where block tables start counting, seen by allocating a tile."""
@@ -177,7 +193,7 @@ class TraceRules:
             before = self._table(mesh, memory)
             config = getattr(ttnn, f"{memory}_MEMORY_CONFIG")
             tile = ttnn.empty([1, 1, 32, 32], ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh, config)
-            (block,) = self._table(mesh, memory) - before
+            (block,) = self._table(mesh, memory).keys() - before.keys()
             self._first_bytes[key] = tile.buffer_address() - block
         return self._first_bytes[key]
 

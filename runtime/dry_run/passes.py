@@ -142,7 +142,7 @@ def _check_batch(
                 passes.prefill()
             if options.phase != "prefill":
                 passes.decode()
-            if options.phase == "both" and engine.model.options.prefetch:
+            if options.phase == "both":
                 passes.next_batch()
             if options.images:
                 passes.look(options.phase)
@@ -234,10 +234,12 @@ class Passes:
             self._prefill(f"prefill {users} x 128", [min(BUCKET, limit)] * users)
 
     def next_batch(self) -> None:
-        """Prompts after a decode whose readers had a part of L1: one replayed, and the longest."""
+        """A replayed prompt after decode, and the longest where its readers had a part of L1."""
         limit = max(1, self.engine.max_seq_len - 1)
-        whole = min(self.engine.max_prefill_chunk, limit)
-        for length in sorted({min(BUCKET, limit), whole}):
+        lengths = {min(BUCKET, limit)}
+        if self.model.options.prefetch:
+            lengths.add(min(self.engine.max_prefill_chunk, limit))
+        for length in sorted(lengths):
             self.engine.prefill([[1] * length], slots=[0], page_table=self.page_table)
 
     def _prefill(

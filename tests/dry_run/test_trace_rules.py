@@ -12,6 +12,8 @@ RULES = {
     "host_read": "ttnn.to_torch",
     "lost_input": "which has been deallocated",
     "overwritten": "where the trace writes: the replay destroys it",
+    "table_of_a_program": "which no op returned, was allocated after the capture",
+    "captured_anew": "",
     "left_by_another": "",
     "released": "there is no trace",
 }

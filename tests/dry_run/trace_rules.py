@@ -14,6 +14,7 @@ backends.select("dry-run", "N150")
 
 from backends import ttnn  # noqa: E402
 from backends.mesh import open_mesh  # noqa: E402
+from runtime.traces import Trace  # noqa: E402
 
 
 class Pass:
@@ -22,6 +23,7 @@ class Pass:
     def __init__(self, mesh: Any) -> None:
         self.mesh = mesh
         self.x, self.w, self.v = self.make(32, 4096), self.make(4096, 1024), self.make(1024, 4096)
+        self.row = self.make(1, 16384)
 
     def make(self, rows: int, columns: int) -> Any:
         shape = [1, 1, rows, columns]
@@ -82,6 +84,30 @@ def overwritten(run: Pass) -> None:
     ttnn.deallocate(kept)
 
 
+def compile_more(run: Pass) -> None:
+    """A program that keeps a table on the device, where the pass's inner product was."""
+    ttnn.deallocate(ttnn.reshape(run.row, (1, 1, 8, 2048)))
+
+
+def table_of_a_program(run: Pass) -> None:
+    run()
+    trace, _out = run.capture(run)
+    compile_more(run)
+    run.replay(trace)
+
+
+def captured_anew(run: Pass) -> None:
+    run()
+    trace = Trace(run.mesh)
+    trace.capture(run)
+    assert trace.captured
+    compile_more(run)
+    assert not trace.captured
+    trace.capture(run)
+    assert trace.captured
+    trace.execute()
+
+
 def left_by_another(run: Pass) -> None:
     def product() -> Any:
         return ttnn.linear(run.x, run.w)
@@ -105,7 +131,8 @@ def released(run: Pass) -> None:
 def main() -> None:
     answers = {}
     cases = (
-        good, new_program, host_read, lost_input, overwritten, left_by_another, released,
+        good, new_program, host_read, lost_input, overwritten, table_of_a_program, captured_anew,
+        left_by_another, released,
     )  # fmt: skip
     for case in cases:
         with open_mesh("N150") as mesh:
