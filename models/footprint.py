@@ -35,7 +35,7 @@ class Footprint:
 
     weights: int
     cache: int
-    tables: int
+    tables: int  # of positions, and a grid's places for partial and whole logits of a step
     prefill_per_token: int
     traces: int = 0  # the logits that a prefill's trace leaves behind
     looking: int = (
@@ -102,7 +102,8 @@ def footprint(
     return Footprint(
         weights=math.ceil(weights),
         cache=math.ceil(cache_bytes),
-        tables=2 * max_seq_len * sharding.head_dim * 2,
+        tables=2 * max_seq_len * sharding.head_dim * 2
+        + (4 * TILE * sharding.local_vocab if sharding.is_2d else 0),
         # gathered along a row of chips
         traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
         prefill_per_token=math.ceil(per_token),
