@@ -129,14 +129,15 @@ def recorded(steps: Iterator[Step], ops: OpLists) -> Iterator[Step]:
 
 
 def warm_up(session: Session, requests: Sequence[Request], profiler: Profiler) -> OpLists:
-    """Run a prefill and a decode that are not measured: they compile, and show the ops used."""
+    """Prefill and decode unmeasured until all is recorded: they compile, and show the ops used."""
     generator, ops = session.generator, OpLists()
     generator.reset()
-    short = [
-        replace(request, max_new_tokens=min(2, request.max_new_tokens)) for request in requests
-    ]
-    for step in recorded(generator.generate(short), ops):
-        profiler.add(f"compile_{step.kind.value}", step.seconds)
+    short = [replace(each, max_new_tokens=min(2, each.max_new_tokens)) for each in requests]
+    for _ in range(2):  # what the decode compiles makes the prefill's trace stale
+        for step in recorded(generator.generate(short), ops):
+            profiler.add(f"compile_{step.kind.value}", step.seconds)
+        if not any(trace.is_stale for each in generator.engines for trace in each.held_traces()):
+            break
     return ops
 
 

@@ -348,10 +348,10 @@ class Engine:
         self._release_traces()
         self.traces.clear()
 
-    def _held_traces(self) -> list[Trace]:
+    def held_traces(self) -> list[Trace]:
         return [*self.traces.values(), *self.short_prefills.traces()]
 
     def _release_traces(self) -> None:
         """Free what is recorded; it is captured again where it is needed."""
-        for trace in self._held_traces():
+        for trace in self.held_traces():
             trace.release()

@@ -248,6 +248,6 @@ class ImageEngine(Engine):
         for traces in self.traces_by_sight:
             traces.clear()
 
-    def _held_traces(self) -> list[Trace]:
+    def held_traces(self) -> list[Trace]:
         both = [trace for traces in self.traces_by_sight for trace in traces.values()]
-        return [*super()._held_traces(), *both]
+        return [*super().held_traces(), *both]

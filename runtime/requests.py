@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from runtime.sampling import GREEDY, DeviceSampling, SamplingParams
+
+if TYPE_CHECKING:
+    from runtime.traces import Trace
 
 Value = TypeVar("Value")
 # work whose every step leaves the host free while a device goes on; it returns what it found
@@ -130,6 +133,10 @@ class Engine(Protocol):
     vocab_size: int
     short_context: int  # see rope_tables.short_context
     supports_device_sampling: bool
+
+    def held_traces(self) -> list[Trace]:
+        """Of all passes that are replayed."""
+        ...
 
     def expect(self, slot: int, *, is_long: bool) -> None:
         """Whether the next user of a slot goes beyond `short_context`."""

@@ -30,6 +30,11 @@ class Trace:
         programs: int = self.mesh.num_program_cache_entries()
         return self.id is not None and self.programs == programs
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether it has to be recorded anew."""
+        return self.id is not None and not self.captured
+
     def capture(self, run: Callable[[], Any]) -> None:
         """Record the ops of `run`; what they compute during capture is not a result."""
         self.release()

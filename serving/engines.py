@@ -30,21 +30,33 @@ def placed(users: Mapping[int, tuple[SamplingParams, Draws]], slots: int) -> Dev
 
 
 def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
-    """Prefill and decode into the spare page, then forget it."""
+    """Prefill and decode into the spare page, then forget it.
+
+    Twice where programs that are compiled later make traces stale that were recorded before.
+    """
     assert engine.block_size is not None, "served caches are paged"
     users = engine.max_batch_size
     width = -(-engine.max_seq_len // engine.block_size)
     pages = torch.full((users, width), NO_BLOCK, dtype=torch.int32)
     pages[:, 0] = SPARE_PAGE
-    # the emulator compiles nothing: there one prompt warms as well as many
-    counts = {1} if backends.selected() == "emulator" else {1, users}
-    for count in sorted(counts):
-        in_turns([engine.prefilling([[0]] * count, slots=list(range(count)), page_table=pages)])
     settings: list[DeviceSampling | None] = [None]
     if sample_on_device:
         # a trace that draws can also take the likeliest
         draws = SamplingParams(temperature=1.0, top_k=32, top_p=1.0), Draws()
         settings.append(placed({0: draws}, users))
+    _warm_once(engine, pages, settings)
+    if any(trace.is_stale for trace in engine.held_traces()):
+        _warm_once(engine, pages, settings)
+    engine.reset()
+
+
+def _warm_once(
+    engine: Engine, pages: torch.Tensor, settings: Sequence[DeviceSampling | None]
+) -> None:
+    # the emulator compiles nothing: there one prompt warms as well as many
+    counts = {1} if backends.selected() == "emulator" else {1, engine.max_batch_size}
+    for count in sorted(counts):
+        in_turns([engine.prefilling([[0]] * count, slots=list(range(count)), page_table=pages)])
     _decode_thrice(engine, pages, settings)
     if getattr(engine, "vision", None) is not None:
         from runtime.images import blank_image
@@ -54,7 +66,6 @@ def warm_up(engine: Engine, *, sample_on_device: bool = False) -> None:
         seeing.attach(0, prompt, [blank_image(seeing.vision)])
         in_turns([engine.prefilling([prompt], slots=[0], page_table=pages)])
         _decode_thrice(engine, pages, settings)
-    engine.reset()
 
 
 def _decode_thrice(

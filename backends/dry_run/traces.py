@@ -51,12 +51,12 @@ class Trace:
     reads: dict[int, Block] = field(default_factory=dict)  # by buffer id; made before the capture
     writes: dict[int, Block] = field(default_factory=dict)  # made by the pass itself
     newer: dict[tuple[str, int], Block] = field(default_factory=dict)  # made since it ended
-    held: set[tuple[str, int]] = field(default_factory=set)  # where blocks began when it ended
+    held: dict[tuple[str, int], Block] = field(default_factory=dict)  # blocks there when it ended
 
     @property
     def left(self) -> set[tuple[str, int]]:
         """Where results of the pass begin that outlive it."""
-        return self.held & {(block.memory, block.begin) for block in self.writes.values()}
+        return self.held.keys() & {(block.memory, block.begin) for block in self.writes.values()}
 
 
 class TraceRules:
@@ -82,7 +82,7 @@ class TraceRules:
     ) -> None:
         if self._capturing is None:
             raise refused("end_trace_capture", "no trace is being captured")
-        self._capturing.held = set(self._taken(mesh_device))
+        self._capturing.held = self._taken(mesh_device)
         self._traces[trace_id], self._capturing = self._capturing, None
 
     def execute_trace(
@@ -93,8 +93,9 @@ class TraceRules:
             raise refused("execute_trace", f"there is no trace {trace_id}: it was released")
         taken = self._taken(trace.mesh)
         left = {place for other in self._traces.values() for place in other.left}
-        for place in taken.keys() - trace.held - left:
-            trace.newer.setdefault(place, taken[place])  # programs keep tables of their own
+        for place in taken.keys() - left:
+            if trace.held.get(place) != taken[place]:  # programs keep tables of their own
+                trace.newer.setdefault(place, taken[place])
         for block in trace.reads.values():
             replaced = any(block.overlaps(newer) for newer in trace.newer.values())
             if replaced or (block.memory, block.begin) not in taken:

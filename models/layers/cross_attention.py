@@ -92,7 +92,7 @@ class CrossAttention:
         mixed_11SW = ttnn.experimental.nlp_concat_heads(
             mixed_1HSW, memory_config=ttnn.DRAM_MEMORY_CONFIG
         )
-        out_11SD = self.ccl.sum_rows(sliced_linear(mixed_11SW, self.w_o, plan.o), residual, "WO")
+        out_11SD = self.ccl.row_product(mixed_11SW, self.w_o, plan.o, residual, "WO")
         return ttnn.multiply(out_11SD, sight.rows, memory_config=residual)
 
     def _keys_and_values(self, sight: Sight, plan: CrossPrefill) -> tuple[Any, Any]:

@@ -86,6 +86,8 @@ def _rows_beside(target: Target, plan: PrefillLinear, k: int, slices: int) -> in
     columns, high = spec.compute_grid
     cores = 2 * max(1, spec.links[1]) * (ADDING_CORES[spec.arch] + 1)
     left = high - -(-cores // columns)
+    if left < 1:
+        return None
     slower = math.ceil(tiles / left) / math.ceil(tiles / high)
     makes_up = slower <= MOST_SLOWER and k <= min(MOST_INNER, INNER_PER_SLICE * slices)
     return left if slower == 1 or makes_up else None

@@ -7,6 +7,8 @@ import torch
 
 from backends.emulator.loops import native
 from backends.op_record import record_ops
+from runtime.traces import Trace
+from serving.engines import warm_up
 from tests.model.helpers import engine_of, random_pages, random_prompt
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -99,3 +101,35 @@ def test_the_oldest_shape_makes_room_and_comes_back(monkeypatch: pytest.MonkeyPa
         assert list(engine.short_prefills.shapes) == [(1, 256), (1, 384)]
         again = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
         assert torch.equal(torch.cat(first), torch.cat(again))
+
+
+def test_a_warm_up_goes_on_until_every_pass_is_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that are compiled later make traces stale; the emulator compiles none by itself."""
+    captures: list[object] = []
+    with engine_of(CHECKPOINT, "N150") as engine, record_ops() as records:
+
+        def programs(_: object) -> int:
+            return len({(r.name, *(tuple(x.shape) for x in r.inputs)) for r in records})
+
+        def step() -> list[torch.Tensor]:
+            pages = random_pages(engine)
+            logits = engine.prefill([random_prompt(VOCAB, 60)], slots=[0], page_table=pages)
+            position = torch.tensor([60], dtype=torch.int32)
+            token = logits.argmax(-1).to(torch.int32)
+            return [logits, engine.decode(token, position, page_table=pages)]
+
+        before = step()
+        engine.close()
+        engine.short_prefills.shapes.clear()
+        records.clear()
+        monkeypatch.setattr(type(engine.model.mesh), "num_program_cache_entries", programs)
+        warm_up(engine)
+        assert not any(trace.is_stale for trace in engine.held_traces())
+        capture = Trace.capture
+        monkeypatch.setattr(
+            Trace, "capture", lambda *given: (captures.append(given), capture(*given))
+        )
+        after = step()
+    assert not captures
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)

@@ -110,6 +110,9 @@ class PagedFake:
         self.decodes_on_device += 1
         return logits.argmax(-1).to(torch.int32)
 
+    def held_traces(self) -> list[Any]:
+        return []
+
     def reset(self) -> None:
         self.pages.fill_(-1)
         self.decodes_on_device = self.chunks = 0

@@ -47,6 +47,9 @@ class FakeEngine:
     def expect(self, slot: int, *, is_long: bool) -> None:
         pass
 
+    def held_traces(self) -> list[Any]:
+        return []
+
     def reset(self) -> None:
         self.cache: dict[tuple[int, int], int] = {}
 
