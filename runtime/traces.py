@@ -1,8 +1,8 @@
 """A recorded forward pass that the device replays without the host.
 
-Capture after a first eager run (which compiles), never allocate after it, and change inputs only
-by writing into the buffers the recorded ops read. What a recording writes between its ops is free
-to the allocator: programs compiled since may keep tables there (reshape does), which a replay
+Capture after a first eager run (which compiles), make what is to stay before it, and change inputs
+only by writing into the buffers the recorded ops read. What a recording writes between its ops is
+free to the allocator: programs compiled since may keep tables there (reshape does), which a replay
 would destroy. So a recording is made anew when there are more programs.
 """
 

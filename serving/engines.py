@@ -71,7 +71,7 @@ def _warm_once(
 def _decode_thrice(
     engine: Engine, pages: torch.Tensor, settings: Sequence[DeviceSampling | None]
 ) -> None:
-    """Compile, record the trace, replay it."""
+    """Compile, record the trace, replay it: once for each kind of result."""
     tokens = torch.zeros(engine.max_batch_size, dtype=torch.int32)
     for sampling in settings:
         for position in range(1, 4):

@@ -156,7 +156,7 @@ class Tiles:
 
 
 def _two_streams(tiles: list[Any]) -> list[Any]:
-    """First and second half in turns: tiles are read two at once, each the one after its last."""
+    """First and second half in turns: with wide registers two are read at once, each in order."""
     half = len(tiles) // 2
     pairs = zip(tiles[:half], tiles[half:], strict=False)
     return [tile for pair in pairs for tile in pair] + tiles[2 * half :]
