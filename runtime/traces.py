@@ -38,13 +38,17 @@ class Trace:
     def capture(self, run: Callable[[], Any]) -> None:
         """Record the ops of `run`; what they compute during capture is not a result."""
         self.release()
-        trace_id = ttnn.begin_trace_capture(self.mesh, cq_id=0)
+        self.id = ttnn.begin_trace_capture(self.mesh, cq_id=0)
         try:
-            with op_record.record_apart() as self.ops:
-                self.output = run()
-        finally:
-            ttnn.end_trace_capture(self.mesh, trace_id, cq_id=0)
-        self.id, self.programs = trace_id, self.mesh.num_program_cache_entries()
+            try:
+                with op_record.record_apart() as self.ops:
+                    self.output = run()
+            finally:
+                ttnn.end_trace_capture(self.mesh, self.id, cq_id=0)
+        except BaseException:  # nobody replays half a pass, or could release it later
+            self.release()
+            raise
+        self.programs = self.mesh.num_program_cache_entries()
 
     def execute(self) -> Any:
         """Replay and return the output tensor."""

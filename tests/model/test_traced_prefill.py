@@ -103,6 +103,29 @@ def test_the_oldest_shape_makes_room_and_comes_back(monkeypatch: pytest.MonkeyPa
         assert torch.equal(torch.cat(first), torch.cat(again))
 
 
+def test_a_recording_that_fails_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine_of(CHECKPOINT, "N150") as engine:
+        pages, mesh, head = random_pages(engine), engine.model.mesh, engine.model.lm_head
+
+        def answer() -> torch.Tensor:
+            return engine.prefill([random_prompt(VOCAB, 60)], slots=[0], page_table=pages)
+
+        def head_out_of_room(*given: object, **more: object) -> object:
+            if mesh.capturing is not None:
+                raise RuntimeError("out of room")
+            return head(*given, **more)
+
+        wanted = answer()
+        engine.close()
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of room"):
+            patched.setattr(engine.model, "lm_head", head_out_of_room)
+            answer()
+        assert mesh.capturing is None
+        assert not mesh.traces
+        assert all(torch.equal(answer(), wanted) for _ in range(2))
+        assert len(mesh.traces) == 1
+
+
 def test_a_warm_up_goes_on_until_every_pass_is_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that are compiled later make traces stale; the emulator compiles none by itself."""
     captures: list[object] = []
