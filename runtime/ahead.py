@@ -72,8 +72,9 @@ class StepAhead:
         return drawn
 
     def _has_pages(self, page_table: torch.Tensor, active: torch.Tensor) -> bool:
-        known = self.pages.values[: len(page_table), : page_table.shape[1]]
-        return torch.equal(known[active], page_table[active])
+        slots, columns = min(len(active), len(page_table)), page_table.shape[1]
+        active = active[:slots]
+        return torch.equal(self.pages.values[:slots, :columns][active], page_table[:slots][active])
 
     def start(
         self, trace: Trace | None, positions: torch.Tensor, page_table: torch.Tensor | None

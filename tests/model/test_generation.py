@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from models.checkpoints import RandomCheckpoint
 from runtime.generator import Generator
 from runtime.requests import Request
-from tests.model.helpers import answers, engine_of
+from runtime.sampling import SamplingParams, device_sampling
+from tests.model.helpers import answers, engine_of, random_pages
 from tests.tiny_models import tiny_config
 
 CHECKPOINT = RandomCheckpoint(tiny_config("llama-linear", num_layers=2), seed=0)
@@ -103,3 +105,21 @@ def test_steps_that_start_before_they_are_asked_for_change_no_text(
     assert counts[0] == {"taken": 0, "forgotten": 0}
     assert counts[1]["taken"] > 20
     assert counts[1]["forgotten"] > 2
+
+
+def test_a_step_ahead_is_taken_from_callers_with_any_rows_in_their_page_tables() -> None:
+    """A table may have a row for each slot where tokens are of the first few users alone."""
+    sampling, found = device_sampling([SamplingParams()]), []
+    with engine_of(CHECKPOINT, batch=3, trace=True) as engine:
+        counts, pages = counted(engine), random_pages(engine)
+        for rows in (1, 3):
+            engine.reset()
+            engine.prefill([schedule(0)[0].prompt], slots=[0], page_table=pages)
+            tokens, first = [torch.tensor([7], dtype=torch.int32)], len(schedule(0)[0].prompt)
+            for step in range(6):
+                position = torch.tensor([first + step], dtype=torch.int32)
+                how = {"page_table": pages[:rows], "sampling": sampling, "more": True}
+                tokens.append(engine.decode(tokens[-1][:1], position, **how))
+            found.append(torch.stack([token[0] for token in tokens]))
+    assert torch.equal(found[0], found[1])
+    assert counts["taken"] >= 8
