@@ -1,4 +1,4 @@
-"""How programs end: in one line, whatever went wrong.
+"""How programs log, and how they end: in one line, whatever went wrong.
 
 Exit codes: 0 done, 1 failed while at work, 2 refused as asked, 130 stopped by the user.
 """
@@ -9,7 +9,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from loguru import logger
+from tqdm import tqdm
 
 # what TT-NN and torch say in a RuntimeError where a user's request is at fault, not the code
 _REFUSALS = ("TT_FATAL", "DefaultCPUAllocator: can't allocate memory")
@@ -19,6 +22,8 @@ LONGEST_REASON = 1400  # characters: some list all that would work
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
     """End the process with what `main` returns, or with one line and the code that fits."""
+    if sys.stderr is not None:
+        log_to()
     code: int | str | None
     try:
         try:
@@ -42,6 +47,24 @@ def run(main: Callable[[], int | None], prog: str) -> NoReturn:
     except ValueError as error:
         code = _end(str(error), 2, prog)
     sys.exit(code)
+
+
+def log_to(stream: Any = None) -> None:
+    """Log whole lines, above progress bars: what is said, and its level if that is not INFO.
+
+    `stream`: where to, standard error if None.
+    """
+    logger.remove()
+    logger.add(
+        lambda message: tqdm.write(message, end="", file=stream or sys.stderr),
+        format=lambda record: (
+            "{message}\n"
+            if record["level"].name == "INFO"
+            else "<level>{level}: {message}</level>\n"
+        ),
+        colorize=(stream or sys.stderr).isatty(),
+        catch=False,
+    )
 
 
 def _flush() -> None:

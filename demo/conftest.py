@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loguru import logger
-from tqdm import tqdm
 
+from backends.command import log_to
 from demo.options import add_options, given_options
 from demo.output import Output
 from models.outputs import check_file
@@ -92,17 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     capture = item.config.pluginmanager.getplugin("capturemanager")
     output = item.config.stash[OUTPUT]
     with capture.global_and_fixture_disabled():
-        logger.remove()
-        logger.add(
-            lambda message: tqdm.write(message, end="", file=output),
-            format=lambda record: (
-                "{message}\n"
-                if record["level"].name == "INFO"
-                else "<level>{level}: {message}</level>\n"
-            ),
-            colorize=output.isatty(),
-            catch=False,
-        )
+        log_to(output)
         output.write("\n")  # leave pytest's line with the file name
         return (yield)
 

@@ -6,6 +6,8 @@ Standard output that nobody reads or that is full, files that are folders, disks
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from perf.record import BenchmarkRecord, append_record, read_records
 from tests.bad_inputs import demo
-from tests.programs import PIPE, Ended, Programs
+from tests.programs import PIPE, ROOT, Ended, Programs
 from tests.tiny_models import write_tiny
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -68,6 +70,17 @@ def test_a_lost_output_ends_a_program_in_at_most_one_line(
     else:
         (line,) = ended.output.splitlines()
         assert line.endswith(f"{module.split('.')[-1]}: error: No space left on device")
+
+
+def test_programs_log_what_is_said_and_no_more() -> None:
+    code = (
+        "from loguru import logger; from backends.command import run; "
+        "run(lambda: (logger.info('read'), logger.warning('damaged')) and 0, 'x')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("", "read\nWARNING: damaged\n")
 
 
 @pytest.mark.parametrize(("command", "option", "suffix"), WRITING)
