@@ -10,6 +10,7 @@ from backends.command import run
 from lt.commands import COMMANDS, plan
 from models.numbers import argument
 from models.outputs import check_file, check_folder
+from runtime.settings import Settings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run; a ValueError says in one line what was wrong."""
     given = parser().parse_args(arguments)
+    Settings.from_env()  # what demos would refuse is refused here, once
     if given.command is not None:
         return _headless(given)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

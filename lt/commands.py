@@ -40,7 +40,10 @@ class Plan:
     def argv(self) -> list[str]:
         """The whole command line; env adds to the environment without our reading it."""
         settings = [f"{name}={value}" for name, value in self.variables]
-        return ["env", "-u", "FAKE_DEVICE", *settings, sys.executable, *self.arguments]
+        theirs = ["-u", "FAKE_DEVICE"]
+        if "HF_MODEL" in dict(self.variables):
+            theirs += ["-u", "LLAMA_DIR"]  # demos refuse to have both
+        return ["env", *theirs, *settings, sys.executable, *self.arguments]
 
     @property
     def is_prediction(self) -> bool:

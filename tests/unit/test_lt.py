@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt import export, pareto, results, search
+from lt.__main__ import main
 from lt.commands import COMMANDS, Plan, plan
 from lt.jobs import JobQueue, Status
 from lt.pareto import Point
@@ -183,6 +184,20 @@ def test_a_new_session_knows_the_last_ones_jobs(tmp_path: Path) -> None:
 def test_an_unknown_word_names_the_alternatives(arguments: tuple[str, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         plan(*arguments)
+
+
+def test_two_models_in_the_environment_are_refused_and_a_named_one_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLAMA_DIR", "/")
+    monkeypatch.setenv("HF_MODEL", "a")
+    with pytest.raises(ValueError, match=r"HF_MODEL \(a\) and LLAMA_DIR \(/\) are both set"):
+        main(["table", "--dry"])
+    (demo,) = plan("demo", "Llama-3.2-1B")
+    shown = [*demo.argv[: demo.argv.index(sys.executable)], "env"]
+    seen = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    assert "HF_MODEL=Llama-3.2-1B\n" in seen
+    assert "LLAMA_DIR" not in seen
 
 
 def test_commands_multiply_models_and_devices() -> None:
