@@ -17,6 +17,7 @@ from models.collectives_kept import LONGEST_KEPT, MOST_SHAPES
 from models.kv_cache import CacheConfig, image_pages, kept_images
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
+from models.plans.stored import copied
 from models.plans.vision import VisionSizes
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
 from models.registry import canonical_name
@@ -43,6 +44,7 @@ class Footprint:
     )
     image_states: int = 0  # what images take while their prompt is prefilled
     kept: int = 0  # where chips send each other what replayed prefills sum and gather
+    copies: int = 0  # of the weights, what prefill has for itself (plans/stored.py)
 
     @property
     def standing(self) -> int:
@@ -74,7 +76,7 @@ def footprint(
     config = sharding.config
     dim = sharding.local_dim
     weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
-    cache_bytes = 0.0
+    cache_bytes = copies = 0.0
     positions = (
         cache_config.num_blocks * cache_config.block_size
         if cache_config.block_size
@@ -85,6 +87,7 @@ def footprint(
         layer = precision.layer(index)
 
         weights += layer_bytes(sharding, layer, spec)
+        copies += copied_bytes(sharding, layer, spec)
         elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
         cache_bytes += stored(elements, layer, TensorGroup.KV_CACHE)
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
@@ -100,7 +103,8 @@ def footprint(
     if images > 1:
         per_token = max(per_token, masked_bytes_per_token(sharding, images))
     return Footprint(
-        weights=math.ceil(weights),
+        weights=math.ceil(weights + copies),
+        copies=math.ceil(copies),
         cache=math.ceil(cache_bytes),
         tables=2 * max_seq_len * sharding.head_dim * 2
         + (4 * TILE * sharding.local_vocab if sharding.is_2d else 0),
@@ -132,6 +136,18 @@ def layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> 
     dim = sharding.local_dim
     qkv = stored(banked(dim, sharding.local_qkv_width, spec), layer, TensorGroup.WQKV)
     return qkv + _other_matrices(sharding, layer, spec)
+
+
+def copied_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
+    """Bytes of the copies of a layer's matrices that are prefill's alone."""
+    dim, hidden = sharding.local_dim, sharding.local_hidden
+    elements = {
+        TensorGroup.WQKV: dim * sharding.local_qkv_width,
+        TensorGroup.WO: sharding.local_q_width * dim,
+        TensorGroup.FF1_FF3: 2 * dim * hidden,
+        TensorGroup.FF2: hidden * dim,
+    }
+    return sum(stored(elements[group], layer, group) for group in copied(sharding, spec))
 
 
 def looking_layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
@@ -317,11 +333,12 @@ def check_fits(needs: Footprint, spec: DeviceSpec, what: str) -> None:
     if total > room:
         gib = 2**30
         images = f", {looking / gib:.1f} GiB to look at images" if looking else ""
+        twice = f" ({needs.copies / gib:.1f} of them prefill's own)" if needs.copies else ""
         raise ValueError(
             f"{what} does not fit {spec.name}: each chip needs {needs.weights / gib:.1f} GiB of "
-            f"weights and {needs.cache / gib:.1f} GiB of cache{images}, and has {room / gib:.1f} "
-            "GiB: use more chips, a coarser precision, or a smaller max_seq_len, batch or page "
-            "budget"
+            f"weights{twice} and {needs.cache / gib:.1f} GiB of cache{images}, and has "
+            f"{room / gib:.1f} GiB: use more chips, a coarser precision, or a smaller max_seq_len, "
+            "batch or page budget"
         )
 
 

@@ -107,7 +107,8 @@ def _room(mesh: Any, cores: Any) -> Any:
 def _streamed(layer: Any) -> tuple[Any, ...]:
     """A layer's weights in the order in which a step uses them."""
     attention, mlp = layer.attention, layer.mlp
-    return attention.w_qkv, attention.w_o, mlp.w_gate, mlp.w_up, mlp.w_down
+    matrices = attention.w_qkv, attention.w_o, mlp.w_gate, mlp.w_up, mlp.w_down
+    return tuple(matrix.decode for matrix in matrices)
 
 
 def receivers_of(spec: DeviceSpec) -> list[tuple[Any, Any]]:

@@ -8,6 +8,7 @@ time. Next: models/checkpoints for where tensors come from, weight_cache for wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,18 @@ import torch.nn.functional as F
 
 from backends import allocator, ttnn
 from models.checkpoints.base import ReadsRows, get_rows
+from models.plans.stored import Stored
 from models.sharding import TILE, Sharding
 
 _SLICE_ELEMENTS = 16 * 2**20  # of a table read at a time: 64 MiB where it is dequantised
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as each phase multiplies it: one tensor, or two of the same numbers."""
+
+    decode: Any
+    prefill: Any
 
 
 class WeightLoader:
@@ -43,10 +53,33 @@ class WeightLoader:
 
         With a placeholder checkpoint (tensors without data) only the memory is reserved.
         """
-        layout = layout or ttnn.TILE_LAYOUT
         memory = memory or ttnn.DRAM_MEMORY_CONFIG
+        layout = layout or ttnn.TILE_LAYOUT
+        return self._placed(key, arrange, axes, dtype, layout, lambda at: at(memory))
+
+    def matrix(
+        self,
+        key: str,
+        arrange: Callable[[], torch.Tensor],
+        axes: tuple[str | None, str | None],
+        stored: Stored,
+    ) -> Any:
+        """The Matrix of the 4D `arrange()`: converted once, however often it lies on the device."""
+
+        def both(at: Callable[[Any], Any]) -> Matrix:
+            decode = at(stored.memory)
+            return Matrix(decode, decode if stored.prefill is None else at(stored.prefill))
+
+        return self._placed(key, arrange, axes, stored.dtype, ttnn.TILE_LAYOUT, both)
+
+    def _placed(
+        self, key: str, arrange: Callable[[], torch.Tensor], axes: tuple[str | None, str | None],
+        dtype: Any, layout: Any, tensors: Callable[[Callable[[Any], Any]], Any],
+    ) -> Any:  # fmt: skip
+        """What `tensors` makes, given what makes a device tensor in some memory."""
         if getattr(self.checkpoint, "is_placeholder", False):
-            return self._reserve(arrange(), axes, dtype, layout, memory)
+            whole = arrange()
+            return tensors(lambda memory: self._reserve(whole, axes, dtype, layout, memory))
 
         def build() -> Any:
             with allocator.converting():
@@ -56,7 +89,13 @@ class WeightLoader:
 
         # one tensor may be wanted in several formats: the cache keeps them apart by name
         key = f"{key}.{str(dtype).rsplit('.', 1)[-1].lower()}"
-        return self.cache.tensor(key, build=build, device=self.mesh, memory_config=memory)
+        return self.cache.tensor(
+            key,
+            build=build,
+            put=lambda host: tensors(
+                lambda memory: ttnn.to_device(host, self.mesh, memory_config=memory)
+            ),
+        )
 
     def mapper(self, axes: tuple[str | None, str | None]) -> Any:
         """Mesh mapper that cuts the last two dims by their logical axes."""

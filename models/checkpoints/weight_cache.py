@@ -35,9 +35,9 @@ _SUFFIX = ".tensorbin"  # what TT-NN calls its own files
 class NoCache:
     """Converts every weight at every start."""
 
-    def tensor(self, key: str, *, build: Callable[[], Any], device: Any, memory_config: Any) -> Any:
-        """The weight on the device."""
-        return ttnn.to_device(build(), device, memory_config=memory_config)
+    def tensor(self, key: str, *, build: Callable[[], Any], put: Callable[[Any], Any]) -> Any:
+        """What `put` makes of the weight on the host: its tensors on the device."""
+        return put(build())
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -65,8 +65,8 @@ class WeightCache:
         except OSError as error:
             self._stop_writing(error)
 
-    def tensor(self, key: str, *, build: Callable[[], Any], device: Any, memory_config: Any) -> Any:
-        """The weight on the device; `build` makes the host tensor and is called on a miss only."""
+    def tensor(self, key: str, *, build: Callable[[], Any], put: Callable[[Any], Any]) -> Any:
+        """What `put` makes of the weight on the host, which `build` makes on a miss only."""
         host = self._load(key)
         if host is not None:
             self.hits += 1
@@ -75,7 +75,7 @@ class WeightCache:
             host = build()
             if self.store(key, host) is not None:
                 host = self._load(key) or host  # mapped: what was built need not stay in memory
-        return ttnn.to_device(host, device, memory_config=memory_config)
+        return put(host)
 
     def _load(self, key: str) -> Any:
         path = self.find(key)

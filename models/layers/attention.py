@@ -31,19 +31,11 @@ class Attention:
         self.window = (
             {"sliding_window_size": config.sliding_window} if config.sliding_window else {}
         )
-        self.w_qkv = weights.place(
-            f"{name}.wqkv",
-            weights.fused_qkv(name),
-            ("dim", "heads"),
-            dtype=plan.qkv_dtype,
-            memory=plan.qkv_memory,
+        self.w_qkv = weights.matrix(
+            f"{name}.wqkv", weights.fused_qkv(name), ("dim", "heads"), plan.qkv
         )
-        self.w_o = weights.place(
-            f"{name}.wo",
-            weights.output_projection(f"{name}.wo.weight"),
-            ("heads", "dim"),
-            dtype=plan.o_dtype,
-            memory=plan.o_memory,
+        self.w_o = weights.matrix(
+            f"{name}.wo", weights.output_projection(f"{name}.wo.weight"), ("heads", "dim"), plan.o
         )
         self.b_qkv = None
         if config.qkv_bias:
@@ -58,13 +50,13 @@ class Attention:
         self, x_11BD: Any, rotate: Rotation, at: CacheAddress, plan: AttentionDecode, residual: Any
     ) -> Any:
         ahead = self.ccl.decode.weights_ahead
-        qkv = ttnn.matmul(x_11BD, self.w_qkv, **plan.qkv, **ahead)  # linear cannot untilize
+        qkv = ttnn.matmul(x_11BD, self.w_qkv.decode, **plan.qkv, **ahead)  # linear cannot untilize
         q_1BHW, k_1BKW, v_1BKW = self._own_heads(qkv, plan)
         q_1BHW, k_1BKW = rotate(q_1BHW, k_1BKW)
         self.cache.update(k_1BKW, v_1BKW, at, together=rotate.together)
         mixed_1BHW = self.cache.attend(q_1BHW, at, **plan.scores, **self.window)
         mixed = self._joined(mixed_1BHW, plan)
-        out_11BD = ttnn.linear(mixed, self.w_o, **plan.o, **ahead)
+        out_11BD = ttnn.linear(mixed, self.w_o.decode, **plan.o, **ahead)
         return self.ccl.decode.sum_rows(out_11BD, residual, "WO")
 
     def _own_heads(self, qkv: Any, plan: AttentionDecode) -> tuple[Any, Any, Any]:
@@ -98,7 +90,7 @@ class Attention:
         users: int,
     ) -> Any:
         """`x_11SD` holds `users` prompts of equal length one after the other."""
-        qkv = sliced_linear(x_11SD, self.w_qkv, plan.qkv)
+        qkv = sliced_linear(x_11SD, self.w_qkv.prefill, plan.qkv)
         ttnn.deallocate(x_11SD)
         summed = self.ccl.sum_columns(self._bias(qkv), "QKV")
         rows, width = summed.shape[2], summed.shape[3]
@@ -122,7 +114,7 @@ class Attention:
         if plan.ways > 1:
             mixed = self.ccl.join_queries(mixed)
         mixed = ttnn.reshape(mixed, (1, 1, rows, mixed.shape[3]))
-        return self.ccl.row_product(mixed, self.w_o, plan.o, residual, "WO")
+        return self.ccl.row_product(mixed, self.w_o.prefill, plan.o, residual, "WO")
 
     def _bias(self, qkv: Any) -> Any:
         """The product with this chip's share of the bias, before chips add up their products."""

@@ -27,38 +27,29 @@ class MLP:
         dim, hidden = weights.sharding.dim, weights.sharding.hidden
 
         def column(part: str) -> Any:
-            return weights.place(
-                f"{name}.{part}",
-                weights.transposed(f"{name}.{part}.weight", dim, hidden),
-                ("dim", "hidden"),
-                dtype=plan.gate_dtype,
-                memory=plan.gate_memory,
-            )
+            arrange = weights.transposed(f"{name}.{part}.weight", dim, hidden)
+            return weights.matrix(f"{name}.{part}", arrange, ("dim", "hidden"), plan.gate)
 
         self.w_gate, self.w_up = column("w1"), column("w3")
-        self.w_down = weights.place(
-            f"{name}.w2",
-            weights.transposed(f"{name}.w2.weight", hidden, dim, gate=gate),
-            ("hidden", "dim"),
-            dtype=plan.down_dtype,
-            memory=plan.down_memory,
-        )
+        arrange = weights.transposed(f"{name}.w2.weight", hidden, dim, gate=gate)
+        self.w_down = weights.matrix(f"{name}.w2", arrange, ("hidden", "dim"), plan.down)
 
     def decode(self, x_11BD: Any, plan: MLPDecode, residual: Any) -> Any:
         ccl = self.ccl.decode
         ahead = ccl.weights_ahead
-        gate_11BF, up_11BF = ccl.gated_products(x_11BD, self.w_gate, self.w_up, plan.gate)
+        w_gate, w_up = self.w_gate.decode, self.w_up.decode
+        gate_11BF, up_11BF = ccl.gated_products(x_11BD, w_gate, w_up, plan.gate)
         inner_11BF = silu_product(
             gate_11BF, up_11BF, memory_config=gate_11BF.memory_config(), **plan.product
         )
         inner_11BF = ccl.regather_columns(inner_11BF, "FF2")
         inner_11BF = ttnn.to_memory_config(inner_11BF, plan.down_input)
-        out_11BD = ttnn.linear(inner_11BF, self.w_down, **plan.down, **ahead)
+        out_11BD = ttnn.linear(inner_11BF, self.w_down.decode, **plan.down, **ahead)
         return ccl.sum_rows(out_11BD, residual, "FF2")
 
     def prefill(self, x_11SD: Any, plan: MLPPrefill, residual: Any) -> Any:
-        gate_11SF = sliced_linear(x_11SD, self.w_gate, plan.gate)
-        up_11SF = sliced_linear(x_11SD, self.w_up, plan.gate)
+        gate_11SF = sliced_linear(x_11SD, self.w_gate.prefill, plan.gate)
+        up_11SF = sliced_linear(x_11SD, self.w_up.prefill, plan.gate)
         ttnn.deallocate(x_11SD)
         gate_11SF = self.ccl.scatter_columns(gate_11SF, "FF1")
         up_11SF = self.ccl.scatter_columns(up_11SF, "FF3")
@@ -66,7 +57,7 @@ class MLP:
         self.ccl.free(gate_11SF)
         self.ccl.free(up_11SF)
         inner_11SF = self.ccl.regather_columns(inner_11SF, "FF2")
-        out_11SD = self.ccl.row_product(inner_11SF, self.w_down, plan.down, residual, "FF2")
+        out_11SD = self.ccl.row_product(inner_11SF, self.w_down.prefill, plan.down, residual, "FF2")
         self.ccl.free(inner_11SF)
         return out_11SD
 

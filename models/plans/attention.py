@@ -23,6 +23,7 @@ from models.plans.matmul import (
     weight_memory,
 )
 from models.plans.scattered import output_product
+from models.plans.stored import Stored, stored
 from models.plans.target import SHORT, Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import MAX_USERS, TILE
@@ -37,10 +38,8 @@ MOVE_BLOCKS = 8  # of activations that must be saved (0.65 us each) to pay for a
 class AttentionWeights:
     """Format and DRAM placement of the projections and the cache."""
 
-    qkv_dtype: Any
-    qkv_memory: Any
-    o_dtype: Any
-    o_memory: Any
+    qkv: Stored
+    o: Stored
     cache_dtype: Any
 
 
@@ -80,10 +79,16 @@ def attention_weights(target: Target) -> AttentionWeights:
     sizes, spec = target.sharding, target.spec
     ring = sizes.ring_cores
     return AttentionWeights(
-        qkv_dtype=target.weight_dtype(TensorGroup.WQKV),
-        qkv_memory=weight_memory(sizes.local_dim, sizes.local_qkv_width, spec, ring=ring),
-        o_dtype=target.weight_dtype(TensorGroup.WO),
-        o_memory=weight_memory(sizes.local_q_width, sizes.local_dim, spec, ring=ring),
+        qkv=stored(
+            target,
+            TensorGroup.WQKV,
+            weight_memory(sizes.local_dim, sizes.local_qkv_width, spec, ring=ring),
+        ),
+        o=stored(
+            target,
+            TensorGroup.WO,
+            weight_memory(sizes.local_q_width, sizes.local_dim, spec, ring=ring),
+        ),
         cache_dtype=target.weight_dtype(TensorGroup.KV_CACHE),
     )
 

@@ -15,6 +15,7 @@ from models.plans.matmul import (
     weight_memory,
 )
 from models.plans.scattered import down_product
+from models.plans.stored import Stored, stored
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
 
@@ -23,10 +24,8 @@ from models.precision import OpGroup, TensorGroup
 class MLPWeights:
     """Format and DRAM placement of the three matrices."""
 
-    gate_dtype: Any
-    gate_memory: Any
-    down_dtype: Any
-    down_memory: Any
+    gate: Stored  # also up
+    down: Stored
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,16 @@ def mlp_weights(target: Target) -> MLPWeights:
     sizes, spec = target.sharding, target.spec
     ring = sizes.ring_cores
     return MLPWeights(
-        gate_dtype=target.weight_dtype(TensorGroup.FF1_FF3),
-        gate_memory=weight_memory(sizes.local_dim, sizes.local_hidden, spec, ring=ring),
-        down_dtype=target.weight_dtype(TensorGroup.FF2),
-        down_memory=weight_memory(sizes.local_hidden, sizes.local_dim, spec, ring=ring),
+        gate=stored(
+            target,
+            TensorGroup.FF1_FF3,
+            weight_memory(sizes.local_dim, sizes.local_hidden, spec, ring=ring),
+        ),
+        down=stored(
+            target,
+            TensorGroup.FF2,
+            weight_memory(sizes.local_hidden, sizes.local_dim, spec, ring=ring),
+        ),
     )
 
 

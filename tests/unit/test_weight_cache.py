@@ -51,7 +51,7 @@ def never() -> Any:
 
 def values(cache: WeightCache | NoCache, mesh: Any, key: str, build: Callable[[], Any]) -> Any:
     """The weight's numbers as they come back from the device."""
-    tensor = cache.tensor(key, build=build, device=mesh, memory_config=ttnn.DRAM_MEMORY_CONFIG)
+    tensor = cache.tensor(key, build=build, put=lambda host: ttnn.to_device(host, mesh))
     return ttnn.to_torch(tensor)
 
 
@@ -212,7 +212,7 @@ with WeightCache(sys.argv[1], "f") as cache:
         def build():
             values = torch.full((1, 1, 64, 64), float(index))
             return ttnn.from_torch(values, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
-        tensor = cache.tensor(f"w{index}", build=build, device=mesh, memory_config=None)
+        tensor = cache.tensor(f"w{index}", build=build, put=lambda host: ttnn.to_device(host, mesh))
         assert (ttnn.to_torch(tensor) == index).all()
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,17 @@ import gguf
 import pytest
 import torch
 
+from backends import ttnn
+from backends.device_specs import SPECS
 from models.checkpoints import PlaceholderCheckpoint, RandomCheckpoint, open_checkpoint
+from models.checkpoints.weight_cache import NoCache, WeightCache
+from models.footprint import copied_bytes, layer_bytes
+from models.plans.fused import shard
+from models.plans.matmul import weight_memory
+from models.plans.stored import Stored
+from models.precision import ModelPrecision
+from models.registry import load_config
+from models.sharding import Sharding
 from models.weights import WeightLoader, pad_to
 from tests.tiny_formats import write_gguf
 from tests.tiny_models import TinyCheckpoint, tiny_config, write_hf
@@ -57,3 +68,45 @@ def test_an_embedding_without_data_stays_without() -> None:
     table = table_of(PlaceholderCheckpoint(tiny_config("llama-linear")))
     assert table.is_meta
     assert table.shape[-1] == WIDTH
+
+
+def test_a_matrix_that_lies_twice_is_converted_and_kept_once(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(tiny_config("llama", num_layers=1))
+    sizes = Sharding(checkpoint.config, 1, 1)
+    memory = weight_memory(sizes.dim, sizes.hidden, SPECS["N150"])
+    mesh = ttnn.open_mesh_device(ttnn.MeshShape(1, 1))
+    caches: list[Any] = [NoCache(), WeightCache(tmp_path, "cold"), WeightCache(tmp_path, "cold")]
+    for cache in caches:
+        weights, built = WeightLoader(mesh, sizes, checkpoint, cache), []
+        arrange = weights.transposed("layers.0.mlp.w1.weight", sizes.dim, sizes.hidden)
+
+        def place(prefill: Any, at: Any = weights, make: Any = arrange, log: Any = built) -> Any:
+            stored = Stored(ttnn.bfloat8_b, memory, prefill)
+            return at.matrix("w1", lambda: log.append(1) or make(), ("dim", "hidden"), stored)
+
+        free = mesh.dram.view().total_bytes_free_per_bank
+        w = place(ttnn.DRAM_MEMORY_CONFIG)
+        taken = free - mesh.dram.view().total_bytes_free_per_bank
+        assert len(built) == (cache is not caches[2])
+        assert w.decode.memory_config() == memory
+        assert w.prefill.memory_config() == ttnn.DRAM_MEMORY_CONFIG
+        assert w.decode.data is w.prefill.data, "the emulator holds the numbers once"
+        assert w.decode.forms is w.prefill.forms
+        assert 12 * taken >= w.decode.buffer_bytes() + w.prefill.buffer_bytes()
+        del w
+        one = place(None)
+        assert one.decode is one.prefill
+        del one
+        cache.close()
+    assert len(list((tmp_path / "cold").glob("*.tensorbin"))) == 1
+    ttnn.close_mesh_device(mesh)
+
+
+def test_what_lies_twice_is_counted_twice() -> None:
+    spec, config = SPECS["TG"], load_config("Llama-3.3-70B")
+    narrow = replace(spec, compute_grid=(7, 10))
+    layer = ModelPrecision.preset("performance", config).layer(0)
+    sizes = shard(config, spec.mesh_shape, spec)
+    assert copied_bytes(sizes, layer, spec) == 0, "products have their columns"
+    paged = layer_bytes(sizes, layer, replace(narrow, dram_banks=1))  # no bank is filled up
+    assert copied_bytes(sizes, layer, narrow) == paged < layer_bytes(sizes, layer, narrow)

@@ -78,7 +78,11 @@ def to_device(
     device.allocate(out)
     if tensor.data is not None and not device.is_meta:
         out.data = tensor.data.to(device.torch_device)
-    out.forms = {}
+    if out.data is tensor.data:  # copies of one host tensor share what is made of its values
+        tensor.forms = {} if tensor.forms is None else tensor.forms
+        out.forms = tensor.forms
+    else:
+        out.forms = {}
     return out
 
 

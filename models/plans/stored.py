@@ -1,0 +1,45 @@
+"""How a layer's matrices lie in DRAM, and which of them lie there twice.
+
+Decode streams a matrix from all DRAM banks at once, each with a slice of its columns. Where prefill
+cannot multiply it as it lies there, a copy for prefill alone lies beside it, page by page. The
+copy is made of the same converted numbers: a weight cache keeps them once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends import ttnn
+from backends.device_specs import DeviceSpec
+from models.plans.matmul import GRID_COLS
+from models.plans.target import Target
+from models.precision import TensorGroup
+from models.sharding import Sharding
+
+MATRICES = frozenset({TensorGroup.WQKV, TensorGroup.WO, TensorGroup.FF1_FF3, TensorGroup.FF2})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Format of a matrix, its place in DRAM, and the place of a copy for prefill, if it has one."""
+
+    dtype: Any
+    memory: Any
+    prefill: Any = None
+
+
+def copied(sizes: Sharding, spec: DeviceSpec) -> frozenset[TensorGroup]:
+    """The matrices of a layer that lie in DRAM twice.
+
+    All, where weights are dealt to the banks for a ring and the chip has fewer columns of cores
+    than products of such weights use.
+    """
+    narrow = sizes.ring_cores is not None and spec.compute_grid[0] < GRID_COLS
+    return MATRICES if narrow else frozenset()
+
+
+def stored(target: Target, group: TensorGroup, memory: Any) -> Stored:
+    """How a matrix of a layer is stored that decode reads from `memory`."""
+    twice = group in copied(target.sharding, target.spec)
+    return Stored(target.weight_dtype(group), memory, ttnn.DRAM_MEMORY_CONFIG if twice else None)
