@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 from backends.device_specs import RECEIVERS
@@ -97,6 +98,21 @@ def scattered_slices_us(record: OpRecord, state: Situation) -> float:
     product = (matmul_2d_us(record, state) - start) / slices
     scatter = links.sliced_scatter_us(record, state, slices)
     return start + product + (slices - 1) * overlapped(product, scatter) + scatter
+
+
+def gathered_product_us(record: OpRecord, state: Situation) -> float:
+    """A product of parts that come from both sides of a ring, two at a time, as they come.
+
+    Nobody published a time of it. It is taken to gain no more than follows from its parts: the
+    gather starts as it does alone, its first parts are waited for, its last are multiplied when all
+    others are, and what runs side by side draws on the same DRAM.
+    """
+    start, travelling = links.gather_parts_us(record, state)
+    alone = replace(record, inputs=(record.outputs[0], record.inputs[1]))
+    product = matmul_2d_us(alone, state) - state.constants.matmul2d_us
+    rounds = int(record.attributes["num_devices"]) // 2
+    beside = (rounds - 1) * overlapped(product, travelling)
+    return start + state.constants.matmul2d_us + (travelling + beside + product) / rounds
 
 
 def _ring_us(record: OpRecord, state: Situation) -> float:

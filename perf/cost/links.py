@@ -67,6 +67,16 @@ def sliced_scatter_us(record: OpRecord, state: Situation, slices: int) -> float:
     return pass_us("scatter", chips, ring, volume, link_gbps(record, state), state)
 
 
+def gather_parts_us(record: OpRecord, state: Situation) -> tuple[float, float]:
+    """Start of the gather of an op's input, as of one that stands alone, and time on the links."""
+    chips, rate = int(record.attributes["num_devices"]), link_gbps(record, state)
+    start, whole = (
+        pass_us("gather", chips, True, volume, rate, state)
+        for volume in (0.0, cost_now(record, state).link_bytes)
+    )
+    return start, whole - start
+
+
 def persistent_us(record: OpRecord, state: Situation) -> float:
     """Time of a collective of a fused step."""
     return scratch_us(record, state, PERSISTENT[record.name])

@@ -55,6 +55,7 @@ PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
         "transformer.ring_distributed_scaled_dot_product_attention": compute.sdpa_prefill_us,
         "experimental.llama_rs_matmul": compute.scattered_products_us,
         "experimental.matmul_reduce_scatter_async": compute.scattered_slices_us,
+        "experimental.all_gather_matmul_async": compute.gathered_product_us,
         **dict.fromkeys(
             ("layer_norm", "rms_norm", "rms_norm_pre_all_gather", "rms_norm_post_all_gather"),
             moves.norm_us,

@@ -21,6 +21,7 @@ COLLECTIVES = frozenset(
         "experimental.llama_reduce_scatter", "experimental.llama_rs_create_heads",
         "experimental.all_reduce_async", "experimental.reduce_scatter_minimal_async",
         "experimental.all_gather_async_reversed", "experimental.matmul_reduce_scatter_async",
+        "experimental.all_gather_matmul_async",
     }
 )  # fmt: skip
 

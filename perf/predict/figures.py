@@ -29,6 +29,7 @@ from perf.predict.interval import trust
 # beside linear; what travels meanwhile is not told apart
 MULTIPLYING = (
     "matmul", "experimental.llama_rs_matmul", "experimental.matmul_reduce_scatter_async",
+    "experimental.all_gather_matmul_async",
 )  # fmt: skip
 
 

@@ -1105,6 +1105,65 @@ def products_beside(chips: int) -> Cases:
     yield "product beside a scatter of half tiles", multiply(wide=16 * 9)
 
 
+def products_behind(chips: int) -> Cases:
+    """The gather of an input and its product in one op, on the cores of three rows."""
+
+    def multiply(kind: str = "bfloat8_b", banks: bool = False, dim: int = 3, of: str = "", at: int = 3, users: int = 1, flags: int = 2, block: int = 2, high: int = 1, rows: int = 96, **options: Any) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            k, n, down = 128, 512, -(-rows // 96)
+            size = {"per_core_M": 6 if of else down, "per_core_N": 1 if of else 2}
+            line = {"fuse_batch": True, "fused_activation": None, "mcast_in0": True}
+            square = {"fuse_batch": True, "transpose_mcast": False, "out_block_h": down // high}
+            program = getattr(t, f"MatmulMultiCoreReuseMultiCast{of}ProgramConfig")(
+                compute_with_storage_grid_size=(8, 3), in0_block_w=block, out_subblock_h=1,
+                out_subblock_w=1, **size, **(line if of else square),
+            )  # fmt: skip
+            every = t.CoreRangeSet({t.CoreRange(t.CoreCoord(0, 0), t.CoreCoord(7, 7))})
+            weight = (k * chips, n)
+            return t.experimental.all_gather_matmul_async(
+                make(1, users, rows // users, k, dtype=kind),
+                make(
+                    1, 1, *weight, dtype="bfloat8_b", memory=make.banks(*weight) if banks else None
+                ),
+                persistent_output_buffer=make(1, users, rows // users, k * chips, dtype=kind),
+                dim=dim,
+                multi_device_global_semaphore=[
+                    t.create_global_semaphore(make.device, every, 0) for _ in range(flags)
+                ],
+                all_gather_core_grid_offset=(0, at),
+                memory_config_ag=t.DRAM_MEMORY_CONFIG,
+                memory_config_mm=t.DRAM_MEMORY_CONFIG,
+                program_config=program,
+                compute_kernel_config=t.WormholeComputeKernelConfig(
+                    math_fidelity=t.MathFidelity.HiFi2
+                ),
+                **{
+                    n: getattr({"topology": t.Topology}.get(n, t), v) if isinstance(v, str) else v
+                    for n, v in options.items()
+                },  # fmt: skip  # noqa: E501
+            )
+
+        return call
+
+    yield "product behind a gather", multiply()
+    yield "product bfloat16 behind a gather", multiply(kind="bfloat16")
+    yield "product as bfloat16 behind a gather", multiply(dtype="bfloat16")
+    yield "product behind a gather in the last row", multiply(at=7)
+    yield "product behind 3 workers in the last row", multiply(at=7, num_workers_per_link=3)
+    yield "product behind 4 workers in the last row", multiply(at=7, num_workers_per_link=4)
+    yield "product behind 4 workers in two rows", multiply(at=6, num_workers_per_link=4)
+    yield "product behind a gather on a line", multiply(topology="Linear")
+    yield "product behind a gather of rows", multiply(dim=2)
+    yield "product behind a gather of slices", multiply(users=3)
+    yield "product behind a gather over 9 links", multiply(num_links=9)
+    yield "product behind a gather with one semaphore", multiply(flags=1)
+    yield "product on the cores of its gather", multiply(at=2)
+    yield "product by lines behind a gather", multiply(of="1D")
+    yield "product of dealt weights behind a gather", multiply(banks=True)
+    yield "product in blocks behind a gather", multiply(rows=192, high=2)
+    yield "product across parts behind a gather", multiply(block=8)
+
+
 def from_l1() -> Cases:
     """Where results go when their operands are in L1 and nothing is said."""
 
@@ -1150,6 +1209,10 @@ STRICTER = {
     "product beside a scatter of half tiles": "tiles of two chips are no sums of one",
     "product beside a scatter with little room": "silicon writes what lies behind the room",
     "product beside a scatter on a line": "the program is a ring's, with neighbours that are not",
+    "product by lines behind a gather": "no plan makes one",
+    "product of dealt weights behind a gather": "silicon multiplies parts with others' rows",
+    "product in blocks behind a gather": "silicon waits for parts that do not come again",
+    "product across parts behind a gather": "silicon multiplies what has not come",
     "gather 8 users along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
     "gather half tiles along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
 }
@@ -1158,7 +1221,9 @@ STRICTER = {
 def cases(system: str) -> dict[str, Case]:
     """The calls made on one product, by name."""
     if system == "T3K":
-        return dict([*collectives((1, 8)), *sums_in_place(1, 8), *products_beside(8)])
+        return dict(
+            [*collectives((1, 8)), *sums_in_place(1, 8), *products_beside(8), *products_behind(8)]
+        )
     if system == "TG":
         return dict([*collectives((8, 4)), *sums_in_place(0, 8)])
     if system == "P150":  # its grid is 11 wide, so what lies on a core per user differs

@@ -14,6 +14,7 @@ from backends.mesh import open_mesh
 from backends.op_record import record_ops
 from models.collectives import Links
 from models.collectives_beside import ProductsBeside
+from models.collectives_kept import semaphores
 from models.plans.matmul import prefill_linear, sliced_linear
 from tests.ops.emulated import EXACT, ROUNDED, get, put, ttnn
 from tests.ops.golden_cases import operand
@@ -181,6 +182,41 @@ def test_a_product_beside_its_scatter_is_the_product_and_the_scatter(dtype: str)
     for part in ("flops", "dram_bytes", "link_bytes"):
         assert sum(getattr(r.cost, part) for r in one) == sum(getattr(r.cost, part) for r in both)
     assert not products.rooms
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat8_b"])
+def test_a_product_behind_its_gather_is_the_gather_and_the_product(dtype: str) -> None:
+    """Bit for bit, for no more bytes of memory and FLOPs; the farthest part travels whole."""
+    wide, k, n, rows = getattr(ttnn, dtype), 128, 512, 96
+    how: dict[str, Any] = {"kernel": EXACT, "fp32": True, "dtype": wide, "spec": SPECS["T3K"]}
+    plan = prefill_linear(rows, 8 * k, n, **how).kwargs
+    with open_mesh("T3K", ring=True) as ring:
+        x = put(ring, operand(1, 1, rows, 8 * k, seed=9), wide, dims=(None, 3))
+        w = put(ring, operand(1, 1, 8 * k, 8 * n, seed=10), ttnn.bfloat8_b, dims=(None, 3))
+        with record_ops() as both:
+            whole = ttnn.all_gather(x, 3, cluster_axis=1, topology=ttnn.Topology.Ring)
+            wanted = ttnn.linear(whole, w, **plan)
+        room = ttnn.empty(list(whole.shape), wide, ttnn.TILE_LAYOUT, ring, ttnn.DRAM_MEMORY_CONFIG)
+        arguments = dict(plan)
+        with record_ops() as one:
+            gathered, found = ttnn.experimental.all_gather_matmul_async(
+                x,
+                w,
+                persistent_output_buffer=room,
+                dim=3,
+                multi_device_global_semaphore=semaphores(ring)[0][:2],
+                all_gather_core_grid_offset=(0, 4),
+                memory_config_mm=arguments.pop("memory_config"),
+                **arguments,
+            )
+        assert (found.shape, found.dtype) == (wanted.shape, wide)
+        assert gathered.buffer_address() == room.buffer_address()
+        for chip in range(8):
+            assert torch.equal(get(found, (0, chip)), get(wanted, (0, chip)))
+            assert torch.equal(get(gathered, (0, chip)), get(whole, (0, chip)))
+        for part in ("flops", "dram_bytes"):
+            assert getattr(one[0].cost, part) == sum(getattr(r.cost, part) for r in both)
+        assert one[0].cost.link_bytes == both[0].cost.link_bytes * 8 // 7
 
 
 def test_a_sum_into_a_buffer_sends_every_part_to_every_chip() -> None:

@@ -35,6 +35,11 @@ WORDS = {
     "scatter sums over 9 links along axis 1 of 1x8": "Requested link index",
     "product by lines beside a scatter": "Needs to be 2D Multicast",
     "product on the cores of its scatter": "another circular buffer already exists",
+    "product behind a gather on a line": "linear is not support when using fused for all-gather",
+    "product behind a gather of slices": "requires input tensor to have batch size of 1",
+    "product behind a gather with one semaphore": "requires 2 semaphores",
+    "product on the cores of its gather": "another circular buffer already exists",
+    "product behind 4 workers in the last row": "off the worker grid",
     "sum in place into too small a buffer": "must be large enough to hold the intermediate tensor",
     "sum in place of interleaved data": "Unsupported memory layout for input tensor",
 }
