@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from backends.emulator.loops import native
 from backends.op_record import record_ops
+from demo import flow
+from perf.profiler import Profiler
+from runtime.generator import Generator
+from runtime.requests import Request
 from runtime.traces import Trace
-from serving.engines import warm_up
+from serving import engines
 from tests.model.helpers import engine_of, random_pages, random_prompt
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -126,7 +134,15 @@ def test_a_recording_that_fails_is_given_back(monkeypatch: pytest.MonkeyPatch) -
         assert len(mesh.traces) == 1
 
 
-def test_a_warm_up_goes_on_until_every_pass_is_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_up_of_a_demo(engine: Any) -> None:
+    session: Any = SimpleNamespace(generator=Generator([engine]))
+    flow.warm_up(session, [Request(random_prompt(VOCAB, 60), max_new_tokens=9)], Profiler())
+
+
+@pytest.mark.parametrize("warm_up", [engines.warm_up, warm_up_of_a_demo])
+def test_a_warm_up_goes_on_until_every_pass_is_a_replay(
+    warm_up: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Programs that are compiled later make traces stale; the emulator compiles none by itself."""
     captures: list[object] = []
     with engine_of(CHECKPOINT, "N150") as engine, record_ops() as records:
