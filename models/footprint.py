@@ -72,7 +72,7 @@ def footprint(
     ring: bool,
     images: int = 0,
 ) -> Footprint:
-    """What one chip has to hold."""
+    """What one chip has to hold; `ring`: sums go round one."""
     config = sharding.config
     dim = sharding.local_dim
     weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
@@ -102,6 +102,7 @@ def footprint(
     )
     if images > 1:
         per_token = max(per_token, masked_bytes_per_token(sharding, images))
+    per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
     return Footprint(
         weights=math.ceil(weights + copies),
         copies=math.ceil(copies),
@@ -124,6 +125,11 @@ def footprint(
 def stored(elements: int, layer: LayerPrecision, group: TensorGroup) -> float:
     """Bytes of `elements` numbers in the format of a group."""
     return elements * TILE_BYTES[layer.tensor(group)] / TILE**2
+
+
+def listed(spec: DeviceSpec) -> int:
+    """Bytes of one integer of a list, which lies in one bank: all others can hold nothing there."""
+    return 4 * spec.dram_banks
 
 
 def banked(rows: int, columns: int, spec: DeviceSpec) -> int:
@@ -233,12 +239,10 @@ def looking_peak(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec, im
     states = WIDE * sharding.dim
     projector = max(2 * joined, joined + shares, shares + states)
     tower = WIDE * sizes.patch_width + max(layers, projector)
-    # a list of numbers lies in one bank, and as much of the others can hold nothing else
-    number = 4 * spec.dram_banks
     # rows of every image, all in one where there are several, and the picked ones
-    picking = images * (states * (2 if images == 1 else 3) + number)
+    picking = images * (states * (2 if images == 1 else 3) + listed(spec))
     # tokens and rotary rows of replayed prefills
-    replayed = 2 * number * MOST_SHAPES * LONGEST_KEPT
+    replayed = 2 * listed(spec) * MOST_SHAPES * LONGEST_KEPT
     return sizes.rows * max(tower, picking) + replayed
 
 

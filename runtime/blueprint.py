@@ -186,7 +186,7 @@ class Blueprint:
             layers=self.options.layers,
             slots=self.slots,
             max_seq_len=self.options.max_seq_len,
-            ring=self.links.ring,
+            ring=self.links.ring and not self.links.line_reduce,
             images=self.options.images,
         )
 

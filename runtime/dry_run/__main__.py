@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     help = "collectives over rings, or not; default: rings where the product closes them"
     add("--ring", action=argparse.BooleanOptionalAction, help=help)
+    add("--line_reduce", action="store_true", help="reduce-scatters over lines, as with LINE_RS=1")
     add("--json", action="store_true", help="print the report as JSON")
     add("--cache_dir", type=output_folder, help=f"default: {environment.default_cache()}")
     add("--timeout", type=argument("timeout"), default=TIMEOUT_S, metavar="SECONDS")

@@ -49,6 +49,7 @@ class CheckOptions:
     block_size: int = 32
     num_blocks: int | None = None
     ring: bool | None = None  # None: where the device closes them
+    line_reduce: bool = False  # reduce-scatters over lines all the same
     images: int = 0  # most images of a prompt; 0: text alone
 
 
@@ -121,7 +122,9 @@ def _check_batch(
         ring=options.ring,
         images=options.images,
     )
-    settings = Settings(backend="dry-run", device=options.device)
+    settings = Settings(
+        backend="dry-run", device=options.device, line_reduce_scatter=options.line_reduce
+    )
     plan = plan_cache(options, draw(load, settings, config))
     needs = plan.needs
     watch().memory.clear()

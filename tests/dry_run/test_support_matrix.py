@@ -118,6 +118,17 @@ def test_other_precisions_pages_rings_and_data_groups_pass(
     _passes(checks, check_options)
 
 
+@pytest.mark.parametrize(
+    "check_options", [_options("Llama-3.1-8B", "T3K", layers=1, line_reduce=True)], ids=_named
+)
+def test_sums_over_lines_of_a_ring_take_no_more_than_was_estimated(
+    checks: Checks, check_options: dict[str, Any]
+) -> None:
+    report = _passes(checks, check_options)
+    for run in report["runs"]:
+        assert run["estimate"]["rest"] >= run["dram"]["rest"]
+
+
 _LOOK = {"layers": 4, "images": 1, "batch_sizes": [4], "max_seq_len": 1024}
 LOOKING = [_options("Llama-3.2-90B-Vision", "T3K", **_LOOK)]
 LOOKING += [
