@@ -48,8 +48,9 @@ class DecoderLayer:
         with scope(f"{self.name}.attention"):
             plan = _attention_decode(self.target)
             normed, x_11BD = self.attention_norm.decode(x_11BD)
-            mixed = self.attention.decode(normed, rotate, at, plan, residual)
-            x_11BD = self.ccl.decode.add(x_11BD, mixed, residual)
+            x_11BD = self.ccl.decode.add(  # what is added has no name to stay in L1 by
+                x_11BD, self.attention.decode(normed, rotate, at, plan, residual), residual
+            )
         with scope(f"{self.name}.mlp"):
             normed, x_11BD = self.ffn_norm.decode(x_11BD)
             inner = self.mlp.decode(normed, _mlp_decode(self.target), residual)

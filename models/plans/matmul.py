@@ -202,10 +202,10 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 def prefill_linear(
     length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
     most: int = PREFILL_ROWS, least: int = 128, activation: Any = None,
-    weight: Precision | None = None, high: int | None = None,
+    weight: Precision | None = None, high: int | None = None, room: int = L1_BUDGET,
 ) -> PrefillLinear:  # fmt: skip
     """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most,
-    halved until they fit into L1 or are `least`.
+    halved until they fit into `room` bytes of a core's L1 or are `least`.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
     many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
@@ -227,9 +227,9 @@ def prefill_linear(
         fixed = per_core_m * per_core_n * (result + (4096 if fp32 else 2048))
         # of both inputs two blocks of one tile of K; activations may come in bfloat16
         per_k = 2 * (per_core_m * 2048 + per_core_n * of_weight)
-        fits = 4 if weight is None else max(1, min(4, (L1_BUDGET - fixed) // per_k))
+        fits = 4 if weight is None else max(1, min(4, (room - fixed) // per_k))
         block_k = _largest_divisor(k // TILE, fits)
-        if fixed + block_k * per_k <= L1_BUDGET or most <= least:
+        if fixed + block_k * per_k <= room or most <= least:
             break
         most //= 2
     config = ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(

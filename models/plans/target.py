@@ -26,7 +26,7 @@ from models.precision import (
     Precision,
     TensorGroup,
 )
-from models.sharding import Sharding
+from models.sharding import TILE, Sharding
 
 SHORT = 128  # rows of prompts whose stream and heads fit into L1 beside the ops that take them
 
@@ -97,6 +97,15 @@ class Target:
     def summed_dtype(self) -> Any:
         """Format of row-parallel products of a decode step, which may travel in blocks."""
         return self.activation_dtype(ttnn.bfloat8_b if self.is_whole else ttnn.bfloat16)
+
+    @property
+    def parts_bytes(self) -> int:
+        """Bytes of a core's L1 in which parts of two such sums arrive, for good (PartsInPlace)."""
+        if not self.is_whole:
+            return 0
+        sizes = self.sharding
+        tiles = sizes.num_chips * sizes.local_dim // TILE // self.stream.cores
+        return 2 * tiles * (1088 if self.summed_dtype == ttnn.bfloat8_b else 2048)
 
     def spread(self, width: int, *, most: int = 32, for_norm: bool = False) -> Spread:
         """Where a row of activations lies that a decode matmul reads."""

@@ -109,6 +109,7 @@ def test_two_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:
         _options("Llama-3.1-8B", "T3K", layers=1, data_parallel=4),
         _options("Llama-3.1-70B", "TG", layers=1, data_parallel=4, optimizations="accuracy"),
         _options("Llama-3.3-70B", "TG", layers=1, ring=False),
+        _options("Llama-3.3-70B", "P150x8", layers=1),  # parts of sums take a third of L1
     ],
     ids=_named,
 )
