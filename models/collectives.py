@@ -19,11 +19,10 @@ from backends import ttnn
 from models.collectives_beside import ProductsBeside
 from models.collectives_kept import KeptCollectives, KeptResults
 from models.collectives_logits import in_dram, padding_shares, step_results
+from models.collectives_parts import PartsInPlace
 from models.plans.matmul import PrefillLinear, sliced_linear
-from models.plans.norm import residual_memory
 from models.plans.scattered import Room
-from models.plans.target import Phase, Target
-from models.sharding import TILE
+from models.plans.target import Target
 
 
 @dataclass(frozen=True)
@@ -40,56 +39,14 @@ class Links:
         return ttnn.Topology.Linear if line else ttnn.Topology.Ring
 
     @property
+    def closed(self) -> bool:
+        """Whether all that layers send goes round a ring."""
+        return self.ring and not self.line_reduce and "LAYERNORM" not in self.line_gather
+
+    @property
     def reduce_topology(self) -> Any:
         line = not self.ring or self.line_reduce
         return ttnn.Topology.Linear if line else ttnn.Topology.Ring
-
-
-class PartsInPlace:
-    """L1 in which the parts of all chips of a line arrive to be summed, for good.
-
-    Two buffers with a semaphore each take turns: who begins a sum has every chip's part of the one
-    before, so nobody still adds up the one before that.
-    """
-
-    def __init__(self, target: Target, mesh: Any) -> None:
-        sizes = target.sharding
-        self.mesh, self.turn = mesh, 0
-        stream = residual_memory(target, Phase.DECODE).shard_spec
-        memory = ttnn.create_sharded_memory_config(
-            (TILE, sizes.num_chips * stream.shape[1]),
-            stream.grid,
-            ttnn.ShardStrategy.WIDTH,
-            ttnn.ShardOrientation.ROW_MAJOR,
-            use_height_and_width_as_shard_shape=True,
-        )
-        shape, dtype = [1, 1, TILE, sizes.num_chips * sizes.local_dim], target.summed_dtype
-        columns, rows = target.spec.compute_grid
-        last = ttnn.CoreCoord(columns - 1, rows - 1)
-        every = ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(0, 0), last)])
-        self.pairs = [
-            (
-                ttnn.empty(shape, dtype, ttnn.TILE_LAYOUT, mesh, memory),
-                ttnn.create_global_semaphore(mesh, every, 0),
-            )
-            for _ in range(2)
-        ]
-
-    def sum(self, x: Any, memory: Any, links: Links) -> Any:
-        """The sum over the line, whole on every chip, in bfloat16."""
-        self.turn ^= 1
-        buffer, semaphore = self.pairs[self.turn]
-        return ttnn.experimental.all_reduce_async(
-            x,
-            buffer,
-            1,
-            self.mesh,
-            semaphore,
-            dtype=ttnn.bfloat16,
-            memory_config=memory,
-            topology=links.reduce_topology,
-            num_links=links.num_links[1],
-        )
 
 
 def gated_products(ccl: Any, x: Any, w_gate: Any, w_up: Any, arguments: Any) -> tuple[Any, Any]:
@@ -125,6 +82,16 @@ class _Mesh:
     def row_product(self, x: Any, w: Any, plan: PrefillLinear, memory: Any, name: str) -> Any:
         """The same sum of the products of a prefill."""
         return self.sum_rows(sliced_linear(x, w, plan), memory, name)
+
+    def column_products(self, x: Any, plan: PrefillLinear, *weights: Any) -> list[Any]:
+        """Products of the normed stream of a prefill, which is let go of."""
+        products = [sliced_linear(x, w, plan) for w in weights]
+        ttnn.deallocate(x)
+        return products
+
+    def gather_stats(self, stats: Any, memory: Any) -> Any:
+        """Every chip's norm statistics side by side."""
+        return self._gather(stats, 3, memory, "LAYERNORM")
 
     def add(self, x: Any, more: Any, memory: Any) -> Any:
         """The residual stream with what a block adds."""
@@ -170,7 +137,8 @@ class _Mesh:
 class LineMesh(_Mesh):
     """Collectives of a 1 x N mesh; N = 1 needs none.
 
-    On a ring, long products are scattered slice by slice while they are made.
+    On a ring, long products are scattered slice by slice while they are made, and what short ones
+    multiply is gathered meanwhile.
     """
 
     gather_candidates: Any = None  # those of shares of the vocabulary: a plain gather does
@@ -181,7 +149,7 @@ class LineMesh(_Mesh):
         self.chips = target.sharding.num_chips
         self.parts = PartsInPlace(target, mesh) if target.is_whole else None
         in_ring = self.chips > 2 and links.reduce_topology == ttnn.Topology.Ring
-        self.beside = ProductsBeside(mesh, links) if in_ring else None
+        self.beside: Any = ProductsBeside(mesh, links) if in_ring else None
 
     @contextmanager
     def keeping(self, results: KeptResults | None) -> Iterator[None]:
@@ -200,6 +168,15 @@ class LineMesh(_Mesh):
             return super().row_product(x, w, plan, memory, name)
         return self.beside.product(x, w, plan, memory)
 
+    def column_products(self, x: Any, plan: PrefillLinear, *weights: Any) -> list[Any]:
+        """The same of the stream whole, or of this chip's share of it."""
+        if plan.behind is not None:
+            return self.beside.gathered_products(x, plan, *weights)
+        if x.shape[3] < weights[0].shape[2]:
+            share, x = x, self._gather(x, 3, ttnn.DRAM_MEMORY_CONFIG, "LAYERNORM")
+            ttnn.deallocate(share)
+        return super().column_products(x, plan, *weights)
+
     def begin(self, x: Any, memory: Any) -> Any:
         """Shares of the model width as the residual stream of a decode step lies."""
         if self.parts is None:
@@ -211,14 +188,6 @@ class LineMesh(_Mesh):
         whole = self.parts is not None and memory.is_sharded()
         if self.chips == 1 or whole:
             return ttnn.to_memory_config(x, memory)
-        return self._gather(x, 3, memory, "LAYERNORM")
-
-    def gather_stats(self, stats: Any, memory: Any) -> Any:
-        """Every chip's norm statistics side by side."""
-        return self._gather(stats, 3, memory, "LAYERNORM")
-
-    def after_distributed_norm(self, x: Any, memory: Any) -> Any:
-        """Column-parallel weights want the whole width."""
         return self._gather(x, 3, memory, "LAYERNORM")
 
     def sum_columns(self, x: Any, name: str) -> Any:
@@ -305,12 +274,6 @@ class GridMesh(_Mesh):
     def gather_residual(self, x: Any, memory: Any) -> Any:
         """Weights split the width over the columns too, so nothing is gathered."""
         return ttnn.to_memory_config(x, memory)
-
-    def gather_stats(self, stats: Any, memory: Any) -> Any:
-        return self._gather(stats, 3, memory, "LAYERNORM")
-
-    def after_distributed_norm(self, x: Any, memory: Any) -> Any:
-        return x
 
     def _total(self, x: Any, axis: int, memory: Any, name: str) -> Any:
         """The sum along a mesh axis, in the buffers that keep it where there are any."""

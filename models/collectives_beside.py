@@ -1,9 +1,10 @@
-"""Products of a long prefill on a ring, whose sum is scattered while the next slice is made.
+"""Products of a prefill on a ring, whose sum is scattered or input gathered while they are made.
 
-The op never asks whether other chips are ready for what it sends them, so their parts arrive in
-rooms that are there before a pass begins, and go when it ends: no chip sends before the gather of
-its block is whole, which every chip takes part in after all that lay there is done with. By then
-none adds up what arrived for the block before, either: all blocks share the rooms.
+The ops never ask whether other chips are ready for what they send them, so their parts arrive in
+rooms that are there before a pass begins, and go when it ends: no chip sends before a gather of
+its block (of the norm's statistics, the first) is whole, which every chip takes part in after all
+that lay there is done with. By then none adds up or multiplies what arrived for the block before,
+either: all blocks share the rooms.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from backends import ttnn
 from models.collectives_kept import semaphores
-from models.plans.matmul import PrefillLinear
+from models.plans.matmul import PrefillLinear, sliced_linear
 from models.plans.scattered import Room
 
 
@@ -65,6 +66,26 @@ class ProductsBeside:
         )
         ttnn.deallocate(whole)
         return ttnn.reshape(share, (1, 1, length, share.shape[3]))
+
+    def gathered_products(self, share: Any, plan: PrefillLinear, first: Any, *rest: Any) -> Any:
+        """Products of all chips' shares of the normed stream, gathered beside the first of them."""
+        assert plan.behind is not None
+        shape = (*tuple(share.shape)[:3], first.shape[2])
+        arguments = dict(plan.behind)
+        whole, product = ttnn.experimental.all_gather_matmul_async(
+            share,
+            first,
+            persistent_output_buffer=self.rooms[shape, str(share.dtype)],
+            dim=3,
+            multi_device_global_semaphore=next(self.turns)[:2],
+            num_links=self.links.num_links[1],
+            topology=ttnn.Topology.Ring,
+            memory_config_ag=ttnn.DRAM_MEMORY_CONFIG,
+            memory_config_mm=arguments.pop("memory_config"),
+            **arguments,
+        )
+        ttnn.deallocate(share)
+        return [product, *(sliced_linear(whole, weight, plan) for weight in rest)]
 
     def _empty(self, shape: tuple[int, ...], dtype: Any, memory: Any) -> Any:
         return ttnn.empty(list(shape), dtype, ttnn.TILE_LAYOUT, self.mesh, memory)

@@ -71,8 +71,12 @@ def footprint(
     max_seq_len: int,
     ring: bool,
     images: int = 0,
+    gathers: bool = False,
 ) -> Footprint:
-    """What one chip has to hold; `ring`: sums go round one."""
+    """What one chip has to hold.
+
+    `ring`: sums go round one; `gathers`: prefill has copies of weights to gather beside.
+    """
     config = sharding.config
     dim = sharding.local_dim
     weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
@@ -87,7 +91,7 @@ def footprint(
         layer = precision.layer(index)
 
         weights += layer_bytes(sharding, layer, spec)
-        copies += copied_bytes(sharding, layer, spec)
+        copies += copied_bytes(sharding, layer, spec, gathers=gathers)
         elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
         cache_bytes += stored(elements, layer, TensorGroup.KV_CACHE)
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
@@ -144,7 +148,9 @@ def layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> 
     return qkv + _other_matrices(sharding, layer, spec)
 
 
-def copied_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
+def copied_bytes(
+    sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec, *, gathers: bool = False
+) -> float:
     """Bytes of the copies of a layer's matrices that are prefill's alone."""
     dim, hidden = sharding.local_dim, sharding.local_hidden
     elements = {
@@ -153,7 +159,12 @@ def copied_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) ->
         TensorGroup.FF1_FF3: 2 * dim * hidden,
         TensorGroup.FF2: hidden * dim,
     }
-    return sum(stored(elements[group], layer, group) for group in copied(sharding, spec))
+    if gathers:  # beside the projections of attention and the gate
+        elements[TensorGroup.FF1_FF3] = dim * hidden
+        groups = frozenset({TensorGroup.WQKV, TensorGroup.FF1_FF3})
+    else:
+        groups = copied(sharding, spec)
+    return sum(stored(elements[group], layer, group) for group in groups)
 
 
 def looking_layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:

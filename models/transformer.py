@@ -27,6 +27,7 @@ from models.layers.norm import RMSNorm
 from models.layers.rope import RotaryEmbedding
 from models.layers.sampler import DeviceSampler
 from models.plans.attention import attention_weights, rope_plan
+from models.plans.gathered import gather_rooms
 from models.plans.lm_head import lm_head_plan
 from models.plans.norm import norm_plan, residual_memory
 from models.plans.scattered import rooms
@@ -49,6 +50,7 @@ class ModelOptions:
     pad_mlp_cores: int | None = None
     ring_cores: int | None = None  # of a fused decode step, see plans/fused.py
     prefetch: bool = False  # on the ring, weights are read ahead of time
+    gathers: bool = False  # prefill has copies of weights, to gather beside their products
     links: Links = Links()
     habits: Habits = Habits.OWN
     images: int = 0  # most images of one prompt; 0: text alone
@@ -75,7 +77,7 @@ class Transformer:
         indices = options.layers or range(config.num_layers)
         targets = [
             Target(spec, mesh.arch(), self.sharding, precision.layer(i), self.batch,
-                   options.habits, options.prefetch)
+                   options.habits, options.prefetch, options.gathers)
             for i in indices
         ]  # fmt: skip
         self.indices, self.targets = indices, targets
@@ -151,7 +153,8 @@ class Transformer:
         with scope("embedding"):
             x_11SD = self.embedding(tokens_111S, ttnn.DRAM_MEMORY_CONFIG)
             rotate = self.rope.prefill(rope_positions_1S, users)
-        with self.ccl.receiving(rooms(self.targets, x_11SD.shape[2])):
+        rows = x_11SD.shape[2]
+        with self.ccl.receiving(rooms(self.targets, rows) | gather_rooms(self.targets, rows)):
             for layer in self.layers_of(at):
                 before, x_11SD = x_11SD, layer.prefill(x_11SD, rotate, at, users)
                 ttnn.deallocate(before)

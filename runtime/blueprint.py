@@ -19,6 +19,7 @@ from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_p
 from models.kv_cache import CacheConfig
 from models.numbers import check_number
 from models.plans.fused import shard
+from models.plans.gathered import can_gather
 from models.plans.target import Habits
 from models.precision import ModelPrecision
 from models.sharding import TILE, Sharding
@@ -178,16 +179,35 @@ class Blueprint:
     @cached_property
     def needs(self) -> Footprint:
         """Bytes that one chip has to hold."""
+        return self._needs(self.options.layers, gathers=self.gathers)
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether prefill has copies of weights, to gather its input beside their products.
+
+        Where a chip has room for those of the whole model beside all that it would hold without.
+        """
+        own = self.options.habits is Habits.OWN and self.links.closed and not self.options.images
+        if not (own and can_gather(self.sharding)):
+            return False
+        whole = self._needs(None, gathers=True)
+        bare = self._needs(None, gathers=False)
+        chunk = self.prefill_chunk or max_prefill_chunk(self.sharding, self.spec, bare)
+        taken = whole.standing + whole.cache + whole.prefill_room(chunk)
+        return taken <= dram_bytes(self.spec)
+
+    def _needs(self, layers: range | None, *, gathers: bool) -> Footprint:
         return footprint(
             self.sharding,
             self.precision,
             self.options.cache,
             spec=self.spec,
-            layers=self.options.layers,
+            layers=layers,
             slots=self.slots,
             max_seq_len=self.options.max_seq_len,
             ring=self.links.ring and not self.links.line_reduce,
             images=self.options.images,
+            gathers=gathers,
         )
 
     @property
@@ -207,6 +227,7 @@ class Blueprint:
             pad_mlp_cores=self.sharding.pad_mlp_cores,
             ring_cores=self.sharding.ring_cores,
             prefetch=self.prefetch,
+            gathers=self.gathers,
             links=self.links,
             habits=self.options.habits,
             images=self.options.images,
@@ -222,12 +243,17 @@ class Blueprint:
         return replace(self, options=replace(self.options, max_seq_len=max_seq_len, cache=cache))
 
     def blocks_that_fit(self, max_seq_len: int) -> int:
-        """Pages that DRAM holds beside the weights and the activations of the largest prefill."""
+        """Pages that DRAM holds beside the weights and the activations of the largest prefill.
+
+        Copies of weights that prefill could do without make way for them.
+        """
         empty = self.with_cache(0, max_seq_len)
         per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024
         chunk = min(empty.max_prefill_chunk, max_seq_len)
-        free = dram_bytes(self.spec) - empty.needs.standing
-        return int((free - empty.needs.prefill_room(chunk)) // per_block)
+        needs = empty._needs(self.options.layers, gathers=False)
+        return int(
+            (dram_bytes(self.spec) - needs.standing - needs.prefill_room(chunk)) // per_block
+        )
 
 
 def draw(

@@ -9,7 +9,6 @@ from models.kv_cache import CacheAddress, PagedKVCache
 from models.layers.head_norm import HeadNorm
 from models.layers.rope import Rotation
 from models.plans.attention import AttentionDecode, AttentionPrefill, AttentionWeights
-from models.plans.matmul import sliced_linear
 from models.weights import WeightLoader
 
 
@@ -90,8 +89,7 @@ class Attention:
         users: int,
     ) -> Any:
         """`x_11SD` holds `users` prompts of equal length one after the other."""
-        qkv = sliced_linear(x_11SD, self.w_qkv.prefill, plan.qkv)
-        ttnn.deallocate(x_11SD)
+        (qkv,) = self.ccl.column_products(x_11SD, plan.qkv, self.w_qkv.prefill)
         summed = self.ccl.sum_columns(self._bias(qkv), "QKV")
         rows, width = summed.shape[2], summed.shape[3]
         qkv = ttnn.reshape(summed, (users, 1, rows // users, width))

@@ -76,8 +76,7 @@ class CrossAttention:
         k_1KTW, v_1KTW = self._keys_and_values(sight, plan)
         if sight.keys is not None:
             self.cache.fill(k_1KTW, v_1KTW, sight.keys)
-        q_11SW = sliced_linear(x_11SD, self.w_q, plan.q)
-        ttnn.deallocate(x_11SD)
+        (q_11SW,) = self.ccl.column_products(x_11SD, plan.q, self.w_q)
         q_1HSW = self.q_norm(split_heads(q_11SW, self.num_heads))
         ttnn.deallocate(q_11SW)
         mixed_1HSW = ttnn.transformer.scaled_dot_product_attention(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from backends import ttnn
-from models.plans.matmul import sliced_linear
 from models.plans.mlp import MLPDecode, MLPPrefill, MLPWeights
+from models.plans.stored import Stored
 from models.weights import WeightLoader
 
 
@@ -26,11 +26,11 @@ class MLP:
         self.ccl = ccl
         dim, hidden = weights.sharding.dim, weights.sharding.hidden
 
-        def column(part: str) -> Any:
+        def column(part: str, stored: Stored) -> Any:
             arrange = weights.transposed(f"{name}.{part}.weight", dim, hidden)
-            return weights.matrix(f"{name}.{part}", arrange, ("dim", "hidden"), plan.gate)
+            return weights.matrix(f"{name}.{part}", arrange, ("dim", "hidden"), stored)
 
-        self.w_gate, self.w_up = column("w1"), column("w3")
+        self.w_gate, self.w_up = column("w1", plan.gate), column("w3", plan.up)
         arrange = weights.transposed(f"{name}.w2.weight", hidden, dim, gate=gate)
         self.w_down = weights.matrix(f"{name}.w2", arrange, ("hidden", "dim"), plan.down)
 
@@ -48,9 +48,8 @@ class MLP:
         return ccl.sum_rows(out_11BD, residual, "FF2")
 
     def prefill(self, x_11SD: Any, plan: MLPPrefill, residual: Any) -> Any:
-        gate_11SF = sliced_linear(x_11SD, self.w_gate.prefill, plan.gate)
-        up_11SF = sliced_linear(x_11SD, self.w_up.prefill, plan.gate)
-        ttnn.deallocate(x_11SD)
+        w_gate, w_up = self.w_gate.prefill, self.w_up.prefill
+        gate_11SF, up_11SF = self.ccl.column_products(x_11SD, plan.gate, w_gate, w_up)
         gate_11SF = self.ccl.scatter_columns(gate_11SF, "FF1")
         up_11SF = self.ccl.scatter_columns(up_11SF, "FF3")
         inner_11SF = silu_product(gate_11SF, up_11SF, **plan.product)

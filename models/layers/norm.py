@@ -11,7 +11,7 @@ from models.weights import WeightLoader
 
 
 class RMSNorm:
-    """Takes the residual stream as chips hold it, gives what column-parallel weights want."""
+    """Takes the residual stream as chips hold it, gives what column-parallel products take."""
 
     def __init__(
         self, name: str, weights: WeightLoader, plans: dict[Phase, NormPlan], ccl: Any
@@ -60,7 +60,6 @@ class RMSNorm:
         arguments = plan.halves(x_11BD.shape[2])
         stats = ttnn.rms_norm_pre_all_gather(x_11BD, dtype=ttnn.bfloat16, **arguments)
         stats = self.ccl.gather_stats(stats, plan.stats_memory)
-        normed = ttnn.rms_norm_post_all_gather(
+        return ttnn.rms_norm_post_all_gather(
             x_11BD, stats, epsilon=self.epsilon, weight=weight, **arguments, **plan.output
         )
-        return self.ccl.after_distributed_norm(normed, plan.input_memory)

@@ -11,6 +11,7 @@ import torch
 
 from backends import ttnn
 from models.plans.fused import num_workers, on_ring, ring_linear, sharded, worker_cores
+from models.plans.gathered import qkv_product
 from models.plans.matmul import (
     MOST_CORES,
     Kwargs,
@@ -19,7 +20,6 @@ from models.plans.matmul import (
     by_rows,
     decode_linear,
     height_sharded,
-    prefill_linear,
     weight_memory,
 )
 from models.plans.scattered import output_product
@@ -83,6 +83,7 @@ def attention_weights(target: Target) -> AttentionWeights:
             target,
             TensorGroup.WQKV,
             weight_memory(sizes.local_dim, sizes.local_qkv_width, spec, ring=ring),
+            gathers=True,
         ),
         o=stored(
             target,
@@ -347,23 +348,13 @@ def _query_dtype(target: Target, ways: int, *, is_short: bool) -> Any:
 
 def attention_prefill(target: Target, users: int, length: int, start: int) -> AttentionPrefill:
     """Plan for `users` prompts of `length` positions from `start`, projected in one product."""
-    sizes, spec = target.sharding, target.spec
     ways = query_ways(target, users, length)
     heads = heads_memory(users * length, own=target.is_own and not start)
     # of one prompt: those prefilled together get the digits that each would get alone
     is_short = heads_memory(length, own=target.is_own and not start) == ttnn.L1_MEMORY_CONFIG
     scores = _score_arguments(target, score_chunk(length, start, ways), OpGroup.SDPA_PREFILL)
     return AttentionPrefill(
-        qkv=prefill_linear(
-            users * length,
-            sizes.local_dim,
-            sizes.local_qkv_width,
-            kernel=target.kernel(OpGroup.LI_QKV_PREFILL),
-            fp32=target.wide_accumulator(OpGroup.LI_QKV_PREFILL),
-            weight=target.sliced_weight(TensorGroup.WQKV),
-            dtype=ttnn.bfloat16,  # rotary embedding takes bfloat16 only
-            spec=spec,
-        ),
+        qkv=qkv_product(target, users * length),
         heads=heads,
         scores=scores | {"memory_config": heads},
         query_dtype=_query_dtype(target, ways, is_short=is_short),

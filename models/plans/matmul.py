@@ -183,12 +183,14 @@ def decode_linear(
 class PrefillLinear:
     """A 2D matmul: `rows` per slice, and the arguments of ttnn.linear.
 
-    `beside`: the same where the scatter of its sum runs beside it (scattered.py), and where.
+    `beside`: the same where the scatter of its sum runs beside it (scattered.py), and where;
+    `behind`: where the gather of its input does (gathered.py).
     """
 
     rows: int
     kwargs: Kwargs
     beside: Kwargs | None = None
+    behind: Kwargs | None = None
 
 
 def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
@@ -203,12 +205,14 @@ def prefill_linear(
     length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
     most: int = PREFILL_ROWS, least: int = 128, activation: Any = None,
     weight: Precision | None = None, high: int | None = None, room: int = L1_BUDGET,
+    parts: int = 1,
 ) -> PrefillLinear:  # fmt: skip
     """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most,
     halved until they fit into `room` bytes of a core's L1 or are `least`.
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
     many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
+    Each block of K lies in one of its equal `parts`.
     """
     # bytes of a tile; where the weight's format is not told, nothing is known to be small
     result = 1088 if weight is not None and dtype == ttnn.bfloat8_b else 2048
@@ -228,7 +232,7 @@ def prefill_linear(
         # of both inputs two blocks of one tile of K; activations may come in bfloat16
         per_k = 2 * (per_core_m * 2048 + per_core_n * of_weight)
         fits = 4 if weight is None else max(1, min(4, (room - fixed) // per_k))
-        block_k = _largest_divisor(k // TILE, fits)
+        block_k = _largest_divisor(k // TILE // parts, fits)
         if fixed + block_k * per_k <= room or most <= least:
             break
         most //= 2

@@ -7,11 +7,11 @@ from typing import Any
 
 from backends import ttnn
 from models.plans.fused import on_ring, ring_linear
+from models.plans.gathered import gate_product
 from models.plans.matmul import (
     Kwargs,
     PrefillLinear,
     decode_linear,
-    prefill_linear,
     weight_memory,
 )
 from models.plans.scattered import down_product
@@ -24,7 +24,8 @@ from models.precision import OpGroup, TensorGroup
 class MLPWeights:
     """Format and DRAM placement of the three matrices."""
 
-    gate: Stored  # also up
+    gate: Stored
+    up: Stored
     down: Stored
 
 
@@ -51,12 +52,10 @@ def mlp_weights(target: Target) -> MLPWeights:
     """How the three matrices are stored on each chip."""
     sizes, spec = target.sharding, target.spec
     ring = sizes.ring_cores
+    wide = weight_memory(sizes.local_dim, sizes.local_hidden, spec, ring=ring)
     return MLPWeights(
-        gate=stored(
-            target,
-            TensorGroup.FF1_FF3,
-            weight_memory(sizes.local_dim, sizes.local_hidden, spec, ring=ring),
-        ),
+        gate=stored(target, TensorGroup.FF1_FF3, wide, gathers=True),
+        up=stored(target, TensorGroup.FF1_FF3, wide),
         down=stored(
             target,
             TensorGroup.FF2,
@@ -115,20 +114,9 @@ def _on_ring(target: Target, inner: Any) -> MLPDecode:
 
 def mlp_prefill(target: Target, length: int) -> MLPPrefill:
     """Arguments of a prefill of `length` rows, those of all its prompts together."""
-    sizes, spec = target.sharding, target.spec
     inner = target.activation_dtype(ttnn.bfloat8_b)
     return MLPPrefill(
-        gate=prefill_linear(
-            length,
-            sizes.local_dim,
-            sizes.local_hidden,
-            kernel=target.kernel(OpGroup.LI_FF1_FF3),
-            fp32=target.wide_accumulator(OpGroup.LI_FF1_FF3),
-            weight=target.sliced_weight(TensorGroup.FF1_FF3),
-            dtype=inner,
-            spec=spec,
-            **target.mlp_slices,
-        ),
+        gate=gate_product(target, length),
         product={"dtype": inner, "memory_config": ttnn.DRAM_MEMORY_CONFIG},
         down=down_product(target, length),
     )

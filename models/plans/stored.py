@@ -39,7 +39,10 @@ def copied(sizes: Sharding, spec: DeviceSpec) -> frozenset[TensorGroup]:
     return MATRICES if narrow else frozenset()
 
 
-def stored(target: Target, group: TensorGroup, memory: Any) -> Stored:
-    """How a matrix of a layer is stored that decode reads from `memory`."""
-    twice = group in copied(target.sharding, target.spec)
+def stored(target: Target, group: TensorGroup, memory: Any, *, gathers: bool = False) -> Stored:
+    """How a matrix of a layer is stored that decode reads from `memory`.
+
+    `gathers`: prefill would gather its input beside its product (gathered.py).
+    """
+    twice = group in copied(target.sharding, target.spec) or (gathers and target.gathers)
     return Stored(target.weight_dtype(group), memory, ttnn.DRAM_MEMORY_CONFIG if twice else None)

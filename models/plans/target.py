@@ -66,6 +66,7 @@ class Target:
     batch: int  # decode slots of the whole mesh
     habits: Habits = Habits.OWN
     prefetch: bool = False  # weights of decode are read ahead of time (models/prefetch.py)
+    gathers: bool = False  # prefill has copies of weights to gather beside (gathered.py)
 
     @property
     def users(self) -> int:

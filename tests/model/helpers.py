@@ -40,6 +40,7 @@ def engine_of(
     images: int = 0,
     fused: bool = True,
     ring: bool = False,
+    gathers: bool = False,
 ) -> Iterator[Any]:
     """An engine of `checkpoint` on an emulated `device`; with `images` one that has eyes."""
     backends.select("emulator")
@@ -66,6 +67,7 @@ def engine_of(
         layers=layers,
         images=images,
         links=Links(ring=ring),
+        gathers=gathers,
     )
     precision = ModelPrecision.parse(optimizations, config)
     with open_mesh(device, ring=ring) as mesh:

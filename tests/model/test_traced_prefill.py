@@ -54,6 +54,27 @@ def test_replayed_prefills_equal_those_sent_op_by_op(device: str) -> None:
 
 
 @pytest.mark.parametrize("optimizations", ["performance", "accuracy"])
+def test_inputs_gathered_beside_products_give_what_they_give_before(optimizations: str) -> None:
+    """Two short prompts, the second a replay, and one of two rows of tiles a core: not gathered."""
+    fused, found = "experimental.all_gather_matmul_async", []
+    for gathers in (False, True):
+        with engine_of(
+            CHECKPOINT, "T3K", optimizations=optimizations, ring=True, gathers=gathers
+        ) as engine:
+            pages, layers = random_pages(engine), len(engine.model.layers)
+            for length, count in ((100, 2), (90, 2), (500, 0)):
+                with record_ops() as records:
+                    prompt = random_prompt(VOCAB, length)
+                    found.append(engine.prefill([prompt], slots=[0], page_table=pages))
+                names = [record.name for record in records]
+                assert names.count(fused) == gathers * count * layers
+                assert not engine.model.ccl.beside.rooms
+    half = len(found) // 2
+    for got, wanted in zip(found[half:], found[:half], strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("optimizations", ["performance", "accuracy"])
 def test_a_prompt_has_the_same_logits_alone_and_among_others(optimizations: str) -> None:
     """Else an answer depends on who else asks just then."""
     prompts = [random_prompt(VOCAB, length, seed=length) for length in (20, 100, 128)] * 4
@@ -71,10 +92,12 @@ def test_a_prompt_has_the_same_logits_alone_and_among_others(optimizations: str)
     native.library() is None or not native.library().sums_pairs(),
     reason="no C compiler here, or a processor whose attention torch computes",
 )
-@pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
-def test_replayed_prefills_leave_nothing_to_python(device: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "gathers"), [("N150", False), ("T3K", False), ("T3K", True), ("TG", False)]
+)
+def test_replayed_prefills_leave_nothing_to_python(device: str, gathers: bool) -> None:
     lists = []
-    with engine_of(CHECKPOINT, device, batch=3) as engine:
+    with engine_of(CHECKPOINT, device, batch=3, ring=gathers, gathers=gathers) as engine:
         pages = random_pages(engine)
         for seed in range(6):
             engine.prefill(
