@@ -77,8 +77,8 @@ def footprint(
 
     `ring`: sums go round one; `gathers`: prefill has copies of weights to gather beside.
     """
-    config = sharding.config
-    dim = sharding.local_dim
+    config, dim = sharding.config, sharding.local_dim
+    built = layers or range(config.num_layers)
     weights = 2.0 * config.vocab_size * sharding.local_residual  # embedding table, bfloat16
     cache_bytes = copies = 0.0
     positions = (
@@ -87,9 +87,8 @@ def footprint(
         else slots * round_up(max_seq_len, BUCKET)
     )
     head = Precision.BFP8
-    for index in layers or range(config.num_layers):
+    for index in built:
         layer = precision.layer(index)
-
         weights += layer_bytes(sharding, layer, spec)
         copies += copied_bytes(sharding, layer, spec, gathers=gathers)
         elements = 2 * positions * sharding.local_kv_heads * sharding.head_dim
@@ -97,13 +96,9 @@ def footprint(
         if layer.tensor(TensorGroup.WQKV) is Precision.BF16:
             head = Precision.BF16
     weights += dim * sharding.local_vocab * TILE_BYTES[head] / TILE**2
-    built = layers or range(config.num_layers)
     if images:
         weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
-    per_token = max(
-        prefill_bytes_per_token(sharding, precision.layer(index), ring)
-        for index in layers or range(config.num_layers)
-    )
+    per_token = max(prefill_bytes_per_token(sharding, precision.layer(i), ring) for i in built)
     if images > 1:
         per_token = max(per_token, masked_bytes_per_token(sharding, images))
     per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
