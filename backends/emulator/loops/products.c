@@ -4,7 +4,8 @@
 #include "amx.h"
 #include "packed.h"
 
-#define AHEAD 4096 /* bytes of weights that memory is asked for before they are needed */
+#define PIECE 524288 /* bytes of weights that a thread reads in order */
+#define AHEAD 4096   /* bytes of weights that memory is asked for before they are needed */
 #define STRETCH 8  /* pairs of depth whose exponents memory hands over at once */
 #define MOST_WIDE (LANES == 16 ? 2 : 1) /* tiles at once */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
@@ -346,17 +347,25 @@ static void multiply_wide(const struct multiply *p, const int64_t *tile, const u
   }
 }
 
+/* How many tiles a thread takes at once for few rows: its whole share where that is not much, for
+   memory is read best in order, for long. */
+static inline int64_t stretch_of(const struct multiply *p, int64_t threads) {
+  const int64_t bytes = p->most_pairs * (p->packed ? p->packed + 8 : TILE * 4);
+  const int64_t own = (p->count + threads - 1) / threads, times = own * bytes / PIECE + 1;
+  return (own + times - 1) / times;
+}
+
 void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
-  const int64_t panels = (a.rows + a.panel - 1) / a.panel, most = a.rows > FEW ? 1 : 4;
-  const int64_t part = panels * a.count / (2 * share->threads) + 1, grain = part < most ? part : most;
+  const int64_t panels = (a.rows + a.panel - 1) / a.panel;
+  const int64_t grain = a.rows > FEW ? 1 : stretch_of(&a, share->threads);
   float *wide_rows = a.wide + share->thread * (a.panel + TILE) * a.depth;
   int64_t place = -1, different = 0, has_known = 0, widened_place = -1, widened_from = -1;
 #if HAS_TILES
   const int has_tiles = may_use_tiles && a.rows >= EDGE;
   if (has_tiles) open_tiles();
 #endif
-  EACH_BY(piece, panels * a.count, grain) { /* few rows: neighbours, as memory is read best in order */
+  EACH_BY(piece, panels * a.count, grain) {
     const int64_t *tile = a.tiles + piece % a.count * 5, start = piece / a.count * a.panel;
     const int64_t end = start + a.panel < a.rows ? start + a.panel : a.rows;
     int64_t row = start;
