@@ -2,8 +2,8 @@
 
 One class per mesh shape. On one chip every method is a move of memory. `LineMesh` (1 x N) keeps
 the residual stream fractured and gathers it for norms, but in a decode step of ours whole on every
-chip; `GridMesh` (R x C) sums partial products over its columns, splits users over them, and sums
-row-parallel products over its rows.
+chip; `GridMesh` (R x C) sums partial products over its columns, splits users over them where there
+are enough, and sums row-parallel products over its rows.
 """
 
 from __future__ import annotations
@@ -229,13 +229,16 @@ class GridMesh(_Mesh):
         super().__init__(links)
         self.mesh = mesh
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
-        self.pick_own = ttnn.from_torch(
-            torch.eye(target.batch)[None, None],
-            dtype=ttnn.bfloat16,
-            layout=ttnn.TILE_LAYOUT,
-            device=mesh,
-            mesh_mapper=ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape)),
-        )
+        self.pick_own = None
+        if not target.sharding.shared_users:
+            by_column = ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape))
+            self.pick_own = ttnn.from_torch(
+                torch.eye(target.batch)[None, None],
+                dtype=ttnn.bfloat16,
+                layout=ttnn.TILE_LAYOUT,
+                device=mesh,
+                mesh_mapper=by_column,
+            )
         self.kept = KeptCollectives(mesh, links)
         self.batch, sizes = target.batch, target.sharding
         self.last = step_results(sizes, self.batch, mesh) if target.is_own else None
@@ -339,6 +342,8 @@ class GridMesh(_Mesh):
 
     def own_users(self, x: Any) -> Any:
         """Keep the rows of this column's users."""
+        if self.pick_own is None:
+            return x
         return ttnn.matmul(
             self.pick_own,
             x,
@@ -349,6 +354,8 @@ class GridMesh(_Mesh):
 
     def all_users(self, x: Any) -> Any:
         """Rows of every user on every column."""
+        if self.pick_own is None:
+            return x
         x = ttnn.to_memory_config(x, ttnn.DRAM_MEMORY_CONFIG)
         return self._gather(x, 2, ttnn.DRAM_MEMORY_CONFIG, "WO")
 

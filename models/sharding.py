@@ -2,7 +2,7 @@
 
 A 1D mesh (1, N) splits heads, hidden and vocab N ways and fractures the residual stream over the
 same axis. A 2D mesh (R, C) splits heads, hidden and vocab over its rows and the model width over
-its columns; a column also owns its share of the users. Sizes that do not divide are padded with
+its columns; a column also owns its share of the users, unless they are fewer than columns. Sizes that do not divide are padded with
 zeros, which never changes a result. Next: models/weights.py arranges weights by this table.
 """
 
@@ -95,6 +95,7 @@ class Sharding:
     cols: int
     pad_mlp_cores: int | None = None  # pad hidden so that this many cores share it evenly
     ring_cores: int | None = None  # cores of the ring of decode products (plans/fused.py)
+    shared_users: bool = False  # columns attend for the same users: there are too few to deal out
 
     @property
     def padding(self) -> str | None:
@@ -112,7 +113,8 @@ class Sharding:
 
     @property
     def mesh_axes(self) -> dict[str, int | None]:
-        return MESH_AXES_2D if self.is_2d else MESH_AXES_1D
+        axes = MESH_AXES_2D if self.is_2d else MESH_AXES_1D
+        return axes | {"users": None} if self.shared_users else axes
 
     def ways(self, logical: str) -> int:
         """How many pieces a logical axis is cut into; an unknown axis is an error."""

@@ -49,6 +49,7 @@ class ModelOptions:
     layers: range | None = None  # None: all of them
     pad_mlp_cores: int | None = None
     ring_cores: int | None = None  # of a fused decode step, see plans/fused.py
+    shared_users: bool = False  # columns of a 2D mesh attend for the same users
     prefetch: bool = False  # on the ring, weights are read ahead of time
     gathers: bool = False  # prefill has copies of weights, to gather beside their products
     links: Links = Links()
@@ -71,7 +72,9 @@ class Transformer:
     ) -> None:
         rows, cols = tuple(mesh.shape)
         self.mesh, self.config, self.options = mesh, config, options
-        self.sharding = Sharding(config, rows, cols, options.pad_mlp_cores, options.ring_cores)
+        self.sharding = Sharding(
+            config, rows, cols, options.pad_mlp_cores, options.ring_cores, options.shared_users
+        )
         self.batch = options.slots or self.sharding.slots(options.max_batch_size)
         self.weights = weights = WeightLoader(mesh, self.sharding, checkpoint, weight_cache)
         indices = options.layers or range(config.num_layers)

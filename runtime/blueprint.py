@@ -22,7 +22,7 @@ from models.plans.fused import shard
 from models.plans.gathered import can_gather
 from models.plans.target import Habits
 from models.precision import ModelPrecision
-from models.sharding import TILE, Sharding
+from models.sharding import MAX_USERS, TILE, Sharding
 from models.transformer import ModelOptions
 from models.vision_config import no_vision
 from runtime.settings import ALL_GATHERS, Settings
@@ -226,6 +226,7 @@ class Blueprint:
             layers=self.options.layers,
             pad_mlp_cores=self.sharding.pad_mlp_cores,
             ring_cores=self.sharding.ring_cores,
+            shared_users=self.sharding.shared_users,
             prefetch=self.prefetch,
             gathers=self.gathers,
             links=self.links,
@@ -281,6 +282,7 @@ def draw(
             spec,
             settings.pad_mlp_cores,
             fused=options.habits.fuses and options.cache.block_size is not None,
+            least_users=options.max_batch_size if options.habits is Habits.OWN else MAX_USERS,
         ),
         options.max_prefill_chunk or settings.max_prefill_chunk,
     )

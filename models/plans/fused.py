@@ -19,7 +19,7 @@ from backends.device_specs import RECEIVERS, DeviceSpec
 from models.config import ModelConfig
 from models.plans.matmul import Kwargs
 from models.plans.target import Target
-from models.sharding import HEADS_TILE, TILE, Sharding
+from models.sharding import HEADS_TILE, MAX_USERS, TILE, Sharding
 
 USERS = 8  # of one column of chips: a tile of users on four of them
 
@@ -70,15 +70,20 @@ def shard(
     pad_mlp_cores: int | None = None,
     *,
     fused: bool = True,
+    least_users: int = MAX_USERS,
 ) -> Sharding:
-    """A model's sizes on a mesh, with a ring where its decode step can be fused."""
-    plain = Sharding(config, *shape, pad_mlp_cores)
+    """A model's sizes on a mesh, with a ring where its decode step can be fused.
+
+    `least_users`: that a decode step has to have room for; fewer than columns, all have them.
+    """
+    few = shape[0] > 1 and least_users < shape[1]
+    plain = Sharding(config, *shape, pad_mlp_cores, shared_users=few)
     if not fused:
         return plain
     ring, reason = ring_for(plain, spec)
     if reason:
         _say_once(f"{config.name} decodes on {spec.name} without fused ops: it has {reason}")
-    return Sharding(config, *shape, pad_mlp_cores, ring)
+    return plain if ring is None else Sharding(config, *shape, pad_mlp_cores, ring)
 
 
 @cache

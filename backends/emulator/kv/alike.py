@@ -44,6 +44,21 @@ class Alike:
                 leaders[chip], after[chip] = group[0], following
         return torch.tensor([leaders, after])
 
+    @cached_property
+    def are_columns_alike(self) -> bool:
+        """Whether chips of a row hold the same as its first, and there are others."""
+        cols = self.mesh[1]
+        return cols > 1 and all(
+            leader == self.first[chip // cols * cols] for chip, leader in enumerate(self.first)
+        )
+
+    @cached_property
+    def of_first_column(self) -> Alike:
+        """What is known of the first column alone, where the others are alike."""
+        rows, cols = self.mesh
+        first = tuple(self.first[row * cols] // cols for row in range(rows))
+        return _alike((rows, 1), first, frozenset(at // cols for at in self.empty))
+
     def within(self, keys: Sequence[Hashable], empty: frozenset[int]) -> Alike:
         """Groups of those chips that are in one group now and have equal keys."""
         known: dict[Hashable, int] = {}

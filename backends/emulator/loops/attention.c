@@ -123,7 +123,7 @@ static inline Place place_of(const struct attend *a, int64_t number) {
   p.at = a->positions[row * a->at_r + col * a->at_c + user];
   p.page = a->table + row * a->table_r + col * a->table_c + user * a->pages;
   p.first = a->window && p.at >= a->window ? p.at - a->window + 1 : 0;
-  p.begin = (chip * a->blocks * a->heads + head) * a->size * a->width;
+  p.begin = chip * a->apart + head * a->size * a->width;
   p.query = in_chip * a->group * a->width;
   return p;
 }

@@ -235,17 +235,17 @@ struct multiply {
    it see (the last `window`, if not 0) in pages. Users below position zero get zeros; an entry below
    zero reads as page 0. The multiplier sees the bits of `q_seen` of queries, and of `seen` of keys
    and values. `chain` says which chips have the same pages: the first of them (-1: theirs are
-   zeros), and the next one (or -1). Checked by check_pages. */
+   zeros), and the next one (or -1). Chips' caches lie `apart`. Checked by check_pages. */
 struct attend {
   const uint16_t *q;        /* strided */
-  const uint16_t *keys;     /* [rows, cols, blocks, heads, size, width] */
-  const uint16_t *values;   /* [rows, cols, blocks, heads, size, width] */
+  const uint16_t *keys;     /* strided */
+  const uint16_t *values;   /* strided */
   const int32_t *positions; /* strided */
   const int32_t *table;     /* strided */
   const int64_t *chain;     /* [2, rows, cols] */
   uint16_t *out;            /* [rows, cols, users, heads, group, width] */
   float *room;              /* [threads, MOST_QUERIES, pages, size] to work in */
-  int64_t rows, cols, users, heads, group, width, pages, blocks, size, window, q_seen, seen, threads;
+  int64_t rows, cols, users, heads, group, width, pages, apart, size, window, q_seen, seen, threads;
   int64_t q_r, q_c, at_r, at_c, table_r, table_c;
   double scale;
 };

@@ -110,6 +110,8 @@ def _decode(
         check_where(*where, blocks=blocks, size=size)
         if _in_c(x, k, where):
             chips = alike.of((k, v), where)
+            if chips.are_columns_alike and all(each.shape[1] == 1 for each in (x, *where)):
+                k, v, chips = k[:, :1], v[:, :1], chips.of_first_column
             return attend(x, (k, v), where, chips, (scale, window, q_bits or 8, kv_bits or 8))
         seen = reach(*where, mesh=mesh, blocks=blocks, heads=kv_heads, size=size, window=window)
         x = x.expand(*mesh, *x.shape[2:]).contiguous()
@@ -193,11 +195,13 @@ def attend(
 ) -> torch.Tensor:
     """Decode attention of queries [r, c, 1, B, H, W] over keys and values [..., size, W], bfloat16.
 
-    `where` is positions and the page table, checked; `chips` says whose users see the same. `how`
+    `where` is positions and the page table, checked; `chips` says whose users see the same. Caches
+    are whole, or the first column of what is. `how`
     is the scale, the window, and how many bits count of queries, and of keys and values.
     """
     (positions, table), (scale, window, q_bits, kv_bits) = where, how
-    q, (rows, cols, blocks, heads, size, width) = contiguous(q), caches[0].shape
+    q, (rows, cols, _, heads, size, width) = contiguous(q), caches[0].shape
+    apart = caches[0].stride(1 if cols > 1 else 0)
     users, count, threads = table.shape[2], table.shape[3], team_size()
     out = q.new_empty(rows, cols, *q.shape[2:])
     room = q.new_empty(threads, CONSTANTS["MOST_QUERIES"], count * size, dtype=torch.float32)
@@ -206,7 +210,7 @@ def attend(
     call(
         "attend", q=q, keys=caches[0], values=caches[1], positions=positions, table=table,
         chain=chips.chain, out=out, room=room, rows=rows, cols=cols, users=users, heads=heads,
-        group=group, width=width, pages=count, blocks=blocks, size=size, window=window or 0,
+        group=group, width=width, pages=count, apart=apart, size=size, window=window or 0,
         q_seen=seen_mask(q_bits), seen=seen_mask(kv_bits), threads=threads, q_r=q_r, q_c=q_c,
         at_r=at_r, at_c=at_c, table_r=table_r, table_c=table_c, scale=scale,
         work=out.numel() * count,
