@@ -229,15 +229,11 @@ class GridMesh(_Mesh):
         super().__init__(links)
         self.mesh = mesh
         # a 0/1 matrix whose rows pick a column's users out of all: exact at full fidelity
-        self.pick_own = None
+        eye, self.pick_own = torch.eye(target.batch)[None, None], None
         if not target.sharding.shared_users:
             by_column = ttnn.ShardTensor2dMesh(mesh, dims=(None, 2), mesh_shape=tuple(mesh.shape))
             self.pick_own = ttnn.from_torch(
-                torch.eye(target.batch)[None, None],
-                dtype=ttnn.bfloat16,
-                layout=ttnn.TILE_LAYOUT,
-                device=mesh,
-                mesh_mapper=by_column,
+                eye, ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, device=mesh, mesh_mapper=by_column
             )
         self.kept = KeptCollectives(mesh, links)
         self.batch, sizes = target.batch, target.sharding
@@ -342,15 +338,10 @@ class GridMesh(_Mesh):
 
     def own_users(self, x: Any) -> Any:
         """Keep the rows of this column's users."""
-        if self.pick_own is None:
-            return x
-        return ttnn.matmul(
-            self.pick_own,
-            x,
-            dtype=ttnn.bfloat16,
-            memory_config=ttnn.L1_MEMORY_CONFIG,
+        return x if self.pick_own is None else ttnn.matmul(
+            self.pick_own, x, dtype=ttnn.bfloat16, memory_config=ttnn.L1_MEMORY_CONFIG,
             compute_kernel_config=self.exact,
-        )
+        )  # fmt: skip
 
     def all_users(self, x: Any) -> Any:
         """Rows of every user on every column."""

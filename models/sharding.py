@@ -2,8 +2,9 @@
 
 A 1D mesh (1, N) splits heads, hidden and vocab N ways and fractures the residual stream over the
 same axis. A 2D mesh (R, C) splits heads, hidden and vocab over its rows and the model width over
-its columns; a column also owns its share of the users, unless they are fewer than columns. Sizes that do not divide are padded with
-zeros, which never changes a result. Next: models/weights.py arranges weights by this table.
+its columns; a column also owns its share of the users, unless they are fewer than columns. Sizes
+that do not divide are padded with zeros, which never changes a result. Next: models/weights.py
+arranges weights by this table.
 """
 
 from __future__ import annotations

@@ -54,13 +54,14 @@ def engine_of(
     from runtime.engine import Engine
 
     config, spec = checkpoint.config, SPECS[device]
-    cores = shard(
-        config, spec.mesh_shape, spec, fused=fused and block_size is not None and not images
-    ).ring_cores
+    fused = fused and block_size is not None and not images
+    sizes = shard(config, spec.mesh_shape, spec, fused=fused, least_users=batch)
+    cores = sizes.ring_cores
     options = ModelOptions(
         max_batch_size=batch,
         slots=TILE if cores else None,
         ring_cores=cores,
+        shared_users=sizes.shared_users,
         prefetch=cores is not None,
         max_seq_len=max_seq_len,
         cache=CacheConfig(block_size, num_blocks),

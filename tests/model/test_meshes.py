@@ -31,9 +31,19 @@ def test_a_mesh_computes_what_one_chip_computes(one_chip: torch.Tensor, device: 
     assert min(pcc(a, b) for a, b in zip(got, one_chip, strict=True)) >= 0.9995
 
 
-@pytest.mark.parametrize(("device", "groups"), [("N150", 1), ("T3K", 4), ("TG", 16)])
-def test_caches_of_replicated_heads_are_known_to_be_alike(device: str, groups: int) -> None:
-    with engine_of(CHECKPOINT, device, batch=3) as engine:
+@pytest.mark.parametrize(
+    ("device", "batch", "groups"),
+    [
+        ("N150", 3, 1),
+        ("T3K", 3, 4),
+        ("TG", 4, 16),
+        ("TG", 3, 4),
+    ],  # fewer users than columns: shared
+)
+def test_caches_of_replicated_heads_are_known_to_be_alike(
+    device: str, batch: int, groups: int
+) -> None:
+    with engine_of(CHECKPOINT, device, batch=batch) as engine:
         run_forced(engine, PROMPT, FORCED, random_pages(engine))
         for cache in engine.model.caches:
             data = cache.k.data
