@@ -301,13 +301,13 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
         norm,
         normed + heads,
         # summed over the columns first; then split into heads, and these turned
-        3 * heads + heads / columns if sharding.is_2d else 2 * heads,
+        (2 if ring else 3) * heads + heads / columns if sharding.is_2d else 2 * heads,
         2 * queries + out_sum,
     )
     mlp = 2 * stream + max(
         norm,
         normed + 2 * gate,
-        4 * gate + gate / columns if sharding.is_2d else 3 * gate,
+        (3 if ring else 4) * gate + gate / columns if sharding.is_2d else 3 * gate,
         gate / columns + out_sum,
     )
     rotation = 2 * wide * sharding.head_dim
