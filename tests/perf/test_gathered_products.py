@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -56,12 +57,11 @@ def test_inputs_are_gathered_beside_products_where_both_apart_take_longer(
         assert max(apart) < kernel_us(record, now) < sum(apart), record.scope
 
 
-def blueprint(model: str, pages: int, *, ring: bool | None = None, line: bool = False) -> Blueprint:
+def blueprint(model: str, pages: int, *, ring: bool | None = None, **lines: Any) -> Blueprint:
     options = LoadOptions(
         model=model, device="T3K", max_seq_len=32768, cache=CacheConfig(32, pages), ring=ring
     )
-    settings = Settings(backend="emulator", line_reduce_scatter=line)
-    return draw(options, settings, load_config(model))
+    return draw(options, Settings(backend="emulator", **lines), load_config(model))
 
 
 def test_weights_are_copied_for_gathers_where_they_fit_beside_all_else() -> None:
@@ -83,4 +83,5 @@ def test_weights_are_copied_for_gathers_where_they_fit_beside_all_else() -> None
 def test_gathers_on_lines_keep_weights_single() -> None:
     assert blueprint("Llama-3.1-8B", 1024).gathers
     assert not blueprint("Llama-3.1-8B", 1024, ring=False).gathers
-    assert not blueprint("Llama-3.1-8B", 1024, line=True).gathers
+    assert not blueprint("Llama-3.1-8B", 1024, line_reduce_scatter=True).gathers
+    assert not blueprint("Llama-3.1-8B", 1024, line_all_gather=True).gathers
