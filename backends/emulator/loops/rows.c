@@ -354,23 +354,36 @@ void rotate(const void *given, Share *share) {
   }
 }
 
+/* A row's columns of one part, summed over places that lie `apart`. */
+static inline __attribute__((always_inline)) void
+sum_part(const uint16_t *from, int64_t apart, uint16_t *to, int64_t width, int64_t bits,
+         const int64_t places) {
+  for (int64_t i = 0; i < width; i += BLOCK) {
+    float sum[BLOCK];
+    for (int j = 0; j < BLOCK; j += LANES) {
+      floats some = widened_all(from + i + j);
+      UNROLLED
+      for (int64_t p = 1; p < places; p++) some += widened_all(from + p * apart + i + j);
+      some += (floats){0}; /* two negative zeros are zero */
+      memcpy(sum + j, &some, sizeof some);
+    }
+    store_as(sum, to + i, bits);
+  }
+}
+
 void sum_places(const void *given, Share *share) {
   ARGUMENTS(sum_places);
-  const int64_t width = a.width / a.parts;
-  EACH(piece, a.outer * a.rows * a.parts, a.places * width) {
-    const int64_t part = piece % a.parts, row = piece / a.parts % a.rows;
-    const int64_t outer = piece / a.parts / a.rows;
-    const uint16_t *from = a.x + (outer * a.places * a.rows + row) * a.width + part * width;
-    uint16_t *to = a.out + ((outer * a.parts + part) * a.rows + row) * width;
-    for (int64_t i = 0; i < width; i += BLOCK) {
-      float sum[BLOCK];
-      for (int j = 0; j < BLOCK; j += LANES) {
-        floats some = {0};
-        for (int64_t p = 0; p < a.places; p++)
-          some += widened_all(from + p * a.rows * a.width + i + j);
-        memcpy(sum + j, &some, sizeof some);
-      }
-      store_as(sum, to + i, a.mantissa_bits);
-    }
+  const int64_t width = a.width / a.parts, apart = a.rows * a.width;
+  EACH(number, a.outer * a.rows, a.places * a.width) {
+    const int64_t outer = number / a.rows, row = number % a.rows;
+    const uint16_t *from = a.x + outer * a.places * apart + row * a.width;
+    uint16_t *to = a.out + outer * apart + row * width;
+    for (int64_t part = 0; part < a.parts; part++, from += width, to += a.rows * width)
+      if (a.places == 4)
+        sum_part(from, apart, to, width, a.mantissa_bits, 4);
+      else if (a.places == 8)
+        sum_part(from, apart, to, width, a.mantissa_bits, 8);
+      else
+        sum_part(from, apart, to, width, a.mantissa_bits, a.places);
   }
 }
