@@ -24,7 +24,7 @@ def wheel() -> None:
         pytest.skip(reason)
 
 
-CHECKS_PER_PROCESS = 5
+CHECKS_PER_PROCESS = 10
 
 
 class Checks:
