@@ -20,7 +20,7 @@ from models.plans.fused import ring_cores, single_cores
 from models.plans.matmul import TILE_BYTES, dtype_of
 from models.sharding import TILE
 
-MOST_BYTES = 728 * 1088  # on each receiver: what the rest of a step leaves of its L1
+MOST_BYTES = 672 * 1088  # on each receiver: what steps of all models leave of their L1
 
 
 class Prefetcher:

@@ -27,7 +27,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
     "Mistral-7B-Instruct-v0.3": SMALL,
     "Qwen2.5-7B": ("N300", "T3K", "TG"),
     "Qwen2.5-Coder-32B": ("T3K",),
-    "Qwen2.5-72B": ("T3K",),
+    "Qwen2.5-72B": ("T3K", "TG"),
     "Qwen3-32B": ("T3K",),
     "Phi-3.5-mini": SMALL,
     "Phi-3-mini-128k": SMALL,
@@ -109,6 +109,7 @@ def test_two_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:
         _options("Llama-3.1-8B", "T3K", layers=1, data_parallel=4),
         _options("Llama-3.1-70B", "TG", layers=1, data_parallel=4, optimizations="accuracy"),
         _options("Llama-3.3-70B", "TG", layers=1, ring=False),
+        _options("Qwen3-32B", "TG", layers=1, optimizations="accuracy"),
         _options("Llama-3.3-70B", "P150x8", layers=1),  # parts of sums take a third of L1
     ],
     ids=_named,
