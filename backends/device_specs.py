@@ -6,7 +6,7 @@ Mesh shapes are how the product is opened here: a Galaxy as 8 rows of 4, an 8-ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 # Wormhole: core descriptors and soc descriptors of the ttnn 0.81.1 wheel
@@ -44,6 +44,11 @@ _FACTS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     *(
         (name, lambda v: _pair(v, lambda x: _whole(x, 1, 64)), "two whole numbers from 1 to 64")
         for name in ("mesh_shape", "compute_grid")
+    ),
+    (
+        "column_grid",
+        lambda v: v is None or _pair(v, lambda x: _whole(x, 1, 64)),
+        "two whole numbers from 1 to 64",
     ),
     ("links", lambda v: _pair(v, lambda x: _whole(x, 0, 64)), "two whole numbers from 0 to 64"),
     ("ring", lambda v: _pair(v, lambda x: type(x) is bool), "two of true and false"),
@@ -84,6 +89,9 @@ class DeviceSpec:
     ring: tuple[bool, bool] = (False, False)  # whether the axis can close into a ring
     # worker nearest each DRAM bank, where others are left to work beside them: columns, rows
     dram_readers: tuple[tuple[int, int], ...] = ()
+    # the same two where commands are dispatched from a column of cores, in products that can do so
+    column_grid: tuple[int, int] | None = None
+    column_readers: tuple[tuple[int, int], ...] = ()
     eth_dispatch: bool = False  # commands go through ethernet cores, freeing a row of workers
     product: str = field(default="")  # the name people use
     boards: int = 1
@@ -96,6 +104,17 @@ class DeviceSpec:
             value = getattr(self, name)
             if not fits(value):
                 raise ValueError(f"{name} is {repr(value)[:60]}: use {needed}")
+
+    @property
+    def is_from_column(self) -> bool:
+        """Whether the cores are those that dispatch from a column leaves."""
+        return self.compute_grid == self.column_grid
+
+    def from_column(self) -> DeviceSpec:
+        """The product as it is opened with dispatch from a column; one without stays as it is."""
+        if self.column_grid is None:
+            return self
+        return replace(self, compute_grid=self.column_grid, dram_readers=self.column_readers)
 
     @property
     def num_chips(self) -> int:
@@ -199,6 +218,13 @@ SPECS: Mapping[str, DeviceSpec] = MappingProxyType(
                     (4, 4),
                     (4, 5),
                 ),  # fmt: skip
+                # the assignment itself, which products on rings of cores take for granted where
+                # they read banks: they know a core's bank by its place
+                column_grid=(7, 10),
+                column_readers=(
+                    *((0, row) for row in (9, 0, 4, 5)),
+                    *((4, row) for row in (0, 9, 1, 7, 6, 2, 4, 5)),
+                ),
                 boards=4,
                 chip_watts=170.0,
                 product="Wormhole Galaxy",

@@ -24,21 +24,24 @@ def open_mesh(
     shape: tuple[int, int] | None = None,
     ring: bool = False,
     trace_region_size: int = TRACE_REGION_BYTES,
-    num_command_queues: int = 1,
     worker_l1_size: int | None = None,
     wh_arch_yaml: str | None = None,
+    from_column: bool = False,
 ) -> Iterator[Any]:
     """A MeshDevice of `device`, or of a smaller `shape` of it; closed at the end of the block.
 
     `ring` closes the axes that the product can close. `wh_arch_yaml` (WH_ARCH_YAML) chooses where
-    commands are dispatched from.
+    commands are dispatched from, `from_column` a column of workers for it (the grid of
+    DeviceSpec.from_column).
     """
     spec = spec_of(device)
     rows, cols = shape or spec.mesh_shape
     if ring and not any(spec.ring):
         closing = ", ".join(name for name, other in SPECS.items() if any(other.ring))
         raise ValueError(f"{device} cannot close a ring: use a line, or one of {closing}")
-    ttnn = backends.ttnn
+    ttnn, queues = backends.ttnn, 1
+    if backends.selected() == "dry-run" and spec.column_grid:
+        queues = 2  # of whom the overlay's descriptor tells the truth (dry_run/overlay.py)
     if backends.selected() == "emulator":
         ttnn.configure(device=device)  # it can be any product at any time
     else:  # meshes that cycles keep: TT-NN takes minutes to free their programs beside an open one
@@ -46,6 +49,10 @@ def open_mesh(
     arguments: dict[str, Any] = {}
     if dispatch_on_ethernet(spec, wh_arch_yaml):
         arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(ttnn.DispatchCoreType.ETH)
+    elif from_column:
+        arguments["dispatch_core_config"] = ttnn.DispatchCoreConfig(
+            ttnn.DispatchCoreType.WORKER, ttnn.DispatchCoreAxis.COL
+        )
     if worker_l1_size is not None:
         arguments["worker_l1_size"] = worker_l1_size
     fabric = rows * cols > 1
@@ -56,7 +63,7 @@ def open_mesh(
         mesh = ttnn.open_mesh_device(
             ttnn.MeshShape(rows, cols),
             trace_region_size=trace_region_size,
-            num_command_queues=num_command_queues,
+            num_command_queues=queues,
             **arguments,
         )
         try:

@@ -60,6 +60,7 @@ def run_of(session: Session, ops: OpLists) -> RunOps:
         prefill=OpList.of_records(prefill, logits),
         prefill_users=case.batch_size,
         mesh_shape=group_shape(SPECS[session.device], groups),
+        grid=session.loaded.plan.spec.compute_grid,
     )
 
 

@@ -138,8 +138,23 @@ class FusedMesh:
     def join_heads(self, mixed_1BHW: Any, memory: Any) -> Any:
         """Heads of every user side by side, one user below the other.
 
-        This gather moves rows in one op; all_gather_async takes four, by way of DRAM.
+        Where no op does both, this gather moves rows in one; all_gather_async takes four, by way of
+        DRAM.
         """
+        if self.grid.joins_at_once:
+            return ttnn.experimental.all_gather_concat(
+                mixed_1BHW,
+                self.joined,
+                1,
+                cluster_axis=1,
+                mesh_device=self.mesh,
+                topology=self.links.gather_topology("WO"),
+                multi_device_global_semaphore=self._semaphore(1),
+                num_links=self.links.num_links[1],
+                num_heads=self.sizes.local_heads,
+                memory_config=memory,
+                subdevice_id=self.sub_device,
+            )
         every = ttnn.all_gather(
             mixed_1BHW,
             1,

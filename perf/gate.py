@@ -156,7 +156,7 @@ def entry_of(run: RunOps, workload: Workload) -> Entry:
     )
     grid = min(run.mesh_shape) > 1
     state = Situation(
-        workload.spec, load_constants(), OWN, workload.context, workload.batch_size, grid
+        run.spec(workload.spec), load_constants(), OWN, workload.context, workload.batch_size, grid
     )
     return Entry(
         found.tokens_per_s_per_user,

@@ -18,7 +18,7 @@ from models.config import ModelConfig
 from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
 from models.kv_cache import CacheConfig
 from models.numbers import check_number
-from models.plans.fused import shard
+from models.plans.fused import opened, shard
 from models.plans.gathered import can_gather
 from models.plans.target import Habits
 from models.precision import ModelPrecision
@@ -269,20 +269,20 @@ def draw(
     """
     spec = spec or spec_of(options)
     check_options(options, config, spec)
-    shape = group_shape(spec, options.data_parallel)
+    sharding = shard(
+        config,
+        group_shape(spec, options.data_parallel),
+        spec,
+        settings.pad_mlp_cores,
+        fused=options.habits.fuses and options.cache.block_size is not None,
+        least_users=options.max_batch_size if options.habits is Habits.OWN else MAX_USERS,
+    )
     return Blueprint(
         options,
         config,
-        spec,
+        opened(spec, sharding) if options.habits is Habits.OWN else spec,
         precision_of(options, config),
         links_of(settings, options, spec),
-        shard(
-            config,
-            shape,
-            spec,
-            settings.pad_mlp_cores,
-            fused=options.habits.fuses and options.cache.block_size is not None,
-            least_users=options.max_batch_size if options.habits is Habits.OWN else MAX_USERS,
-        ),
+        sharding,
         options.max_prefill_chunk or settings.max_prefill_chunk,
     )

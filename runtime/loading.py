@@ -52,6 +52,7 @@ def load_engines(options: LoadOptions, settings: Settings) -> Iterator[Loaded]:
         trace_region_size=options.trace_region_size,
         worker_l1_size=options.worker_l1_size,
         wh_arch_yaml=settings.wh_arch_yaml,
+        from_column=plan.spec.is_from_column,
     ) as mesh:
         cache = weight_cache(plan, settings, checkpoint)
         engines: list[Engine] = []

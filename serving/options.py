@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dispatch_core_axis": ("row", "col"),
 }
 WITHOUT_EFFECT = {
-    "dispatch_core_axis": "plans are made for cores that dispatch from a row",
+    "dispatch_core_axis": "a model's plan says from where commands are dispatched",
     "sample_on_device_mode": "prompts' first tokens are sampled on the host",
     "trace_mode": "only decode is traced",
 }

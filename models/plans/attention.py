@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from backends import ttnn
-from models.plans.fused import num_workers, on_ring, ring_linear, sharded, worker_cores
+from models.plans.fused import joined_memory, num_workers, ring_linear, sharded, worker_cores
 from models.plans.gathered import qkv_product
 from models.plans.matmul import (
     MOST_CORES,
@@ -285,7 +285,9 @@ def _on_ring(target: Target) -> AttentionDecode:
         scores={
             **_score_arguments(target, 0, OpGroup.SDPA_DECODE),
             "program_config": ttnn.SDPAProgramConfig(
-                compute_with_storage_grid_size=(target.users, each),
+                compute_with_storage_grid_size=(
+                    (each, target.users) if spec.is_from_column else (target.users, each)
+                ),
                 sub_core_grids=worker_cores(target.users * each, spec),
                 exp_approx_mode=False,
                 q_chunk_size=0,
@@ -296,7 +298,7 @@ def _on_ring(target: Target) -> AttentionDecode:
             ),
         },
         concat_input=None,
-        o_input=on_ring(sizes.local_q_width, spec),
+        o_input=joined_memory(target),
         o=ring_linear(
             sizes.local_q_width,
             sizes.local_dim,

@@ -34,6 +34,7 @@ class FusedGrid:
     hidden_whole: Any  # all columns', on the ring
     heads: Any  # cores that queries, keys and values are dealt to, a user each
     joined: Any  # heads of all users, in rows
+    joins_at_once: bool  # whether one op gathers heads and lays them side by side
     packets: Any  # of scatters, beside the ring that may multiply meanwhile
     stats: Any  # in which norms exchange statistics
 
@@ -86,6 +87,15 @@ def shard(
     return plain if ring is None else Sharding(config, *shape, pad_mlp_cores, ring)
 
 
+def opened(spec: DeviceSpec, sizes: Sharding) -> DeviceSpec:
+    """The product as it is opened for a model: a ring takes the grid of dispatch from a column.
+
+    Products on a ring that read weights from DRAM know which bank a core is beside by its row in
+    that grid, and so does the op that joins heads know its cores.
+    """
+    return spec.from_column() if sizes.ring_cores else spec
+
+
 @cache
 def _say_once(message: str) -> None:
     logger.info(message)
@@ -107,6 +117,21 @@ def ring_cores(spec: DeviceSpec) -> Any:
     return ttnn.CoreRangeSet(
         [rectangle_of((x + 1, y), (x + RECEIVERS, y)) for x, y in spec.dram_readers]
     )
+
+
+def joined_cores(spec: DeviceSpec) -> Any:
+    """The cores of the ring one by one, those right of all readers first and neighbours near.
+
+    A product takes its input from the ring in any order of its cores; the op that joins heads
+    wants these first.
+    """
+    last = max(x for x, _ in spec.dram_readers)
+    right, left = ([core for core in spec.dram_readers if (core[0] == last) is is_right]
+                   for is_right in (True, False))  # fmt: skip
+    down = sorted(right, key=lambda core: core[1])
+    back = sorted(left, key=lambda core: -core[1])
+    beside = [(x + step, y) for x, y in (*down, *back) for step in range(1, RECEIVERS + 1)]
+    return ttnn.CoreRangeSet([rectangle_of(core, core) for core in beside])
 
 
 def single_cores(spec: DeviceSpec) -> tuple[Any, Any]:
@@ -170,6 +195,22 @@ def on_ring(width: int, spec: DeviceSpec) -> Any:
     return sharded(ring_cores(spec), math.ceil(width / (TILE * cores)) * TILE)
 
 
+def joins_at_once(target: Target) -> bool:
+    """Whether the op that gathers heads and joins them has the cores and heads that it is for."""
+    sizes = target.sharding
+    made_for = (sizes.local_heads, sizes.head_dim, sizes.cols, target.users)
+    return target.spec.is_from_column and made_for == (USERS, 4 * TILE, 4, USERS)
+
+
+def joined_memory(target: Target) -> Any:
+    """Where heads of all users lie side by side for the output projection."""
+    sizes, spec = target.sharding, target.spec
+    memory = on_ring(sizes.local_q_width, spec)
+    if not joins_at_once(target):
+        return memory
+    return sharded(joined_cores(spec), memory.shard_spec.shape[1])
+
+
 def fused_grid(target: Target) -> FusedGrid:
     """Where the tensors of a fused step lie on each chip of a mesh with a ring."""
     sizes, spec = target.sharding, target.spec
@@ -188,6 +229,7 @@ def fused_grid(target: Target) -> FusedGrid:
         joined=sharded(
             worker_cores(users, spec), sizes.head_dim, rows=sizes.local_heads, by_height=True
         ),
+        joins_at_once=joins_at_once(target),
         packets=sharded(idle_cores(USERS, spec), 512),
         stats=sharded(ttnn.CoreRangeSet([rectangle_of((1, 0), (1, 0))]), TILE * sizes.cols),
     )

@@ -22,6 +22,8 @@ GRID_ROWS = 8
 MOST_CORES = 64  # that share a row of activations
 LONGEST_BLOCK = 8  # tiles of activations that go round at once
 PREFILL_ROWS = 1024  # rows one 2D matmul takes at once; longer inputs go in slices of this size
+# the same where 7 columns of cores share the rows: 128 tiles waste a core's share less than 32 do
+NARROW_ROWS = 4096
 L1_BUDGET = 1_100_000  # bytes per core for one prefill matmul's buffers
 STREAM_BUDGET = 800_000  # bytes per core for the weight blocks of a decode matmul; its output,
 # its input and the residual stream share the rest of L1
@@ -54,6 +56,11 @@ class Kernels:
             fp32_dest_acc_en=setting.fp32_dest_acc,
             packer_l1_acc=setting.packer_l1_acc,
         )
+
+
+def is_narrow(spec: DeviceSpec) -> bool:
+    """Whether a chip has fewer columns of cores than weights that are dealt to banks want."""
+    return spec.compute_grid[0] < GRID_COLS
 
 
 def grid_of(cores: int) -> tuple[int, int]:
@@ -203,7 +210,7 @@ def prefill_rows(length: int, most: int = PREFILL_ROWS) -> int:
 
 def prefill_linear(
     length: int, k: int, n: int, *, kernel: Any, fp32: bool, dtype: Any, spec: DeviceSpec,
-    most: int = PREFILL_ROWS, least: int = 128, activation: Any = None,
+    most: int | None = None, least: int = 128, activation: Any = None,
     weight: Precision | None = None, high: int | None = None, room: int = L1_BUDGET,
     parts: int = 1,
 ) -> PrefillLinear:  # fmt: skip
@@ -212,13 +219,18 @@ def prefill_linear(
 
     Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
     many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
-    Each block of K lies in one of its equal `parts`.
+    Each block of K lies in one of its equal `parts`. A narrow chip shares columns of the product
+    over its rows of cores, and rows over its columns: the weight has to lie page by page for that.
     """
     # bytes of a tile; where the weight's format is not told, nothing is known to be small
     result = 1088 if weight is not None and dtype == ttnn.bfloat8_b else 2048
     of_weight = TILE_BYTES[weight or Precision.BF16]
+    turned = is_narrow(spec)
     columns = GRID_COLS if spec.arch == "wormhole_b0" else min(GRID_COLS, spec.dram_banks)
     most_rows = high or (GRID_ROWS if weight is None else spec.compute_grid[1])
+    if turned:
+        most_rows, columns = spec.compute_grid
+    most = most or (NARROW_ROWS if turned else PREFILL_ROWS)
     while True:
         rows = prefill_rows(length, most)
         grid_rows = min(GRID_ROWS, most_rows, rows // TILE)
@@ -237,13 +249,13 @@ def prefill_linear(
             break
         most //= 2
     config = ttnn.MatmulMultiCoreReuseMultiCastProgramConfig(
-        compute_with_storage_grid_size=(columns, grid_rows),
+        compute_with_storage_grid_size=(grid_rows, columns) if turned else (columns, grid_rows),
         in0_block_w=block_k,
         out_subblock_h=1,
         out_subblock_w=_largest_divisor(per_core_n, 4),
         per_core_M=per_core_m,
         per_core_N=per_core_n,
-        transpose_mcast=False,
+        transpose_mcast=turned,
         fused_activation=activation,
         fuse_batch=rows == length,
     )

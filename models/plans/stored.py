@@ -12,7 +12,7 @@ from typing import Any
 
 from backends import ttnn
 from backends.device_specs import DeviceSpec
-from models.plans.matmul import GRID_COLS
+from models.plans.matmul import is_narrow
 from models.plans.target import Target
 from models.precision import TensorGroup
 from models.sharding import Sharding
@@ -35,8 +35,7 @@ def copied(sizes: Sharding, spec: DeviceSpec) -> frozenset[TensorGroup]:
     All, where weights are dealt to the banks for a ring and the chip has fewer columns of cores
     than products of such weights use.
     """
-    narrow = sizes.ring_cores is not None and spec.compute_grid[0] < GRID_COLS
-    return MATRICES if narrow else frozenset()
+    return MATRICES if sizes.ring_cores and is_narrow(spec) else frozenset()
 
 
 def stored(target: Target, group: TensorGroup, memory: Any, *, gathers: bool = False) -> Stored:

@@ -123,11 +123,11 @@ class Target:
     def scores_grid(self) -> tuple[int, int]:
         """Columns and rows of the cores that attend.
 
-        All of a chip with more than 8 columns: queries of a decode step lie on its first cores, row
+        All of a chip whose columns are not 8: queries of a decode step lie on its first cores, row
         by row, and the op looks for a user's on the core of that number in a grid of its own.
         """
         columns, rows = self.spec.compute_grid
-        return (columns, rows) if self.is_own and columns > GRID_COLS else (GRID_COLS, GRID_ROWS)
+        return (columns, rows) if self.is_own and columns != GRID_COLS else (GRID_COLS, GRID_ROWS)
 
     @property
     def row_parallel_cores(self) -> int:

@@ -110,9 +110,8 @@ def row_state(row: Row, run: RunOps) -> Situation:
     """How the cost model sees a published row; constants are filled in later."""
     workload = row.workload
     grid = min(run.mesh_shape) > 1
-    return Situation(
-        workload.spec, Constants(), row.software, workload.context, workload.batch_size, grid
-    )
+    spec, users = run.spec(workload.spec), workload.batch_size
+    return Situation(spec, Constants(), row.software, workload.context, users, grid)
 
 
 def _count(lists: Sequence[tuple[OpList, Situation]]) -> tuple[OpTable, csr_matrix, np.ndarray]:

@@ -166,6 +166,7 @@ def cycles_per_product(c: Constants, fidelity: str, arch: str) -> float:
 def matmul_2d_us(record: OpRecord, state: Situation) -> float:
     """A grid of cores; its first row reads the weight, its first column the activations.
 
+    A turned one shares columns of the product over its rows: there it is the other way round.
     A reader core draws a limited number of bytes a second, then hands blocks on: at 128 rows
     that, not arithmetic, sets the time.
     """
@@ -173,6 +174,8 @@ def matmul_2d_us(record: OpRecord, state: Situation) -> float:
     a, b = record.inputs[:2]
     columns, rows = grid_cores(record, spec)
     at = record.attributes
+    if at.get("transpose_mcast"):
+        columns, rows = rows, columns
     inner = -(-a.padded_shape[-1] // 32)
     slices = math.prod(a.padded_shape[:-2]) if at.get("fuse_batch") is False else 1
     per_core = int(at.get("per_core_M", 1)) * int(at.get("per_core_N", 1)) * inner

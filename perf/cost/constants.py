@@ -303,6 +303,7 @@ class Constants:
     galaxy_link_us: float = _fitted(
         5.5, 2, 10, "us", "a pass of its collectives on persistent buffers", "ops", _DECODER
     )
+    galaxy_join_us: float = _known(2.37, "us", "its heads to tiles: 8.41 less a pass", _DECODER)
     galaxy_sdpa_us: float = _fitted(
         5, 2, 15, "us", "its decode attention of a short context", "ops", _DECODER
     )

@@ -101,6 +101,11 @@ def scattered_heads_us(record: OpRecord, state: Situation) -> float:
     return persistent_us(record, state) + state.constants.l1_op_us
 
 
+def joined_heads_us(record: OpRecord, state: Situation) -> float:
+    """A gather of rows, which the cores that wait for them lay side by side and tilize."""
+    return scratch_us(record, state, ("gather",)) + state.constants.galaxy_join_us
+
+
 def fused_norm_us(record: OpRecord, state: Situation) -> float:
     """A norm of shards, and the gather of its statistics."""
     norm = moves.norm_us(record, state, start=state.constants.galaxy_norm_us)

@@ -45,6 +45,7 @@ PRICES: Mapping[str, Callable[[OpRecord, Situation], float]] = MappingProxyType(
         **dict.fromkeys(links.KINDS, links.collective_us),
         **dict.fromkeys(links.PERSISTENT, links.persistent_us),
         "experimental.llama_rs_create_heads": links.scattered_heads_us,
+        "experimental.all_gather_concat": links.joined_heads_us,
         "experimental.all_reduce_async": links.summed_us,
         "fused_rms_minimal": links.fused_norm_us,
         **dict.fromkeys(BESIDE, compute.prefetch_us),

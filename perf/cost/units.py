@@ -20,7 +20,8 @@ COLLECTIVES = frozenset(
         "all_gather", "reduce_scatter", "all_reduce", "experimental.all_gather_async",
         "experimental.llama_reduce_scatter", "experimental.llama_rs_create_heads",
         "experimental.all_reduce_async", "experimental.reduce_scatter_minimal_async",
-        "experimental.all_gather_async_reversed", "experimental.matmul_reduce_scatter_async",
+        "experimental.all_gather_concat", "experimental.all_gather_async_reversed",
+        "experimental.matmul_reduce_scatter_async",
         "experimental.all_gather_matmul_async",
     }
 )  # fmt: skip

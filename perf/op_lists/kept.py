@@ -85,6 +85,7 @@ def _to_json(run: RunOps) -> dict[str, Any]:
         "lists": lists,
         "prefill_users": run.prefill_users,
         "mesh_shape": run.mesh_shape,
+        "grid": run.grid,
     }
 
 
@@ -97,7 +98,9 @@ def _from_json(stored: dict[str, Any]) -> RunOps:
         return OpList(counted, entry["host_elements"])
 
     rows, cols = stored["mesh_shape"]
-    return RunOps(ops("decode"), ops("prefill"), stored["prefill_users"], (rows, cols))
+    return RunOps(
+        ops("decode"), ops("prefill"), stored["prefill_users"], (rows, cols), tuple(stored["grid"])
+    )
 
 
 def _record(entry: dict[str, Any]) -> OpRecord:

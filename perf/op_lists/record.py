@@ -89,6 +89,11 @@ class RunOps:
     prefill: OpList
     prefill_users: int
     mesh_shape: tuple[int, int]
+    grid: tuple[int, int] | None = None  # of a chip's cores as opened; None: as the product says
+
+    def spec(self, product: DeviceSpec) -> DeviceSpec:
+        """Facts of the product as it was opened for these ops."""
+        return product.from_column() if self.grid == product.column_grid else product
 
 
 def record_run(workload: Workload) -> RunOps:
@@ -157,7 +162,7 @@ def _record_layer(workload: Workload, plan: Blueprint, index: int) -> RunOps:
 
     chunk = plan.max_prefill_chunk  # of the whole model
     one_layer = replace(plan.options, layers=range(index, index + 1), max_prefill_chunk=chunk)
-    mesh = MeshDevice(workload.spec, plan.mesh_shape, "meta")
+    mesh = MeshDevice(plan.spec, plan.mesh_shape, "meta")
     engine = build_engine(
         replace(plan, options=one_layer, prefill_chunk=chunk),
         mesh,
@@ -167,7 +172,7 @@ def _record_layer(workload: Workload, plan: Blueprint, index: int) -> RunOps:
     pages = _round_up(plan.options.max_seq_len, BLOCK) // BLOCK
     found = _record_passes(engine, workload, workload.decode_users, pages)
     engine.close()
-    return replace(found, mesh_shape=plan.mesh_shape)
+    return replace(found, mesh_shape=plan.mesh_shape, grid=plan.spec.compute_grid)
 
 
 def _record_passes(engine: Any, workload: Workload, users: int, pages: int) -> RunOps:

@@ -267,7 +267,7 @@ def predict_ops(
     """Figures of op lists that ran or were recorded; `users` of one data-parallel group."""
     refuse_left_out(run, without)
     c = constants or load_constants()
-    state = Situation(spec, c, software, context, users, min(run.mesh_shape) > 1)
+    state = Situation(run.spec(spec), c, software, context, users, min(run.mesh_shape) > 1)
     options: dict[str, Any] = {"harness": harness, "without": without}
     decode = decode_phase(run, state, data_parallel=data_parallel, **options)
     how = PrefillRun.of(

@@ -79,7 +79,7 @@ def trace(workload: Workload, software: Software, constants: Constants) -> dict[
     run = run_ops(workload)
     grid = min(run.mesh_shape) > 1
     state = Situation(
-        workload.spec, constants, software, workload.context, workload.batch_size, grid
+        run.spec(workload.spec), constants, software, workload.context, workload.batch_size, grid
     )
     names = {1: "decode step", 2: f"prefill of {run.prefill_users} user(s)"}
     title = f"{workload.model} on {workload.spec.name} (modelled)"

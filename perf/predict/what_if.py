@@ -118,6 +118,8 @@ def changed_spec(spec: DeviceSpec, values: Mapping[str, Any]) -> DeviceSpec:
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"{name} is {value}: use a number above 0")
     tidy: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if "compute_grid" in tidy:  # of whichever way commands are dispatched
+        tidy = {"column_grid": None} | tidy
     changed = replace(spec, **tidy)
     axes = [axis for axis in (0, 1) if changed.mesh_shape[axis] > 1]
     if any(changed.links[axis] < 1 for axis in axes) or (axes and changed.link_gbps <= 0):

@@ -40,6 +40,28 @@ def test_a_cluster_has_the_chips_of_its_product_and_every_cable_has_two_ends(dev
     assert sorted(on_boards) == list(range(SPECS[device].num_chips))
 
 
+BOTH_WAYS = """
+import backends
+from backends.dry_run import load
+load("TG")
+backends.select("dry-run", "TG")
+from backends.mesh import open_mesh
+for from_column in (False, True):
+    with open_mesh("TG", from_column=from_column) as mesh:
+        grid = mesh.compute_with_storage_grid_size()
+        memory = backends.ttnn.get_memory_view(mesh, backends.ttnn.BufferType.L1)
+        print(grid.x, grid.y, memory.num_banks)
+"""
+
+
+def test_a_mock_galaxy_has_the_cores_that_its_way_of_dispatch_leaves() -> None:
+    command = [sys.executable, "-c", BOTH_WAYS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    spec = SPECS["TG"]
+    for line, facts in zip(run.stdout.splitlines()[-2:], (spec, spec.from_column()), strict=True):
+        assert line == f"{facts.compute_grid[0]} {facts.compute_grid[1]} {facts.num_cores}"
+
+
 def test_two_processes_make_one_overlay_and_the_wheel_is_only_read(
     wheel_root: Path, tmp_path: Path
 ) -> None:

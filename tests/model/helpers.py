@@ -47,7 +47,7 @@ def engine_of(
     from backends.mesh import open_mesh
     from models.checkpoints.weight_cache import NoCache
     from models.collectives import Links
-    from models.plans.fused import shard
+    from models.plans.fused import opened, shard
     from models.precision import ModelPrecision
     from models.sharding import TILE
     from models.transformer import ModelOptions, Transformer
@@ -56,7 +56,7 @@ def engine_of(
     config, spec = checkpoint.config, SPECS[device]
     fused = fused and block_size is not None and not images
     sizes = shard(config, spec.mesh_shape, spec, fused=fused, least_users=batch)
-    cores = sizes.ring_cores
+    cores, spec = sizes.ring_cores, opened(spec, sizes)
     options = ModelOptions(
         max_batch_size=batch,
         slots=TILE if cores else None,
@@ -71,7 +71,7 @@ def engine_of(
         gathers=gathers,
     )
     precision = ModelPrecision.parse(optimizations, config)
-    with open_mesh(device, ring=ring) as mesh:
+    with open_mesh(device, ring=ring, from_column=spec.is_from_column) as mesh:
         model_type, engine_type = Transformer, Engine
         if images:
             from models.vision_transformer import VisionTransformer

@@ -1200,6 +1200,46 @@ def from_l1() -> Cases:
     )
 
 
+def heads_of_all_users() -> Cases:
+    """Heads of 8 users a chip, gathered over rows of 4 chips and joined on a ring of cores."""
+
+    def join(users: int = 8, heads: int = 8, width: int = 128, high: int = 8, ranges: Any = (((1, 0), (3, 1)), ((1, 2), (2, 2))), right: bool = True, dim: int = 1, **options: Any) -> Case:  # fmt: skip  # noqa: E501
+        def call(t: Any, make: Maker) -> Any:
+            def shards(parts: Any, rows: int, columns: int, kind: str = "HEIGHT") -> Any:
+                cores = [t.CoreRange(t.CoreCoord(*a), t.CoreCoord(*b)) for a, b in parts]
+                return t.create_sharded_memory_config(
+                    (rows, columns), t.CoreRangeSet(cores), getattr(t.ShardStrategy, kind),
+                    t.ShardOrientation.ROW_MAJOR, use_height_and_width_as_shard_shape=True,
+                )  # fmt: skip
+
+            beside = [(x, y) for y in (0, 1, 2, 4, 5, 6, 7, 9) for x in (5, 6)]
+            beside += [(x, y) for y in (9, 5, 4, 0) for x in (1, 2)]
+            ring = [(core, core) for core in (beside if right else beside[::-1])]
+            every = t.CoreRangeSet({t.CoreRange(t.CoreCoord(0, 0), t.CoreCoord(6, 9))})
+            room = shards((((1, 0), (3, 9)), ((5, 0), (6, 0))), heads, width)
+            return t.experimental.all_gather_concat(
+                make(1, users, heads, width, rows=True, memory=shards(ranges, high, width)),
+                make(1, 32, heads, width, rows=True, memory=room),
+                dim,
+                cluster_axis=1,
+                mesh_device=make.device,
+                multi_device_global_semaphore=t.create_global_semaphore(make.device, every, 0),
+                num_heads=8,
+                memory_config=shards(ring, 32, 64, "WIDTH"),
+                **{n: getattr(t.Topology, v) if n == "topology" else v for n, v in options.items()},
+            )
+
+        return call
+
+    yield "join heads of all users", join(topology="Ring")
+    yield "join heads of all users over 3 links", join(num_links=3, topology="Ring")
+    yield "join heads of all users on a line", join(topology="Linear")
+    yield "join heads in shards of a tile row", join(high=32)
+    yield "join heads from 8 other cores", join(ranges=(((1, 0), (1, 7)),))
+    yield "join heads of half the width", join(width=64)
+    yield "join heads where nobody waits for them", join(right=False)
+
+
 # What the emulator refuses and the wheel does not, and why
 STRICTER = {
     "turn by a shorter table": "silicon reads what lies behind the table",
@@ -1213,6 +1253,7 @@ STRICTER = {
     "product of dealt weights behind a gather": "silicon multiplies parts with others' rows",
     "product in blocks behind a gather": "silicon waits for parts that do not come again",
     "product across parts behind a gather": "silicon multiplies what has not come",
+    "join heads where nobody waits for them": "silicon would wait for ever",
     "gather 8 users along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
     "gather half tiles along no axis of 8x4": "the wheel broadcasts where tiles are not whole",
 }
@@ -1225,7 +1266,7 @@ def cases(system: str) -> dict[str, Case]:
             [*collectives((1, 8)), *sums_in_place(1, 8), *products_beside(8), *products_behind(8)]
         )
     if system == "TG":
-        return dict([*collectives((8, 4)), *sums_in_place(0, 8)])
+        return dict([*collectives((8, 4)), *sums_in_place(0, 8), *heads_of_all_users()])
     if system == "P150":  # its grid is 11 wide, so what lies on a core per user differs
         return dict([*heads(), *joined_heads(), *rotations()])
     parts = (norms, distributed_norms, heads, joined_heads, rotations, caches, attention, decode_attention, lookups, from_l1)  # fmt: skip  # noqa: E501

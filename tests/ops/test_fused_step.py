@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,14 +13,28 @@ from backends.device_specs import SPECS
 from backends.mesh import open_mesh
 from backends.op_record import record_ops
 from models.collectives import Links
+from models.collectives_fused import FusedMesh
 from models.collectives_kept import KeptCollectives, KeptResults
-from models.plans.fused import idle_cores, on_ring, ring_cores, sharded, worker_cores
+from models.plans.fused import (
+    fused_grid,
+    idle_cores,
+    joined_memory,
+    on_ring,
+    ring_cores,
+    shard,
+    sharded,
+    worker_cores,
+)
+from models.plans.target import Target
+from models.precision import ModelPrecision
 from models.prefetch import receivers_of
+from models.registry import load_config
 from tests.ops.emulated import EXACT, ROUNDED, get, put, ttnn
 from tests.ops.golden_cases import operand
 from tests.ops.test_decode_together import replayed
 
 SPEC = SPECS["TG"]
+COLUMN = SPEC.from_column()
 ROWS, COLS = SPEC.mesh_shape
 K, N = 24 * 32, 2 * 24 * 32  # whole tiles on a ring of 24 cores
 
@@ -34,6 +49,12 @@ def apart(mesh: Any, rows: int, columns: int, dtype: Any, memory: Any, seed: int
     """A tensor with values of its own on every chip."""
     whole = operand(ROWS, COLS, rows, columns, seed=seed)
     return put(mesh, whole, dtype, dims=(0, 1), memory=memory)
+
+
+@pytest.fixture(scope="module")
+def from_column() -> Iterator[Any]:
+    with open_mesh("TG", from_column=True) as device:
+        yield device
 
 
 def run_both(mesh: Any, run: Callable[[], Any], *, traced: bool) -> Any:
@@ -221,6 +242,51 @@ def test_kept_sums_are_those_of_one_op(mesh: Any, axis: int, traced: bool) -> No
         assert torch.equal(get(found, chip), get(wanted, chip))
     assert kept.results.holds(found)
     assert not kept.results.holds(x)
+
+
+class Heads:
+    """Heads of 8 users a column in rows, and both ways to join those of all users."""
+
+    def __init__(self, mesh: Any, *, at_once: bool) -> None:
+        memory = sharded(worker_cores(8, COLUMN), 128, by_height=True)
+        whole = operand(ROWS, COLS * 8, 8, 128, seed=11)
+        self.heads = put(mesh, whole, dims=(0, 1), rows=True, memory=memory)
+        self.memory = joined_memory(target(mesh))
+        self.mesh = FusedMesh(
+            target(mesh).sharding,
+            Links((4, 3), ring=True),
+            mesh,
+            dataclasses.replace(fused_grid(target(mesh)), joins_at_once=at_once),
+            ttnn.bfloat8_b,
+        )
+
+    def join(self) -> Any:
+        return self.mesh.join_heads(self.heads, self.memory)
+
+
+def target(mesh: Any) -> Target:
+    config = load_config("Llama-3.3-70B")
+    precision = ModelPrecision.preset("performance", config)
+    sizes = shard(config, (ROWS, COLS), SPEC)
+    return Target(COLUMN, mesh.arch(), sizes, precision.layer(0), batch=32, prefetch=True)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_heads_joined_at_once_are_those_of_three_ops(from_column: Any, traced: bool) -> None:
+    one, three = (Heads(from_column, at_once=at_once) for at_once in (True, False))
+    with record_ops() as records:
+        found = run_both(from_column, one.join, traced=traced)
+    with record_ops() as apart:
+        wanted = three.join()
+    assert {r.name for r in records} == {"experimental.all_gather_concat"}
+    assert len(apart) == 3 and records[0].cost and apart[0].cost
+    assert 2 * records[0].cost.link_bytes == apart[0].cost.link_bytes, "a ring sends both ways"
+    assert found.memory_config() == wanted.memory_config()
+    for chip in ((0, 0), (3, 1), (7, 3)):
+        assert torch.equal(get(found, chip), get(wanted, chip))
+    users = get(found, (3, 1))[0, 0]
+    own = get(one.heads, (3, 2))[0]
+    assert torch.equal(users[16:24], own.flatten(1)), "a column's users stay together"
 
 
 @pytest.mark.parametrize("traced", [False, True])

@@ -175,7 +175,7 @@ def test_a_demo_predicts_what_the_predictor_answers_to_the_same_question(samplin
     session = session_of("SmolLM2-135M-Instruct", "N150")
     session.case = replace(SIMPLE_CASES[0], max_generated_tokens=8)
     engine = SimpleNamespace(vocab_size=49152)
-    session.loaded = SimpleNamespace(engines=[engine])
+    session.loaded = SimpleNamespace(engines=[engine], plan=SimpleNamespace(spec=SPECS["N150"]))
     session.generator = SimpleNamespace(sample_on_device=True)  # as asked for, not as it came
     session.settings = Settings(backend="emulator")
     found = modelled(session, ops, prefill_len=128)

@@ -10,7 +10,7 @@ import torch
 from backends import allocator
 from backends.device_specs import SPECS, DeviceSpec
 from backends.emulator.api.parts import check_apart
-from backends.emulator.api.system import Arch, MeshShape
+from backends.emulator.api.system import Arch, DispatchCoreAxis, MeshShape
 from backends.emulator.api.types import BufferType, CoreCoord, CoreGrid
 from backends.emulator.chip.memory import MemoryView, Pool
 from backends.emulator.chip.tensor import Tensor
@@ -143,6 +143,8 @@ def open_mesh_device(
 ) -> MeshDevice:
     """Open a mesh of the configured product; a smaller shape uses fewer of its chips."""
     spec = SPECS[_state["spec"]]
+    if getattr(dispatch_core_config, "axis", None) is DispatchCoreAxis.COL:
+        spec = spec.from_column()
     rows, cols = spec.mesh_shape if mesh_shape is None else tuple(mesh_shape)
     if rows * cols > spec.num_chips:
         raise RuntimeError(

@@ -32,6 +32,7 @@ from backends.emulator.ops.matmul import multiplication
 from backends.emulator.rules.collectives import (
     attributes,
     busiest_bytes,
+    check_joined,
     check_links,
     check_packets,
     check_scattered,
@@ -283,6 +284,45 @@ def llama_rs_create_heads(
             "num_heads": num_heads,
             "num_kv_heads": num_kv_heads,
         },
+    )
+
+
+@op("experimental.all_gather_concat")
+def all_gather_concat(
+    input_tensor: Tensor,
+    buffer_tensor: Tensor,
+    dim: int,
+    *,
+    cluster_axis: int,
+    mesh_device: Any,
+    multi_device_global_semaphore: GlobalSemaphore,
+    num_heads: int,
+    memory_config: MemoryConfig,
+    num_links: int | None = None,
+    topology: Topology = Topology.Linear,
+    subdevice_id: SubDeviceId | None = None,
+) -> Tensor:
+    """Heads [1, B, H, W] of all users of a row of chips side by side, [1, 1, 32, H W] in tiles."""
+    x, name = input_tensor, "experimental.all_gather_concat"
+    line, chips = line_of(name, x, cluster_axis)
+    check_links(x, line, num_links)
+    require(dim == 1, f"dim must be 1, got {dim}")
+    check_joined(x, memory_config, num_heads, chips)
+    ((axis, _),) = line
+    shape = (1, 1, x.dims[1] * chips, num_heads * x.dims[3])
+
+    def compute(data: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        every = side_by_side(data[..., :num_heads, :], axis, chips, 1)
+        return every.flatten(-2).unsqueeze(2)
+
+    return launch(
+        name,
+        [x, buffer_tensor],
+        [Out(shape, x.dtype, Layout.TILE, memory_config)],
+        compute,
+        exact=True,
+        link_bytes=busiest_bytes(x.buffer_bytes() * chips, chips, topology),
+        attributes={**attributes(line, chips, num_links, topology, dim), "num_heads": num_heads},
     )
 
 

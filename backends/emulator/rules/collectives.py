@@ -12,6 +12,7 @@ from backends.emulator.api.types import (
     MemoryConfig,
     TensorMemoryLayout,
     Topology,
+    padded,
 )
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import fatal, require
@@ -81,6 +82,42 @@ def check_packets(tiles: int, dtype: DataType) -> None:
         pages % tiles == 0 or tiles > pages,
         "must have num_pages per packet divisible by num_tiles per core, or num_tiles per core "
         f"larger than num_pages per packet, got {pages} pages and {tiles} tiles",
+    )
+
+
+# where the op that joins heads finds its users, and the cores it tells that heads are there
+JOINED_FROM = (((1, 0), (3, 1)), ((1, 2), (2, 2)))
+JOINING = frozenset((x, y) for x in (5, 6) for y in (0, 1, 2, 4, 5, 6, 7, 9))
+
+
+def check_joined(x: Tensor, memory: MemoryConfig, num_heads: int, chips: int) -> None:
+    """Heads are joined for 8 users a chip on cores of the op's own, each half a head of the result.
+
+    TT-NN looks at the input alone: with other cores for the result it waits for ever.
+    """
+    layout = x.memory_config().memory_layout
+    require(
+        layout is TensorMemoryLayout.HEIGHT_SHARDED, f"Unsupported memory layout {layout.name}."
+    )
+    held = x.memory_config().shard_spec
+    assert held is not None
+    found = tuple(
+        ((part.start.x, part.start.y), (part.end.x, part.end.y)) for part in held.grid.ranges()
+    )
+    require(found == JOINED_FROM, "Unsupported input core ranges!")
+    lead, users, _, width = padded(x.dims, x.layout)
+    require(
+        (lead, users, width) == (1, 8, 128),
+        "Unsupported input shape, should be [1, 8, 32, 128] or [1, 8, 8, 128]!",
+    )
+    require(chips == 4 and num_heads == 8, f"{chips} chips of {num_heads} heads, not 4 of 8")
+    result = memory.shard_spec
+    first = cores_of(result.grid)[: len(JOINING)] if result is not None else []
+    require(
+        result is not None
+        and tuple(result.shape) == (TILE, 64)
+        and {(core.x, core.y) for core in first} == JOINING,
+        "the result wants 64 columns on each core, on those first that are told of its heads",
     )
 
 
