@@ -17,6 +17,7 @@ from models.collectives_kept import LONGEST_KEPT, MOST_SHAPES
 from models.kv_cache import CacheConfig, image_pages, kept_images
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
+from models.plans.scattered import LEAST_WEIGHT
 from models.plans.stored import copied
 from models.plans.vision import VisionSizes
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
@@ -278,7 +279,7 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
 
     Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
     mesh of one row holds two copies of its input on a line, and that of a Galaxy, too; a ring has
-    room for one during the whole pass (collectives_beside.py).
+    room for one during the whole pass if large products are summed beside (collectives_beside.py).
     """
     wide, inner = WIDE, activation_bytes(layer)
     on_line = not sharding.is_2d and sharding.num_chips > 1
@@ -292,10 +293,11 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     queries = inner * sharding.local_q_width
     gate = inner * sharding.local_hidden
     out = inner * sharding.local_dim
-    room = out if ring and on_line else 0
+    summed_beside = 4 * sharding.local_hidden * sharding.local_dim >= LEAST_WEIGHT
+    room = out if ring and on_line and summed_beside else 0
     out_sum = out
     if sharding.num_chips > 1:
-        out_sum += (0 if room else 2 * out) + out / sharding.ways("heads")
+        out_sum += (0 if ring and on_line else 2 * out) + out / sharding.ways("heads")
     columns = sharding.cols if sharding.is_2d else 1
     attention = stream + max(
         norm,
