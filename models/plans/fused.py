@@ -22,6 +22,8 @@ from models.plans.target import Target
 from models.sharding import HEADS_TILE, MAX_USERS, TILE, Sharding
 
 USERS = 8  # of one column of chips: a tile of users on four of them
+# columns and rows of the cores from which scatters send, whatever they are given
+SENDERS = frozenset({(5, 3), (6, 3), (3, 3), (2, 8), (3, 8)})
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,16 @@ def worker_cores(count: int, spec: DeviceSpec) -> Any:
 
 
 def idle_cores(count: int, spec: DeviceSpec) -> Any:
-    """`count` cores that neither read weights nor multiply, column by column."""
+    """`count` cores that neither read weights, multiply nor send, column by column.
+
+    Those beside readers in their columns come last.
+    """
     taken = {(x + step, y) for x, y in spec.dram_readers for step in range(RECEIVERS + 1)}
+    taken |= SENDERS
     columns, rows = spec.compute_grid
-    idle = [(x, y) for x in reversed(range(columns)) for y in range(rows) if (x, y) not in taken]
+    of_readers = {x for x, _ in spec.dram_readers}
+    order = sorted(range(columns), key=lambda x: (x in of_readers, -x))
+    idle = [(x, y) for x in order for y in range(rows) if (x, y) not in taken]
     assert count <= len(idle), f"{spec.name} has too few cores beside its ring"
     return ttnn.CoreRangeSet([rectangle_of(core, core) for core in idle[:count]])
 

@@ -20,6 +20,7 @@ from models.plans.fused import (
     idle_cores,
     joined_memory,
     on_ring,
+    rectangle_of,
     ring_cores,
     shard,
     sharded,
@@ -155,6 +156,13 @@ def test_packets_must_lie_in_shards_of_a_tile_row(mesh: Any, products: Products)
     packets = put(mesh, operand(1, 1, 32, 4096, seed=4))
     with pytest.raises(RuntimeError, match="must have a shard spec"):
         products.fused(packets)
+
+
+def test_packets_must_not_lie_where_scatters_send_from(mesh: Any, products: Products) -> None:
+    cores = rectangle_of((5, 1), (6, 4))
+    memory = sharded(ttnn.CoreRangeSet([cores]), 512)
+    with pytest.raises(RuntimeError, match="which send them"):
+        products.fused(put(mesh, operand(1, 1, 32, 4096, seed=4), memory=memory))
 
 
 @pytest.mark.parametrize("each", [1, 2, 3, 4, 5])

@@ -208,7 +208,7 @@ def llama_reduce_scatter(
     x, name = input_tensor, "experimental.llama_reduce_scatter"
     line, chips = line_of(name, x, cluster_axis)
     check_links(x, line, num_links)
-    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips)
+    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips, num_links)
     width = x.dims[-1]
     check_packets(x.memory_config().shard_spec.shape[1] // TILE, x.dtype)
     require(
@@ -251,7 +251,7 @@ def llama_rs_create_heads(
     x, name = input_tensor, "experimental.llama_rs_create_heads"
     line, chips = line_of(name, x, cluster_axis)
     check_links(x, line, num_links)
-    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips)
+    check_scattered(x, intermediate_packet_buffer, dim, cluster_axis, chips, num_links)
     require(x.layout is Layout.ROW_MAJOR, "heads that fill no tile need a ROW_MAJOR input")
     require(qkv_memory_config is not None, "heads need cores: bad optional access")
     users, head = x.dims[2] // chips, x.dims[3] // (num_heads + 2 * num_kv_heads)
@@ -358,7 +358,7 @@ def llama_rs_matmul(
     name, packets = "experimental.llama_rs_matmul", intermediate_packet_buffer
     line, chips = line_of(name, a, cluster_axis)
     check_links(a, line, num_links)
-    check_scattered(a, packets, dim, cluster_axis, chips)
+    check_scattered(a, packets, dim, cluster_axis, chips, num_links)
     shape, inner = check_pair(a, b, second, chips)
     memory = output_memory(a, b, shape, inner, program_config, memory_config_mm)
     check_packets(memory.shard_spec.shape[1] // TILE, dtype := dtype or a.dtype)

@@ -64,8 +64,13 @@ def busiest_bytes(whole: int, chips: int, topology: Topology | None) -> int:
     return link_bytes(whole, chips, ring=topology is Topology.Ring)
 
 
-def check_scattered(x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chips: int) -> None:
-    """The scatters of one tile row run along rows of 2 or 4 chips and want shards of 32 rows."""
+def check_scattered(
+    x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chips: int, num_links: int | None
+) -> None:
+    """The scatters of one tile row run along rows of 2 or 4 chips and want shards of 32 rows.
+
+    They send from cores of their own, which TT-NN does not keep apart from those of the packets.
+    """
     require(dim == 3, f"dim must be 3, got {dim}")
     require(cluster_axis == 1, f"cluster_axis must be 1, got {cluster_axis}")
     require(chips in (2, 4), f"ring_devices must be 4 or 2, got {chips}")
@@ -73,6 +78,10 @@ def check_scattered(x: Tensor, packets: Tensor, dim: int, cluster_axis: int, chi
         spec = tensor.memory_config().shard_spec
         require(spec is not None, f"{name} must have a shard spec")
         require(spec.shape[0] == TILE, f"{name} shard height must be 32 but got {spec.shape[0]}")
+    senders = [(5, 3), (6, 3), *([(2, 8), (3, 8)] if num_links == 4 else [(3, 3)])]
+    held = {(core.x, core.y) for core in cores_of(packets.memory_config().shard_spec.grid)}
+    both = held & set(senders[: num_links or 1])
+    require(not both, f"packets lie on cores {sorted(both)}, which send them")
 
 
 def check_packets(tiles: int, dtype: DataType) -> None:
