@@ -338,6 +338,8 @@ turn(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uint16_t *
   memcpy(out, &turned, bytes);
 }
 
+#define ROWS_AHEAD 16 /* that memory is asked for where they lie apart */
+
 void rotate(const void *given, Share *share) {
   ARGUMENTS(rotate);
   const int64_t width = a.width;
@@ -345,6 +347,7 @@ void rotate(const void *given, Share *share) {
     const int64_t o = r / a.inner, i = r % a.inner;
     const uint16_t *from = a.x + o * a.apart + i * a.stride;
     uint16_t *to = a.out + r * width;
+    if (a.stride != width && i + ROWS_AHEAD < a.inner) fetch(from + ROWS_AHEAD * a.stride, width);
     const int64_t row = (o % a.tables * a.per_table + i * a.per_row) * width;
     int64_t j = 0;
     for (; j + 2 * LANES <= width; j += 2 * LANES)
