@@ -10,7 +10,7 @@ from backends.emulator.api.types import TILE, DataType, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops.call import LANES, call, can_run
-from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED
+from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.rules.norm import (
     check_input,
     check_shards,
@@ -175,13 +175,15 @@ def rms_norm_post_all_gather(
         if is_plain and is_own and _fits(row, data) and can_run(data, sums):
             return _normalised(data, row, sums, share, epsilon, bits)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
-        return by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
+        scaled = by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
+        return finish(scaled, dtype or x.dtype)
 
     return launch(
         "rms_norm_post_all_gather",
         [x, stats, *by.operands],
         [Out(x.dims, dtype or x.dtype, x.layout, output_memory(x, memory_config))],
         compute,
+        exact=True,
         attributes={
             "epsilon": epsilon,
             "program_config": program_config,
