@@ -35,7 +35,9 @@ def lm_head_plan(target: Target) -> LMHeadPlan:
     pieces = tuple((bounds[i], bounds[i + 1] - bounds[i]) for i in range(count))
     return LMHeadPlan(
         pieces=pieces,
-        memory=tuple(weight_memory(sizes.local_dim, n, spec) for _, n in pieces),
+        memory=tuple(
+            weight_memory(sizes.local_dim, n, spec, ring=sizes.ring_cores) for _, n in pieces
+        ),
         linear=tuple(_linear(target, n) for _, n in pieces),
         weight_dtype=dtype_of(target.head_precision),
         input=on_ring(sizes.local_dim, spec) if sizes.ring_cores else None,

@@ -19,7 +19,7 @@ def _stream(t: Any, block: int, columns: int) -> Any:
     )
 
 
-def _grid(t: Any, columns: int, rows: int, m: int, n: int, *, fuse: bool = True, block: int = 2) -> Any:  # fmt: skip  # noqa: E501
+def _grid(t: Any, columns: int, rows: int, m: int, n: int, *, fuse: bool = True, block: int = 2, turned: bool = False) -> Any:  # fmt: skip  # noqa: E501
     return t.MatmulMultiCoreReuseMultiCastProgramConfig(
         compute_with_storage_grid_size=(columns, rows),
         in0_block_w=block,
@@ -27,7 +27,7 @@ def _grid(t: Any, columns: int, rows: int, m: int, n: int, *, fuse: bool = True,
         out_subblock_w=1,
         per_core_M=m,
         per_core_N=n,
-        transpose_mcast=False,
+        transpose_mcast=turned,
         fused_activation=None,
         fuse_batch=fuse,
     )
@@ -90,10 +90,10 @@ def _streamed_matmuls() -> Iterator[tuple[str, Case]]:
     )
 
 
-def _in_grid(config: Callable[[Any], Any], memory: str = "DRAM_MEMORY_CONFIG", batch: int = 1) -> Case:  # fmt: skip  # noqa: E501
+def _in_grid(config: Callable[[Any], Any], memory: str = "DRAM_MEMORY_CONFIG", batch: int = 1, banks: bool = False) -> Case:  # fmt: skip  # noqa: E501
     return lambda t, make: t.linear(
         make(1, batch, 256, 576),
-        make(1, 1, 576, 960, dtype="bfloat8_b"),
+        make(1, 1, 576, 960, dtype="bfloat8_b", memory=make.banks(576, 960) if banks else None),
         program_config=config(t),
         memory_config=getattr(t, memory),
         dtype=t.bfloat8_b,
@@ -116,6 +116,10 @@ def _grid_matmuls() -> Iterator[tuple[str, Case]]:
     yield "2D with too few rows", _in_grid(lambda t: _grid(t, 8, 4, 1, 4))
     yield "2D with too few columns", _in_grid(lambda t: _grid(t, 8, 8, 1, 2))
     yield "2D with blocks that do not divide K", _in_grid(lambda t: _grid(t, 8, 8, 1, 4, block=5))
+    yield "2D turned", _in_grid(lambda t: _grid(t, 4, 8, 2, 4, turned=True))
+    yield "2D turned per batch", _in_grid(lambda t: _grid(t, 4, 8, 2, 4, turned=True, fuse=False), batch=2)  # fmt: skip  # noqa: E501
+    yield "2D turned with too few columns", _in_grid(lambda t: _grid(t, 3, 8, 2, 4, turned=True))
+    yield "2D turned, weight in banks", _in_grid(lambda t: _grid(t, 4, 8, 2, 4, turned=True), banks=True)  # fmt: skip  # noqa: E501
     yield "2D beyond the device", _in_grid(lambda t: _grid(t, 9, 8, 1, 4))
     yield "1D", _in_line(1)
     yield "1D, two tiles per core", _in_line(2)

@@ -92,8 +92,12 @@ def output_memory(
     if isinstance(config, MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig):
         return _dram_sharded(a, b, shape, config, memory)
     if isinstance(config, MatmulMultiCoreReuseMultiCastProgramConfig):
+        turned = config.transpose_mcast and b.is_sharded()
+        require(not turned, "Transpose MCAST not supported when input B is sharded")
         return _grid(a, shape, k, config, memory)
     if isinstance(config, MatmulMultiCoreReuseMultiCast1DProgramConfig):
+        if config.gather_in0 and b.is_sharded():
+            _check_dealt(a, b, config)
         return _line(a, shape, k, config, memory)
     require(
         not (b.is_sharded() and (b.in_dram() or a.is_sharded())),
@@ -228,6 +232,19 @@ def _ring(
         f"{cores} cores of {config.per_core_N} tiles hold not {columns} tiles",
     )
     return memory
+
+
+def _check_dealt(
+    a: Tensor, b: Tensor, config: MatmulMultiCoreReuseMultiCast1DProgramConfig
+) -> None:
+    """Cores beside a bank read their columns one after the other; TT-NN reads what lies there."""
+    own, dealt = a.memory_config().shard_spec, b.memory_config().shard_spec
+    assert own is not None and dealt is not None
+    each = own.num_cores() // dealt.num_cores() * config.per_core_N
+    require(
+        dealt.shape[1] == each * TILE,
+        f"a bank holds {dealt.shape[1] // TILE} tiles of columns, its cores multiply {each}",
+    )
 
 
 def _checked_grid(a: Tensor, k: int, config: Any) -> tuple[int, int]:
