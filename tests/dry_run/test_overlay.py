@@ -50,7 +50,8 @@ for from_column in (False, True):
     with open_mesh("TG", from_column=from_column) as mesh:
         grid = mesh.compute_with_storage_grid_size()
         memory = backends.ttnn.get_memory_view(mesh, backends.ttnn.BufferType.L1)
-        print(grid.x, grid.y, memory.num_banks)
+        nearest = mesh.get_optimal_dram_bank_to_logical_worker_assignment(backends.ttnn.NOC.NOC_0)
+        print(grid.x, grid.y, memory.num_banks, *((core.x, core.y) for core in nearest))
 """
 
 
@@ -59,7 +60,9 @@ def test_a_mock_galaxy_has_the_cores_that_its_way_of_dispatch_leaves() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     spec = SPECS["TG"]
     for line, facts in zip(run.stdout.splitlines()[-2:], (spec, spec.from_column()), strict=True):
-        assert line == f"{facts.compute_grid[0]} {facts.compute_grid[1]} {facts.num_cores}"
+        assert line.startswith(f"{facts.compute_grid[0]} {facts.compute_grid[1]} {facts.num_cores}")
+    readers = " ".join(map(str, spec.column_readers))
+    assert line.endswith(readers), "products on a ring look for their weights there"
 
 
 def test_two_processes_make_one_overlay_and_the_wheel_is_only_read(
