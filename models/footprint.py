@@ -132,15 +132,18 @@ def listed(spec: DeviceSpec) -> int:
     return 4 * spec.dram_banks
 
 
-def banked(rows: int, columns: int, spec: DeviceSpec) -> int:
-    """Elements of a matrix that has equal whole tiles of columns in every DRAM bank."""
-    return rows * round_up(columns, TILE * spec.dram_banks)
+def banked(rows: int, columns: int, spec: DeviceSpec, ring: int | None = None) -> int:
+    """Elements of a matrix that has equal whole tiles of columns in every DRAM bank.
+
+    For a `ring` of cores, that every one of them multiplies.
+    """
+    return rows * round_up(columns, TILE * (ring or spec.dram_banks))
 
 
 def layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
     """Bytes of the matrices of one layer."""
-    dim = sharding.local_dim
-    qkv = stored(banked(dim, sharding.local_qkv_width, spec), layer, TensorGroup.WQKV)
+    dim, ring = sharding.local_dim, sharding.ring_cores
+    qkv = stored(banked(dim, sharding.local_qkv_width, spec, ring), layer, TensorGroup.WQKV)
     return qkv + _other_matrices(sharding, layer, spec)
 
 
@@ -172,11 +175,11 @@ def looking_layer_bytes(sharding: Sharding, layer: LayerPrecision, spec: DeviceS
 
 
 def _other_matrices(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec) -> float:
-    dim, hidden = sharding.local_dim, sharding.local_hidden
+    dim, hidden, ring = sharding.local_dim, sharding.local_hidden, sharding.ring_cores
     return (
-        stored(banked(sharding.local_q_width, dim, spec), layer, TensorGroup.WO)
-        + stored(2 * banked(dim, hidden, spec), layer, TensorGroup.FF1_FF3)
-        + stored(banked(hidden, dim, spec), layer, TensorGroup.FF2)
+        stored(banked(sharding.local_q_width, dim, spec, ring), layer, TensorGroup.WO)
+        + stored(2 * banked(dim, hidden, spec, ring), layer, TensorGroup.FF1_FF3)
+        + stored(banked(hidden, dim, spec, ring), layer, TensorGroup.FF2)
     )
 
 

@@ -108,5 +108,6 @@ def test_what_lies_twice_is_counted_twice() -> None:
     layer = ModelPrecision.preset("performance", config).layer(0)
     sizes = shard(config, spec.mesh_shape, spec)
     assert copied_bytes(sizes, layer, spec) == 0, "products have their columns"
-    paged = layer_bytes(sizes, layer, replace(narrow, dram_banks=1))  # no bank is filled up
-    assert copied_bytes(sizes, layer, narrow) == paged < layer_bytes(sizes, layer, narrow)
+    # the copies lack what fills up the cores of the ring
+    once, twice = layer_bytes(sizes, layer, narrow), copied_bytes(sizes, layer, narrow)
+    assert 0.88 * once < twice < once
