@@ -15,7 +15,14 @@ from loguru import logger
 from backends.device_specs import SPECS, DeviceSpec
 from models.collectives import Links
 from models.config import ModelConfig
-from models.footprint import Footprint, check_fits, dram_bytes, footprint, max_prefill_chunk
+from models.footprint import (
+    SHORTEST_CHUNK,
+    Footprint,
+    check_fits,
+    dram_bytes,
+    footprint,
+    max_prefill_chunk,
+)
 from models.kv_cache import CacheConfig
 from models.numbers import check_number
 from models.plans.fused import opened, shard
@@ -246,15 +253,18 @@ class Blueprint:
     def blocks_that_fit(self, max_seq_len: int) -> int:
         """Pages that DRAM holds beside the weights and the activations of the largest prefill.
 
-        Copies of weights that prefill could do without make way for them.
+        Copies of weights that prefill could do without make way for them; beside those that it
+        cannot, a prompt of `max_seq_len` goes in pieces where its pages had no room else.
         """
         empty = self.with_cache(0, max_seq_len)
         per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024
         chunk = min(empty.max_prefill_chunk, max_seq_len)
         needs = empty._needs(self.options.layers, gathers=False)
-        return int(
-            (dram_bytes(self.spec) - needs.standing - needs.prefill_room(chunk)) // per_block
-        )
+        free = dram_bytes(self.spec) - needs.standing
+        wanted = per_block * max_seq_len / (self.options.cache.block_size or 1)
+        while needs.copies and chunk > SHORTEST_CHUNK and free - needs.prefill_room(chunk) < wanted:
+            chunk //= 2
+        return int((free - needs.prefill_room(chunk)) // per_block)
 
 
 def draw(

@@ -23,6 +23,8 @@ from models.precision import ModelPrecision
 from models.registry import load_config
 from models.sharding import Sharding
 from models.weights import WeightLoader, pad_to
+from runtime.blueprint import LoadOptions, draw
+from runtime.settings import Settings
 from tests.tiny_formats import write_gguf
 from tests.tiny_models import TinyCheckpoint, tiny_config, write_hf
 
@@ -100,6 +102,18 @@ def test_a_matrix_that_lies_twice_is_converted_and_kept_once(tmp_path: Path) -> 
         cache.close()
     assert len(list((tmp_path / "cold").glob("*.tensorbin"))) == 1
     ttnn.close_mesh_device(mesh)
+
+
+def test_prompts_go_in_pieces_where_weights_that_lie_twice_leave_no_room_for_one() -> None:
+    bits8 = "precision_cfg = {ff1_3: bfp8, ff2: bfp8, wqkv: bfp8, wo: bfp8}"
+    config, length = load_config("Llama-3.3-70B"), 131072
+    options = LoadOptions(device="TG", optimizations=bits8, max_batch_size=32, max_seq_len=length)
+    plan = draw(options, Settings("emulator"), config)
+    blocks = plan.blocks_that_fit(length)
+    assert blocks * 32 >= length
+    plan = plan.with_cache(blocks, length)
+    assert plan.max_prefill_chunk < length
+    plan.check_fits()
 
 
 def test_what_lies_twice_is_counted_twice() -> None:
