@@ -251,9 +251,11 @@ def looking_peak(sharding: Sharding, layer: LayerPrecision, spec: DeviceSpec, im
     tower = WIDE * sizes.patch_width + max(layers, projector)
     # rows of every image, all in one where there are several, and the picked ones
     picking = images * (states * (2 if images == 1 else 3) + listed(spec))
-    # tokens and rotary rows of replayed prefills
-    replayed = 2 * listed(spec) * MOST_SHAPES * LONGEST_KEPT
-    return sizes.rows * max(tower, picking) + replayed
+    # what traces leave: tokens and rotary rows of replayed prefills
+    lists = 2 * listed(spec) * MOST_SHAPES * LONGEST_KEPT
+    # and logits of two beside a prompt's: of prompts together, and of a step
+    logits = 2 * WIDE * TILE * sharding.local_vocab
+    return sizes.rows * max(tower, picking) + lists + logits
 
 
 def masked_bytes_per_token(sharding: Sharding, images: int) -> float:
