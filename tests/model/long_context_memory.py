@@ -21,7 +21,7 @@ def main() -> None:
     checkpoint = open_checkpoint("default")
     peaks = {}
     with engine_of(checkpoint, max_seq_len=context, chunk=chunk) as engine:
-        for length in (127, chunk - 1, 2 * chunk - 1, context - 1):
+        for length in sorted({127, chunk - 1, min(2 * chunk, context) - 1, context - 1}):
             prompt = random_prompt(checkpoint.config.vocab_size, length)
             engine.prefill([prompt], slots=[0], page_table=random_pages(engine))
             peaks[length] = _peak_mib()
