@@ -22,10 +22,10 @@ LONGEST_REASON = 1400  # characters: some list all that would work
 
 def run(main: Callable[[], int | None], prog: str) -> NoReturn:
     """End the process with what `main` returns, or with one line and the code that fits."""
-    if sys.stderr is not None:
-        log_to()
     code: int | str | None
     try:
+        if sys.stderr is not None and not sys.stderr.closed:
+            log_to()
         try:
             code = main() or 0
         except SystemExit as end:  # argparse has said why

@@ -283,7 +283,7 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
 
     Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
-    mesh of one row holds two copies of its input on a line, and that of a Galaxy, too; a ring has
+    mesh of one row holds two copies of its input on a line; a closed ring or grid one less, and
     room for one during the whole pass if large products are summed beside (collectives_beside.py).
     """
     wide, inner = WIDE, activation_bytes(layer)

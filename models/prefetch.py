@@ -18,9 +18,10 @@ from backends.mesh import SplitCores
 from backends.op_record import scope
 from models.plans.fused import ring_cores, single_cores
 from models.plans.matmul import TILE_BYTES, dtype_of
-from models.sharding import TILE
+from models.sharding import TILE, round_up
 
-MOST_BYTES = 672 * 1088  # on each receiver: what steps of all models leave of their L1
+MOST_BYTES = 672 * 1088  # on each receiver: what steps of all models leave of their L1; more only
+# for a matrix that takes more
 
 
 class Prefetcher:
@@ -49,15 +50,14 @@ class Prefetcher:
             mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
         )
         ttnn.deallocate(room)
+        self.size = _ahead(self.layers[0], RECEIVERS * len(spec.dram_readers))
         self.buffer: Any = None
 
     def ready(self) -> None:
         """Before decode steps: part the chip, and make the buffer at the place it always has."""
         if self.buffer is None:
             self.parts.load()
-            self.buffer = ttnn.create_global_circular_buffer(
-                self.mesh, self.mapping, _ahead(self.layers[0])
-            )
+            self.buffer = ttnn.create_global_circular_buffer(self.mesh, self.mapping, self.size)
 
     def stop(self) -> None:
         """Before a prefill, which has the whole chip."""
@@ -75,16 +75,20 @@ class Prefetcher:
             )
 
 
-def _ahead(weights: Sequence[Any]) -> int:
-    """Bytes of L1 on each receiver for a layer's `weights`: to read further ahead gains nothing,
-    since a layer takes several times as long as reading it.
+def _ahead(weights: Sequence[Any], ring: int) -> int:
+    """Bytes of L1 on each of `ring` receivers for a layer's `weights`.
+
+    To read further ahead gains nothing, since a layer takes several times as long as reading it.
+    The largest matrix has to fit, whose depth cores of the ring share in whole tiles.
     """
     tile_bytes = {dtype_of(precision): size for precision, size in TILE_BYTES.items()}
-    whole = 0
+    whole = largest = 0
     for weight in weights:
         rows, columns = weight.memory_config().shard_spec.shape
-        whole += rows // TILE * (columns // TILE // RECEIVERS) * tile_bytes[weight.dtype]
-    return min(whole, MOST_BYTES)
+        share = columns // TILE // RECEIVERS * tile_bytes[weight.dtype]
+        whole += rows // TILE * share
+        largest = max(largest, round_up(rows // TILE, ring) * share)
+    return min(whole, max(MOST_BYTES, largest))
 
 
 def _room(mesh: Any, cores: Any) -> Any:

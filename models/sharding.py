@@ -206,7 +206,7 @@ class Sharding:
         return (self.local_heads + 2 * self.local_kv_heads) * self.head_dim
 
     def slots(self, batch: int) -> int:
-        """Decode slots of a batch: a 2D mesh deals them out to its columns evenly."""
+        """Decode slots of a batch; where columns have users of their own, as many for each."""
         return round_up(batch, self.ways("users"))
 
     def local_users(self, batch: int) -> int:

@@ -126,7 +126,7 @@ class Transformer:
         """Logits [1, 1, B, V] of the next token of every slot.
 
         tokens uint32 [1, 1, 1, B]; rope positions, rows of its tables, uint32 [1, B] (idle slots
-        any), on a 2D mesh each column its own users'; `at.positions` int32 [B], -1 for idle slots.
+        any), columns may have their own users'; `at.positions` int32 [B], -1 for idle slots.
         """
         residual = residual_memory(self.targets[0], Phase.DECODE)
         with scope("embedding"):

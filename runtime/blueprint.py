@@ -253,8 +253,8 @@ class Blueprint:
     def blocks_that_fit(self, max_seq_len: int) -> int:
         """Pages that DRAM holds beside the weights and the activations of the largest prefill.
 
-        Copies of weights that prefill could do without make way for them; beside those that it
-        cannot, a prompt of `max_seq_len` goes in pieces where its pages had no room else.
+        Copies of weights that prefill could do without make way for them, not those of a ring's;
+        beside these a prompt of `max_seq_len` goes in pieces where its pages had no room else.
         """
         empty = self.with_cache(0, max_seq_len)
         per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024

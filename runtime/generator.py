@@ -55,7 +55,7 @@ class Generator:
         """`page_seed` hands pages out in random order, so that a wrong page table shows.
 
         `share_answers` shares generated tokens' blocks too, once their user is done; not for 2D
-        meshes, where decode fills only the cache of the column that owns the user.
+        meshes, where decode may fill only the cache of the column that owns the user.
         `log_probs` reports how likely each chosen token was; `on_logits` is shown the requests'
         handles and their logits [n, vocab]: both need logits, so the host samples.
         `prompts_by_decode` feeds prompts token by token through decode, without a prefill.

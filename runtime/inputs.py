@@ -1,7 +1,8 @@
 """Host tensors on their way to the mesh and back: where each input of a forward pass lives.
 
 Tokens are the same on every chip; on a 2D mesh positions and page tables are dealt to the column
-that owns the user. Buffers of decode live as long as the engine, so that a trace can read them.
+that owns the user, unless columns share them. Buffers of decode live as long as the engine, so that
+a trace can read them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ would destroy. So a recording is made anew when there are more programs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from backends import op_record, ttnn
@@ -46,7 +47,8 @@ class Trace:
             finally:
                 ttnn.end_trace_capture(self.mesh, self.id, cq_id=0)
         except BaseException:  # nobody replays half a pass, or could release it later
-            self.release()
+            with suppress(RuntimeError):  # what went wrong first is what to say
+                self.release()
             raise
         self.programs = self.mesh.num_program_cache_entries()
 

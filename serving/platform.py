@@ -98,7 +98,7 @@ class TTPlatform(Platform):
         spec = serving_device(options, settings)
         is_grid = min(spec.mesh_shape) > 1
         if cache.enable_prefix_caching and (is_grid or options.data_parallel > 1):
-            # a page written in decode is only whole in the column, or group, that owns the user
+            # a page written in decode may be whole only in the column, or group, that owns the user
             logger.info("prefix caching is off: users' pages lie in different parts of the mesh")
             cache.enable_prefix_caching = False
         _device_info().info(

@@ -19,6 +19,7 @@ from backends import allocator
 from backends.emulator.api.types import DataType
 from backends.emulator.chip.device import MeshDevice
 from backends.emulator.chip.tensor import Tensor
+from backends.emulator.kv.alike import Alike
 from backends.emulator.launch import fatal, is_alias, op
 from backends.emulator.loops import native
 from backends.emulator.numerics.formats import finish, round_to
@@ -127,6 +128,7 @@ class Program:
         self.size = 1 + max(places.values(), default=-1)
 
         self._known: list[torch.Tensor | None] = []  # values of loads when `_replay` was made
+        self._groups: dict[int, Alike] = {}  # of loads that are caches, which chips' were the same
         self._copied: set[int] = set()  # places of loads that change from run to run
         self._unread: set[int] = set()  # buffers that take a result, whatever they held
         self._inputs: list[Any] = []  # where a replay reads what loads give
@@ -185,6 +187,7 @@ class Program:
     def _record(self, data: list[torch.Tensor | None]) -> None:
         """Run once more, noting what the steps do."""
         recorder = Recorder(self.size)
+        self._groups = {at: value.alike for at, value in enumerate(data) if hasattr(value, "alike")}
         for at, ((place, _), value) in enumerate(zip(self.loads, data, strict=True)):
             if value is not None and (at in self._copied or not value.is_floating_point()):
                 self._copied.add(at)
@@ -219,7 +222,9 @@ class Program:
             for at, (value, known) in enumerate(zip(data, self._known, strict=True))
             if value is not known and at not in self._copied and at not in self._unread
         ]
-        if not moved:
+        # attention of a list reads one cache for all chips whose caches were the same
+        same = all(getattr(data[at], "alike", None) is known for at, known in self._groups.items())
+        if not moved and same:
             return True
         for at, value in moved:  # all at once: buffers that a step writes have moved together
             if value is not None and value.nbytes <= _MOST_COPIED:

@@ -132,7 +132,7 @@ class RopePlan:
 
     together: bool  # in one op: queries and keys lie on cores of their own
     head_rows: int | None  # rows that a user's heads fill, where they are no tiles
-    columns: int  # of chips, each with its own users
+    columns: int  # of chips that have users of their own
     cores: int
     tables: Any
     turn: Any

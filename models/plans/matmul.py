@@ -17,7 +17,9 @@ from backends.device_specs import DeviceSpec
 from models.precision import FIDELITY_SETTINGS, Fidelity, Precision
 from models.sharding import TILE, best_core_count
 
-GRID_COLS = 8  # every product has an 8x8 rectangle of worker cores; wider grids gain little here
+GRID_COLS = (
+    8  # products of weights dealt to banks have an 8x8 rectangle of cores; wider gain little
+)
 GRID_ROWS = 8
 MOST_CORES = 64  # that share a row of activations
 LONGEST_BLOCK = 8  # tiles of activations that go round at once
@@ -214,11 +216,11 @@ def prefill_linear(
     weight: Precision | None = None, high: int | None = None, room: int = L1_BUDGET,
     parts: int = 1,
 ) -> PrefillLinear:  # fmt: skip
-    """Plan of a [length, k] x [k, n] product on an 8-wide grid, in slices of `most` rows at most,
-    halved until they fit into `room` bytes of a core's L1 or are `least`.
+    """Plan of a [length, k] x [k, n] product, in slices of `most` rows at most, halved until they
+    fit into `room` bytes of a core's L1 or are `least`.
 
-    Weights stay sharded by DRAM bank, so on Blackhole the grid is as wide as the banks; it has as
-    many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
+    Weights sharded by DRAM bank have an 8-wide grid, on Blackhole one as wide as the banks; it has
+    as many rows as the chip, where that leaves fewer tiles to a core, and never more than `high`.
     Each block of K lies in one of its equal `parts`. A narrow chip shares columns of the product
     over its rows of cores, and rows over its columns: the weight has to lie page by page for that.
     """

@@ -32,10 +32,9 @@ class Stored:
 def copied(sizes: Sharding, spec: DeviceSpec) -> frozenset[TensorGroup]:
     """The matrices of a layer that lie in DRAM twice.
 
-    All, where weights are dealt to the banks for a ring and the chip has fewer columns of cores
-    than products of such weights use.
+    All, where the chip has fewer columns of cores than products of weights dealt to the banks use.
     """
-    return MATRICES if sizes.ring_cores and is_narrow(spec) else frozenset()
+    return MATRICES if is_narrow(spec) else frozenset()
 
 
 def stored(target: Target, group: TensorGroup, memory: Any, *, gathers: bool = False) -> Stored:

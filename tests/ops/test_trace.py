@@ -306,3 +306,39 @@ def test_a_trace_keeps_no_memory_of_values_between_its_steps(mesh: Any) -> None:
     trace, _ = capture(mesh, step)
     assert mesh.l1.allocated == before
     ttnn.release_trace(mesh, trace)
+
+
+@needs_compiler
+def test_attention_sees_caches_part_after_it_was_recorded() -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    with open_mesh("T3K_2x4") as mesh:
+        shape = ([4, 1, 32, 64], ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh)
+        keys, values = ttnn.zeros(*shape), ttnn.zeros(*shape)
+        pages = put(mesh, torch.arange(4)[None])
+        at = put(mesh, torch.tensor([40]))
+        q, same = put(mesh, random(1, 1, 32, 64)), put(mesh, random(1, 1, 64, 64))
+
+        def fill(x: Any) -> None:
+            for cache in (keys, values):
+                ttnn.experimental.paged_fill_cache(cache, x, pages, batch_idx=0)
+
+        def attend() -> Any:
+            return ttnn.transformer.paged_scaled_dot_product_attention_decode(
+                q, keys, values, page_table_tensor=pages, cur_pos_tensor=at
+            )
+
+        fill(same)
+        attend()
+        trace, out = capture(mesh, attend)
+        for _ in range(4):  # the third makes a list
+            ttnn.execute_trace(mesh, trace, cq_id=0)
+        fill(put(mesh, random(2, 4, 64, 64), dims=(0, 1)))
+        ttnn.execute_trace(mesh, trace, cq_id=0)
+        found, wanted = (ttnn.get_device_tensors(x) for x in (out, attend()))
+        for chip, expected in zip(found, wanted, strict=True):
+            assert torch.equal(ttnn.to_torch(chip), ttnn.to_torch(expected))
+        assert not torch.equal(ttnn.to_torch(found[0]), ttnn.to_torch(found[1]))

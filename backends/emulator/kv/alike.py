@@ -10,7 +10,7 @@ tensor; of one without it nothing is known.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import torch
 
@@ -88,7 +88,7 @@ class Alike:
         ]
 
 
-@lru_cache
+@cache
 def _alike(mesh: Mesh, first: tuple[int, ...], empty: frozenset[int] = frozenset()) -> Alike:
     return Alike(mesh, first, empty)
 

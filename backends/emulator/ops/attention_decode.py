@@ -202,6 +202,8 @@ def attend(
     (positions, table), (scale, window, q_bits, kv_bits) = where, how
     q, (rows, cols, _, heads, size, width) = contiguous(q), caches[0].shape
     apart = caches[0].stride(1 if cols > 1 else 0)
+    assert all(c.shape == caches[0].shape and c.stride() == caches[0].stride() for c in caches)
+    assert caches[0][0, 0].is_contiguous()
     users, count, threads = table.shape[2], table.shape[3], team_size()
     out = q.new_empty(rows, cols, *q.shape[2:])
     room = q.new_empty(threads, CONSTANTS["MOST_QUERIES"], count * size, dtype=torch.float32)
