@@ -187,7 +187,8 @@ class Program:
     def _record(self, data: list[torch.Tensor | None]) -> None:
         """Run once more, noting what the steps do."""
         recorder = Recorder(self.size)
-        self._groups = {at: value.alike for at, value in enumerate(data) if hasattr(value, "alike")}
+        found = enumerate(getattr(value, "alike", None) for value in data)
+        self._groups = {at: known for at, known in found if known is not None}
         for at, ((place, _), value) in enumerate(zip(self.loads, data, strict=True)):
             if value is not None and (at in self._copied or not value.is_floating_point()):
                 self._copied.add(at)
