@@ -162,7 +162,7 @@ def copied_bytes(
         elements[TensorGroup.FF1_FF3] = dim * hidden
         groups = frozenset({TensorGroup.WQKV, TensorGroup.FF1_FF3})
     else:
-        groups = copied(sharding, spec)
+        groups = copied(spec)
     return sum(stored(elements[group], layer, group) for group in groups)
 
 

@@ -15,7 +15,6 @@ from backends.device_specs import DeviceSpec
 from models.plans.matmul import is_narrow
 from models.plans.target import Target
 from models.precision import TensorGroup
-from models.sharding import Sharding
 
 MATRICES = frozenset({TensorGroup.WQKV, TensorGroup.WO, TensorGroup.FF1_FF3, TensorGroup.FF2})
 
@@ -29,7 +28,7 @@ class Stored:
     prefill: Any = None
 
 
-def copied(sizes: Sharding, spec: DeviceSpec) -> frozenset[TensorGroup]:
+def copied(spec: DeviceSpec) -> frozenset[TensorGroup]:
     """The matrices of a layer that lie in DRAM twice.
 
     All, where the chip has fewer columns of cores than products of weights dealt to the banks use.
@@ -42,5 +41,5 @@ def stored(target: Target, group: TensorGroup, memory: Any, *, gathers: bool = F
 
     `gathers`: prefill would gather its input beside its product (gathered.py).
     """
-    twice = group in copied(target.sharding, target.spec) or (gathers and target.gathers)
+    twice = group in copied(target.spec) or (gathers and target.gathers)
     return Stored(target.weight_dtype(group), memory, ttnn.DRAM_MEMORY_CONFIG if twice else None)
