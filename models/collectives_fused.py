@@ -12,7 +12,7 @@ from typing import Any
 
 from backends import ttnn
 from models.collectives import gated_products
-from models.plans.fused import FusedGrid, fused_grid
+from models.plans.fused import FusedGrid, fused_grid, sharded
 from models.plans.matmul import Kwargs
 from models.plans.target import Phase, Target
 from models.prefetch import Prefetcher
@@ -48,13 +48,7 @@ class FusedMesh:
             return ttnn.empty(shape, dtype, layout or ttnn.TILE_LAYOUT, mesh, memory)
 
         residual = grid.residual.shard_spec
-        parts = ttnn.create_sharded_memory_config(
-            (TILE, sizes.rows * residual.shape[1]),
-            residual.grid,
-            ttnn.ShardStrategy.WIDTH,
-            ttnn.ShardOrientation.ROW_MAJOR,
-            use_height_and_width_as_shard_shape=True,
-        )
+        parts = sharded(residual.grid, sizes.rows * residual.shape[1])
         packets = grid.packets.shard_spec
         width = packets.grid.num_cores() * packets.shape[1]
         self.sums = buffer([1, 1, TILE, sizes.rows * sizes.local_dim], parts, traffic)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from backends import ttnn
+from models.plans.fused import sharded
 from models.plans.norm import residual_memory
 from models.plans.target import Phase, Target
 from models.sharding import TILE
@@ -24,13 +25,7 @@ class PartsInPlace:
         sizes = target.sharding
         self.mesh, self.turn = mesh, 0
         stream = residual_memory(target, Phase.DECODE).shard_spec
-        memory = ttnn.create_sharded_memory_config(
-            (TILE, sizes.num_chips * stream.shape[1]),
-            stream.grid,
-            ttnn.ShardStrategy.WIDTH,
-            ttnn.ShardOrientation.ROW_MAJOR,
-            use_height_and_width_as_shard_shape=True,
-        )
+        memory = sharded(stream.grid, sizes.num_chips * stream.shape[1])
         shape, dtype = [1, 1, TILE, sizes.num_chips * sizes.local_dim], target.summed_dtype
         columns, rows = target.spec.compute_grid
         last = ttnn.CoreCoord(columns - 1, rows - 1)

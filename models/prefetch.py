@@ -16,7 +16,7 @@ from backends import ttnn
 from backends.device_specs import RECEIVERS, DeviceSpec
 from backends.mesh import SplitCores
 from backends.op_record import scope
-from models.plans.fused import ring_cores, single_cores
+from models.plans.fused import ring_cores, sharded, single_cores
 from models.plans.matmul import TILE_BYTES, dtype_of
 from models.sharding import TILE, round_up
 
@@ -40,13 +40,7 @@ class Prefetcher:
             dtype=ttnn.uint32,
             layout=ttnn.ROW_MAJOR_LAYOUT,
             device=mesh,
-            memory_config=ttnn.create_sharded_memory_config(
-                (1, addresses.shape[1]),
-                readers,
-                ttnn.ShardStrategy.HEIGHT,
-                ttnn.ShardOrientation.ROW_MAJOR,
-                use_height_and_width_as_shard_shape=True,
-            ),
+            memory_config=sharded(readers, addresses.shape[1], rows=1, by_height=True),
             mesh_mapper=ttnn.ReplicateTensorToMesh(mesh),
         )
         ttnn.deallocate(room)
@@ -97,15 +91,8 @@ def _room(mesh: Any, cores: Any) -> Any:
     Collectives keep small buffers for good. Without a gap for them they may lie below a tensor that
     soon goes, and cut L1 in two: with 80 layers the next norm had no room.
     """
-    memory = ttnn.create_sharded_memory_config(
-        (TILE, TILE),
-        cores,
-        ttnn.ShardStrategy.WIDTH,
-        ttnn.ShardOrientation.ROW_MAJOR,
-        use_height_and_width_as_shard_shape=True,
-    )
     shape = [1, 1, TILE, TILE * cores.num_cores()]
-    return ttnn.empty(shape, ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh, memory)
+    return ttnn.empty(shape, ttnn.bfloat16, ttnn.TILE_LAYOUT, mesh, sharded(cores, TILE))
 
 
 def _streamed(layer: Any) -> tuple[Any, ...]:
