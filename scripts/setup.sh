@@ -110,7 +110,8 @@ files=(requirements.txt)
 installed=$(cat "$venv/installed${dev:+-dev}" 2>/dev/null || true)
 [ "$installed" = "$(checksum "${files[@]}")" ] || install "${files[@]}"
 if [ -n "$model" ] && [ ! -s "$(cat "$venv/default-model" 2>/dev/null)" ]; then
-    "$venv/bin/python" -c 'from models.checkpoints.default_model import default_model_path
-print(default_model_path())' > "$venv/default-model" ||
+    "$venv/bin/python" -c 'from backends.command import run
+from models.checkpoints.default_model import default_model_path
+run(lambda: print(default_model_path()), "setup")' > "$venv/default-model" ||
         die "the default model could not be fetched (see above)"
 fi
