@@ -28,6 +28,7 @@ class CacheAddress:
 
     positions: int32 [B], -1 when idle (decode). pages: int32 [users, blocks per user].
     chunk_pages: the pages of this chunk alone. users: uint32/int32 [n] rows of `pages` (prefill).
+    chunk_start_there: `chunk_start` on the device, int32 [1]: programs are the same for all.
     sight: what the users see of images; None where nobody sees any.
     """
 
@@ -37,6 +38,7 @@ class CacheAddress:
     users: Any = None
     slot: int = 0
     chunk_start: int | None = None
+    chunk_start_there: Any = None
     sight: Sight | None = None
 
 
@@ -147,9 +149,11 @@ class PagedKVCache:
             return ttnn.transformer.scaled_dot_product_attention(
                 q_NHSW, k_NKSW, v_NKSW, is_causal=True, **arguments
             )
+        # the op reads where the chunk starts on the device; the number is for records of it
         return ttnn.transformer.chunked_scaled_dot_product_attention(
-            q_NHSW, self.k, self.v, at.pages, at.chunk_start, **arguments
-        )
+            q_NHSW, self.k, self.v, at.pages, at.chunk_start,
+            chunk_start_idx_tensor=at.chunk_start_there, **arguments,
+        )  # fmt: skip
 
 
 class DenseKVCache(PagedKVCache):

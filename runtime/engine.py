@@ -7,7 +7,6 @@ only as slots and pages. runtime/generator.py decides who runs; models/transform
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from models.plans.target import Phase
 from models.transformer import Transformer
 from runtime.ahead import Reading, StepAhead
 from runtime.choices import Choices, Result
-from runtime.chunking import bucket_length, plan_chunks
+from runtime.chunking import Chunk, bucket_length, plan_chunks
 from runtime.inputs import InputPlacer
+from runtime.prompt_pages import Prompt, PromptPages
 from runtime.requests import Steps, in_turns
 from runtime.sampling import DeviceSampling
 from runtime.short_prefill import LONGEST, ShortPrefills
@@ -28,16 +28,6 @@ from runtime.traces import Trace
 # Prompts of one bucket are prefilled together up to this many positions: enough rows to fill the
 # grid, little enough that activations stay small beside the weights.
 BATCHED_PREFILL_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One user's share of a prefill call."""
-
-    index: int  # in the caller's list
-    tokens: Sequence[int]
-    slot: int
-    start: int
 
 
 class Engine:
@@ -62,6 +52,7 @@ class Engine:
         self.batched_prefill = batched_prefill and self.block_size is not None
         self.supports_device_sampling = True
         self.place = InputPlacer(model.mesh, model.sharding)
+        self.prompt_pages = PromptPages(self.place, self.block_size or 1, self.max_seq_len)
         batch = model.batch
         blocks = -(-self.max_seq_len // self.block_size) if self.block_size else 1
         zeros = torch.zeros(batch, dtype=torch.int32)
@@ -105,13 +96,14 @@ class Engine:
 
         Each step sends a pass, the next waits for its logits: a trace writes all to one place.
         page_table: int32 [max_batch, blocks per user], -1 where a slot owns no block.
-        start_positions: leading tokens of each prompt that are in the cache already.
+        start_positions: leading tokens of each prompt that are in the cache already, in whole
+        pages: none of these is written, as others may read them.
         """
         self.ahead.forget()
         self.model.ccl.decode.enter(Phase.PREFILL)
         starts = start_positions or [0] * len(tokens)
         prompts = [
-            _Prompt(i, *rest) for i, rest in enumerate(zip(tokens, slots, starts, strict=True))
+            Prompt(i, *rest) for i, rest in enumerate(zip(tokens, slots, starts, strict=True))
         ]
         for prompt in prompts:
             if len(prompt.tokens) > self.max_seq_len:
@@ -128,12 +120,13 @@ class Engine:
             )
             yield
             logits[[prompt.index for prompt in group]] = self.place.read_vocab(sent)
+            del sent  # the next pass may be a replay that writes there
         return logits
 
-    def _groups(self, prompts: list[_Prompt]) -> list[list[_Prompt]]:
+    def _groups(self, prompts: list[Prompt]) -> list[list[Prompt]]:
         """Prompts of one bucket together while they stay small; chunked ones alone."""
-        groups: list[list[_Prompt]] = []
-        open_group: dict[tuple[int, int], list[_Prompt]] = {}
+        groups: list[list[Prompt]] = []
+        open_group: dict[tuple[int, int], list[Prompt]] = {}
         for prompt in prompts:
             bucket = bucket_length(len(prompt.tokens))
             whole = not prompt.start and bucket <= self.max_prefill_chunk
@@ -148,7 +141,7 @@ class Engine:
             group.append(prompt)
         return groups
 
-    def _prefill_together(self, group: list[_Prompt], page_table: torch.Tensor | None) -> Any:
+    def _prefill_together(self, group: list[Prompt], page_table: torch.Tensor | None) -> Any:
         """Prompts of one bucket in one pass; their logits on the device."""
         assert page_table is not None, "a paged cache needs a page table"
         length = bucket_length(len(group[0].tokens))
@@ -156,24 +149,20 @@ class Engine:
         for row, prompt in zip(rows, group, strict=True):
             row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
-        if self._is_short(group[0]):
-            pages = page_table[[prompt.slot for prompt in group]]
+        if self._is_short(group[0]) and self.short_prefills.has_place(len(group), length):
+            pages = self.prompt_pages.written(page_table, group)
             turns = self._turns(group[0], 0, length)
             run, traced = self.short_prefills.run, self.enable_trace
             return run(rows, turns, last, pages, traced=traced)
-        at = CacheAddress(
-            pages=self._pages(page_table, [prompt.slot for prompt in group]),
-            users=self.place.device(torch.arange(len(group), dtype=torch.int32), ttnn.int32),
-        )
         return self.model.prefill(
             self._ids(rows),
             self._ids(self._turns(group[0], 0, length), rank=2),
-            at,
+            self.prompt_pages.whole(page_table, group),
             users=len(group),
             last_rows=self._ids(last, rank=2),
         )
 
-    def _prefill_alone(self, prompt: _Prompt, page_table: torch.Tensor | None) -> Any:
+    def _prefill_alone(self, prompt: Prompt, page_table: torch.Tensor | None) -> Any:
         """One prompt, in chunks where it is too long or begins in the cache; logits as above."""
         if self._is_short(prompt):
             return self._prefill_together([prompt], page_table)
@@ -192,48 +181,31 @@ class Engine:
             logits = self.model.prefill(
                 self._ids(ids),
                 self._ids(turns, rank=2),
-                self._address(prompt.slot, page_table, None if whole else chunk),
+                self._address(prompt, page_table, None if whole else chunk),
                 last_rows=None if last is None else self._ids(torch.tensor([last]), rank=2),
             )
         return logits
 
-    def _turns(self, prompt: _Prompt, start: int, length: int) -> torch.Tensor:
+    def _turns(self, prompt: Prompt, start: int, length: int) -> torch.Tensor:
         """Rows of the rotary tables for a stretch of a prompt, padding included."""
         positions = torch.arange(start, start + length).clamp(max=self.max_seq_len - 1)
         return positions + self.first_rows[prompt.slot]
 
-    def _is_short(self, prompt: _Prompt) -> bool:
+    def _is_short(self, prompt: Prompt) -> bool:
         """Whether a prompt's inputs and results have places of their own, for a trace to replay."""
         longest = min(LONGEST, self.max_prefill_chunk) if self.block_size else 0
         return not prompt.start and bucket_length(len(prompt.tokens)) <= longest
 
-    def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:
+    def _address(
+        self, prompt: Prompt, page_table: torch.Tensor | None, chunk: Chunk | None
+    ) -> CacheAddress:
         if self.block_size is None:
-            return CacheAddress(slot=slot, chunk_start=None if chunk is None else chunk.start)
+            start = None if chunk is None else chunk.start
+            return CacheAddress(slot=prompt.slot, chunk_start=start)
         assert page_table is not None, "a paged cache needs a page table"
         if chunk is None:
-            return CacheAddress(pages=self._pages(page_table, [slot]))
-        first = chunk.start // self.block_size
-        count = -(-chunk.padded_length // self.block_size)
-        own = torch.full((1, count), -1, dtype=torch.int32)
-        taken = page_table[slot, first : first + count]
-        own[0, : len(taken)] = taken
-        # attention walks over the padding's pages before it is masked: any page will do there
-        return CacheAddress(
-            pages=self._pages(page_table, [slot], chunk.start + chunk.padded_length, nowhere=0),
-            chunk_pages=self.place.device(own, ttnn.int32),
-            chunk_start=chunk.start,
-        )
-
-    def _pages(
-        self, page_table: torch.Tensor, slots: list[int], length: int = 0, *, nowhere: int = -1
-    ) -> Any:
-        """Rows of the table, wide enough for the padding of the longest prompt (or `length`)."""
-        assert self.block_size is not None
-        blocks = -(-max(length, bucket_length(self.max_seq_len)) // self.block_size)
-        rows = torch.full((len(slots), max(blocks, page_table.shape[1])), -1, dtype=torch.int32)
-        rows[:, : page_table.shape[1]] = page_table[slots]
-        return self.place.device(torch.where(rows < 0, nowhere, rows), ttnn.int32)
+            return self.prompt_pages.whole(page_table, [prompt])
+        return self.prompt_pages.chunk(page_table, prompt, chunk)
 
     def _ids(self, values: torch.Tensor, rank: int = 4) -> Any:
         shape = (1,) * (rank - 1) + (-1,)

@@ -18,10 +18,11 @@ from models.kv_cache import NULL_PAGE, CacheAddress, Sight
 from models.vision_tables import HIDDEN, patch_rows, picked_rows
 from models.vision_transformer import VisionTransformer
 from runtime.choices import Result
-from runtime.chunking import bucket_length
+from runtime.chunking import Chunk, bucket_length
 from runtime.engine import Engine
 from runtime.images import Image, image_spans
 from runtime.paging import NO_BLOCK, BlockPool
+from runtime.prompt_pages import Prompt
 from runtime.traces import Trace
 
 
@@ -159,8 +160,10 @@ class ImageEngine(Engine):
         oldest = next(key for key, place in self.seen.items() if place not in wanted)
         return self.seen.pop(oldest)
 
-    def _address(self, slot: int, page_table: torch.Tensor | None, chunk: Any) -> CacheAddress:
-        at, look = super()._address(slot, page_table, chunk), self.looks.get(slot)
+    def _address(
+        self, prompt: Prompt, page_table: torch.Tensor | None, chunk: Chunk | None
+    ) -> CacheAddress:
+        at, look = super()._address(prompt, page_table, chunk), self.looks.get(prompt.slot)
         if look is None:
             return at
         start, rows = (0, bucket_length(look.num_taken)) if chunk is None else (

@@ -15,7 +15,6 @@ import torch
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-from runtime.chunking import bucket_length
 from runtime.paging import NO_BLOCK
 from runtime.requests import in_turns
 from runtime.sampling import Draws, SamplingParams
@@ -260,42 +259,22 @@ class Runner:
     def _prefill(self, rows: list[_Work]) -> torch.Tensor:
         """Logits [n, vocab] of each row's last token.
 
-        A chunk begins at a page: what is before it in that page is the request's own, and is
-        written again.
+        What is before a chunk in its first page is the request's own, and is written again.
         """
         logits = torch.empty(len(rows), self.engines[0].vocab_size)
         sent, parts = [], self._by_engine(rows)
         for index, part in parts.items():
-            engine, table, starts = self.engines[index], self.tables[index].clone(), []
-            for _, slot, work in part:
-                page = work.start // self.block_size
-                if self._is_worth_keeping(page * self.block_size, work.end, engine):
-                    starts.append(page * self.block_size)
-                else:
-                    table[slot, :page] = NO_BLOCK  # others may read these: not written again
-                    starts.append(0)
-            steps = engine.prefilling(
+            block = self.block_size
+            steps = self.engines[index].prefilling(
                 [work.request.tokens[: work.end] for _, _, work in part],
                 slots=[slot for _, slot, _ in part],
-                page_table=table,
-                start_positions=starts,
+                page_table=self.tables[index],
+                start_positions=[work.start // block * block for _, _, work in part],
             )
             sent.append(steps)
         for part, found in zip(parts.values(), in_turns(sent), strict=True):
             logits[[i for i, _, _ in part]] = found
         return logits
-
-    @staticmethod
-    def _is_worth_keeping(start: int, end: int, engine: Engine) -> bool:
-        """Whether a prefill from `start` is shorter than the whole, which joins those of others.
-
-        Prompts are padded to buckets: short of the next one a prefix from the cache saves nothing,
-        and computed again the answer is the same as without a cache.
-        """
-        whole = bucket_length(end)
-        return start > 0 and (
-            bucket_length(end - start) < whole or whole > engine.max_prefill_chunk
-        )
 
     def _decode(self, rows: list[_Work], *, on_device: bool = False) -> torch.Tensor:
         """Logits [n, vocab] of each row's next token, or the tokens [n] that the device chose."""

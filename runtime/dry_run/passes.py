@@ -228,9 +228,8 @@ class Passes:
         if limit > 2 * whole:
             start = -(-(limit - whole) // self.block_size) * self.block_size
             self._prefill(f"prefill {limit} after {start} cached", [limit], starts=[start])
-        if limit > self.block_size + 1:
-            length = min(limit, BUCKET + self.block_size)
-            start = self.block_size
+        if limit > BUCKET:
+            length, start = min(limit, 2 * BUCKET), BUCKET
             self._prefill(f"prefill {length} after {start} cached", [length], starts=[start])
         if engine.batched_prefill and engine.max_batch_size > 1:
             users = engine.max_batch_size

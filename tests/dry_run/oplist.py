@@ -71,7 +71,7 @@ def op_lists(
         yield "prefill 128", recorded(prefill([100]))
         yield "prefill 1024", recorded(prefill([1000]))
         yield "prefill 1536 in chunks", recorded(prefill([1500]))
-        yield "prefill after 32 cached", recorded(prefill([100], [32]))
+        yield "prefill after 160 cached", recorded(prefill([300], [160]))
         if batch > 1:
             yield "prefill together", recorded(prefill([100] * batch))
         yield "decode", recorded(lambda: engine.decode(ones, ones * 5, page_table=pages))

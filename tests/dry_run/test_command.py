@@ -28,7 +28,7 @@ def test_json_tells_ops_programs_memory_and_what_would_fit(
     assert names == [
         "prefill 128",
         "prefill 8191",
-        "prefill 160 after 32 cached",
+        "prefill 256 after 128 cached",
         "prefill 32 x 128",
         "decode",
         "decode and sample",

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends import ttnn
+from backends.op_record import record_ops
 from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -133,6 +135,26 @@ def test_every_prompt_that_fits_max_seq_len_runs_as_where_there_is_more_room(
             )
             found.append(logits)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("cached", "rows"), [(32, 384), (128, 256), (160, 256), (256, 128)])
+def test_what_is_cached_is_never_written_and_computed_again_from_a_buckets_end_alone(
+    cached: int, rows: int
+) -> None:
+    """With other tokens than those in the cache, which would show where they are written."""
+    prompt, other = (random_prompt(VOCAB, 300, seed=seed) for seed in (1, 2))
+    with engine_of(CHECKPOINT, batch=2) as engine:
+        pages, cache = random_pages(engine), engine.model.caches[0]
+        kept, own = (pages[0, : cached // 32].long(), pages[0, cached // 32 : 10].long())
+        engine.prefill([prompt[:cached]], slots=[0], page_table=pages)
+        before = ttnn.to_torch(cache.k)
+        with record_ops() as records:
+            given = {"page_table": pages, "start_positions": [cached]}
+            engine.prefill([other], slots=[0], **given)
+        after = ttnn.to_torch(cache.k)
+    assert torch.equal(after[kept], before[kept])
+    assert not any(torch.equal(after[page], before[page]) for page in own)
+    assert next(r for r in records if r.name == "embedding").inputs[0].shape[-1] == rows
 
 
 @pytest.mark.parametrize("device", ["T3K", "TG"])

@@ -680,6 +680,7 @@ def attention() -> Cases:
     yield "attend over pages from 0", chunked(start=0)
     yield "attend over pages from a tensor", chunked(start="tensor")
     yield "attend over pages from a uint32 tensor", chunked(start="tensor", index="uint32")
+    yield "attend over pages from a tensor, in odd rows", chunked(start="tensor", table=(1, 12))
     yield "attend over pages from a tensor of two", chunked(start="tensor", index_shape=(2,))
     yield "attend over pages from nowhere", chunked(start=None)
     yield "attend over pages from an odd place", chunked(start=100)

@@ -179,8 +179,8 @@ def check_shared(
     )
 
 
-def check_start_tensor(start: Tensor | None, index: int | None) -> None:
-    """A chunk begins at an integer, or where a tensor of one says."""
+def check_start_tensor(start: Tensor | None, index: int | None, table: Tensor) -> None:
+    """A chunk begins at an integer, or where a tensor of one says, which goes first."""
     if start is None:
         require(
             index is not None,
@@ -192,6 +192,7 @@ def check_start_tensor(start: Tensor | None, index: int | None) -> None:
         start.dtype is DataType.INT32, f"chunk_start_idx tensor must be int32. Got {start.dtype}"
     )
     require(start.dims == (1,), f"chunk_start_idx tensor must have shape [1]. Got {start.shape}")
+    require(4 * table.dims[1] % 32 == 0, "page table stick size must be a multiple of 32")
 
 
 def check_float32(scale: float | None) -> None:
