@@ -19,6 +19,9 @@ from runtime.inputs import InputPlacer
 from runtime.traces import Trace
 
 LONGEST = LONGEST_KEPT  # tokens of a bucket that is traced
+# Prefills after which a shape that was not asked for leaves its place. What takes a place has all
+# traces recorded anew, decode's, too: shapes that come by turns are not to throw each other out.
+PATIENCE = 256
 
 
 class ShortPrefills:
@@ -34,7 +37,24 @@ class ShortPrefills:
         """`length`: the longest padded prompt that a page table has room for."""
         self.model, self.place, self.length = model, place, length
         self.release_traces = release_traces
-        self.shapes: dict[tuple[int, int], ShortPrefill] = {}
+        self.shapes: dict[tuple[int, int], ShortPrefill] = {}  # the longest unused first
+        self.asked = 0  # prefills so far
+        self.last_asked: dict[tuple[int, int], int] = {}  # of the shapes that have a place
+
+    def has_place(self, users: int, length: int) -> bool:
+        """Whether prompts of this shape are run here: places are for those that come often.
+
+        To be asked before each `run`, once.
+        """
+        shape, self.asked = (users, length), self.asked + 1
+        if shape not in self.shapes and len(self.shapes) >= MOST_SHAPES:
+            oldest = next(iter(self.shapes))
+            if self.asked - self.last_asked[oldest] <= PATIENCE:
+                return False
+            self.release_traces()
+            del self.shapes[oldest], self.last_asked[oldest]
+        self.last_asked[shape] = self.asked
+        return True
 
     def traces(self) -> list[Trace]:
         return [prefill.trace for prefill in self.shapes.values()]
@@ -52,8 +72,6 @@ class ShortPrefills:
         users, length = ids.shape
         if (users, length) not in self.shapes:
             self.release_traces()
-            while len(self.shapes) >= MOST_SHAPES:
-                self.shapes.pop(next(iter(self.shapes)))
             options = self.model.options
             self.shapes[users, length] = ShortPrefill(
                 self.model,
@@ -62,6 +80,7 @@ class ShortPrefills:
                 turns=turns,
                 blocks=-(-self.length // options.cache.block_size),
             )
+        self.shapes[users, length] = self.shapes.pop((users, length))
         return self.shapes[users, length].run(ids, turns, last, pages, traced=traced)
 
 

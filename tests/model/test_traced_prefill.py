@@ -123,15 +123,27 @@ def test_a_replay_is_recorded_like_the_pass_it_repeats() -> None:
         assert first and ops(2) == first
 
 
-def test_the_oldest_shape_makes_room_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_that_come_by_turns_leave_the_recordings_of_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("runtime.short_prefill.MOST_SHAPES", 2)
+    monkeypatch.setattr("runtime.short_prefill.PATIENCE", 4)
     with engine_of(CHECKPOINT, "N150") as engine:
         pages = random_pages(engine)
         prompts = [random_prompt(VOCAB, length) for length in (100, 200, 300)]
-        first = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
-        assert list(engine.short_prefills.shapes) == [(1, 256), (1, 384)]
-        again = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
-        assert torch.equal(torch.cat(first), torch.cat(again))
+
+        def answers(prompts: list[list[int]]) -> torch.Tensor:
+            found = [engine.prefill([p], slots=[0], page_table=pages) for p in prompts]
+            return torch.cat(found)
+
+        first, again = answers(prompts), answers(prompts)
+        kept = [trace.id for trace in engine.held_traces()]
+        assert None not in kept
+        assert torch.equal(again, first) and torch.equal(answers(prompts), first)
+        assert [trace.id for trace in engine.held_traces()] == kept
+        # nobody asks for the first one any more
+        assert torch.equal(answers(prompts[1:] * 3), first[1:].repeat(3, 1))
+        assert set(engine.short_prefills.shapes) == {(1, 256), (1, 384)}
 
 
 def test_a_recording_that_fails_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
