@@ -81,9 +81,7 @@ class PagedFake:
         for i, (text, slot, start) in enumerate(zip(tokens, slots, starts, strict=True)):
             assert start % BLOCK == 0 and start < len(text)
             self.chunks += bool(start)
-            kept = BLOCK * int((page_table[slot] < 0).long().argmin())  # pages of others
-            assert not start or not kept
-            self._write(page_table[slot], max(start, kept), text[max(start, kept) :])
+            self._write(page_table[slot], start, text[start:])  # what is before may be others'
             # a whole prompt is attended to as it passes, a chunk by what the pages hold before it
             known = self._read(page_table[slot], len(text)) if start else text
             logits[i, next_token(known)] = self.height
