@@ -227,10 +227,7 @@ def chunked_scaled_dot_product_attention(
     program_config: Any = None,
     compute_kernel_config: Any = None,
 ) -> Tensor:
-    """Chunks [N, H, S, W] over all pages of their users up to the chunk's end.
-
-    TT-NN reads the tensor where both starts are given; here the two must agree.
-    """
+    """Chunks [N, H, S, W] over all pages of their users up to the chunk's end."""
     q, k, v, table = input_tensor_q, input_tensor_k, input_tensor_v, page_table_tensor
     specs.check_float32(scale)
     specs.check_operands(q, k, v)
@@ -245,7 +242,7 @@ def chunked_scaled_dot_product_attention(
         a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, pages: torch.Tensor, *at: torch.Tensor
     ) -> torch.Tensor:
         start = int(at[0].reshape(-1)[0]) if at else chunk_start_idx
-        assert start is not None and chunk_start_idx in (None, start), "two starts of one chunk"
+        assert start is not None and chunk_start_idx in (None, start), "which of two starts?"
         b, c = (writable(cache, a, pages) for cache in (b, c))
         mesh = tuple(b.shape[:2])
         users = torch.arange(pages.shape[2], device=pages.device).expand(*pages.shape[:3])
