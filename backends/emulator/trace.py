@@ -50,6 +50,9 @@ class Capture:
         is_written: bool,
     ) -> None:
         """Note one op. `is_written`: the output exists already and takes the result."""
+        cells = getattr(compute, "__closure__", None) or ()
+        held = [cell for cell in cells if isinstance(cell.cell_contents, Tensor)]
+        assert not held, f"{compute.__qualname__} keeps an operand's memory as long as the trace"
         sources = [self._value(tensor) for tensor in inputs]
         if not is_written:
             self.made += [(tensor.tensor_id, weakref.ref(tensor)) for tensor in outputs]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backends.emulator.api.types import TILE
+from backends.emulator.api.types import TILE, DataType
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.kv import alike
 from backends.emulator.kv.paging import check_where, flat_blocks, writable, written_rows
@@ -42,11 +42,11 @@ def paged_update_cache(
     inputs = [cache_tensor, x, update_idxs_tensor]
     if page_table is not None:
         inputs.append(page_table)
-    _, heads, size, width = cache_tensor.dims
-    dtype = cache_tensor.dtype
+    dims, dtype = cache_tensor.dims, cache_tensor.dtype  # a trace keeps no operand
+    _, heads, size, width = dims
 
     def compute(old: torch.Tensor, data: torch.Tensor, *where: torch.Tensor) -> torch.Tensor | None:
-        cache = _updated(old, data, where, cache_tensor)
+        cache = _updated(old, data, where, dims, dtype)
         return None if cache is old else cache
 
     moved = update_bytes(dtype.tile_bytes, x.dims[1], heads, width)
@@ -87,13 +87,18 @@ def paged_fused_update_cache(
     if page_table is not None:
         inputs.append(page_table)
 
+    dims, formats = cache_tensor1.dims, (cache_tensor1.dtype, cache_tensor2.dtype)
+
     def compute(
         keys: torch.Tensor, k: torch.Tensor, values: torch.Tensor, v: torch.Tensor,
         *where: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        return _updated(keys, k, where, cache_tensor1), _updated(values, v, where, cache_tensor2)
+        return (
+            _updated(keys, k, where, dims, formats[0]),
+            _updated(values, v, where, dims, formats[1]),
+        )
 
-    _, heads, size, width = cache_tensor1.dims
+    _, heads, size, width = dims
     users = input_tensor1.dims[1]
     moved = 2 * update_bytes(cache_tensor1.dtype.tile_bytes, users, heads, width)
     return launch(
@@ -113,22 +118,23 @@ def paged_fused_update_cache(
 
 
 def _updated(
-    old: torch.Tensor, data: torch.Tensor, where: tuple[torch.Tensor, ...], cache_tensor: Tensor
-) -> torch.Tensor:
+    old: torch.Tensor, data: torch.Tensor, where: tuple[torch.Tensor, ...],
+    dims: tuple[int, ...], dtype: DataType,
+) -> torch.Tensor:  # fmt: skip
     """The cache with one position of every user; `old` itself where it has room for all chips."""
-    blocks, heads, size, width = cache_tensor.dims
+    blocks, heads, size, width = dims
     cache, data = writable(old, data, *where), contiguous(data)  # [r, c, 1, B, K or more, W]
     alike.note_write(cache, data, *where)
     check_where(*where, blocks=blocks, size=size)
     is_plain = cache.dtype is data.dtype is torch.bfloat16 and width % BLOCK == 0
     if is_plain and can_run(cache, *where):
-        put_positions(cache, data, where, MANTISSA_BITS.get(cache_tensor.dtype, 0))
+        put_positions(cache, data, where, MANTISSA_BITS.get(dtype, 0))
         return cache
     mesh = tuple(cache.shape[:2])
     rows, kept = written_rows(*where, mesh=mesh, blocks=blocks, heads=heads, size=size)
     new = data[:, :, :, :, :heads].expand(*mesh, *data.shape[2:4], heads, width)
     new = new.reshape(-1, width)
-    new = finish(new if kept is None else new[kept], cache_tensor.dtype)
+    new = finish(new if kept is None else new[kept], dtype)
     cache.view(-1, width).index_copy_(0, rows, new)
     return cache
 

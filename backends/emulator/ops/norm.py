@@ -166,8 +166,9 @@ def rms_norm_post_all_gather(
     by = Weight(x, weight)
     share = TILE / (x.dims[-1] * stats.padded_shape[-1])
 
-    is_plain = _is_plain(x, stats.dtype) and (dtype or x.dtype) in ROUNDED
-    bits = MANTISSA_BITS.get(dtype or x.dtype, 0)
+    dtype = dtype or x.dtype  # a trace keeps no operand
+    is_plain = _is_plain(x, stats.dtype) and dtype in ROUNDED
+    bits = MANTISSA_BITS.get(dtype, 0)
 
     def compute(data: torch.Tensor, sums: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         row = by.shared(weights)
@@ -176,12 +177,12 @@ def rms_norm_post_all_gather(
             return _normalised(data, row, sums, share, epsilon, bits)
         total = sums[..., ::TILE].sum(-1, keepdim=True, dtype=torch.float32)
         scaled = by.scale(data.float() * total.mul_(share).add_(epsilon).rsqrt_(), weights)
-        return finish(scaled, dtype or x.dtype)
+        return finish(scaled, dtype)
 
     return launch(
         "rms_norm_post_all_gather",
         [x, stats, *by.operands],
-        [Out(x.dims, dtype or x.dtype, x.layout, output_memory(x, memory_config))],
+        [Out(x.dims, dtype, x.layout, output_memory(x, memory_config))],
         compute,
         exact=True,
         attributes={
