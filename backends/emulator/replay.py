@@ -15,7 +15,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.emulator.loops import native
-from backends.emulator.loops.call import COUNTER_WORDS, Call, listening, loops, team_size, walk
+from backends.emulator.loops.call import (
+    COUNTER_WORDS,
+    Call,
+    Later,
+    listening,
+    loops,
+    made,
+    team_size,
+    walk,
+)
 from backends.emulator.numerics.tiles import Packed
 
 Step = tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...]]  # compute, sources, targets
@@ -80,9 +89,6 @@ class Recorder:
             with _Watch() as watch, listening(calls.append):
                 result = compute(*reads)
             writes = (result,) if len(targets) == 1 else tuple(result)
-            for place, value in zip(targets, writes, strict=True):
-                self.registers[place] = value
-            self.results.append(writes)
             new = {key_of(tensor): tensor for tensor in watch.made}
             recorded += sum(_size(tensor) for key, tensor in new.items() if key not in self.made)
             self.made |= new
@@ -90,6 +96,11 @@ class Recorder:
                 call.done and not any(key_of(t) in self._private for t in call.tensors)
                 for call in calls
             )
+            if not in_c:
+                writes = tuple(map(made, writes))
+            for place, value in zip(targets, writes, strict=True):
+                self.registers[place] = value
+            self.results.append(writes)
             if in_c:
                 self.entries += [_Entry(call, number, list(call.tensors), []) for call in calls]
                 if [call.name for call in calls] == [_BY_REQUEST]:
@@ -110,9 +121,11 @@ class Recorder:
 
 
 def key_of(tensor: torch.Tensor) -> int:
-    """Names the memory of a tensor; packed weights have none that a list could write."""
+    """Names the memory that a tensor is read from; no list could write that of packed weights."""
     if isinstance(tensor, Packed):
         return -1
+    if isinstance(tensor, Later):
+        return key_of(tensor.source)
     return tensor.untyped_storage().data_ptr()
 
 
@@ -147,6 +160,8 @@ class Replay:
 
     def moved(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the recording where it lies in this list's memory."""
+        if isinstance(tensor, Later):
+            return tensor.on(self.moved(tensor.source))
         place = self._places.get(key_of(tensor))
         if place is None:
             return tensor
@@ -195,7 +210,7 @@ class Replay:
         reads = [self._fresh(tensor, aliases) for tensor in self._reads[at]]
         result = self._steps[step][0](*reads)
         results = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        for target, value in zip(self._results[step], results, strict=True):
+        for target, value in zip(self._results[step], map(made, results), strict=True):
             if target.data_ptr() != value.data_ptr():
                 assert target.shape == value.shape and target.dtype is value.dtype
                 target.copy_(value)

@@ -13,9 +13,11 @@ from backends.device_specs import SPECS
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
 from backends.emulator.loops.call import Call, listening
-from backends.emulator.numerics import kernels
+from backends.emulator.numerics import at_once, kernels
+from backends.emulator.numerics.formats import to_format
 from backends.emulator.numerics.kernels import KERNELS
 from backends.emulator.numerics.products import MeshWeight, Rounding
+from backends.emulator.numerics.sums import sum_over
 from backends.emulator.numerics.tiles import Tiles, store_of
 from backends.mesh import open_mesh
 from models.plans.matmul import prefill_linear
@@ -236,6 +238,38 @@ def test_rows_of_idle_users_are_multiplied_in_the_first_step_alone(axes: tuple[i
     is_sum = fast[..., 1:, :] != 0  # chips without weights have zeros
     assert is_sum.any() and (looked_up[..., 1:, :][is_sum] == 7).all()
     assert torch.equal(afresh, MeshWeight(w, None).product(steps[1], rounding)(steps[1]))
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rows", [5, 33, 700])
+@pytest.mark.parametrize("weight_format", ["bfloat16", "bfloat8_b", "bfloat4_b"])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(
+    ("axes", "total"), [((4, 2), (0, 1)), ((4, 2), (1, 2)), ((1, 2), (1, 1)), ((4, 1), (0, 4))]
+)
+def test_a_sum_made_with_its_products_is_that_of_what_they_give(
+    monkeypatch: pytest.MonkeyPatch,
+    axes: tuple[int, int],
+    total: tuple[int, int],
+    weight_format: str,
+    rows: int,
+    wide: bool,
+) -> None:
+    monkeypatch.setattr(at_once, "_ROWS_ANYWHERE", rows)  # also where libraries are faster
+    x = operand(*axes, 1, 1, rows, 96, seed=16).bfloat16()
+    w = torch.cat([padded_weight(4, 2), padded_weight(4, 2).flip(1)], -1).repeat(1, 1, 1, 2)
+    w = to_format(w, DataType[weight_format.upper()])[:, :, None, None]
+    rounding = Rounding(DataType[weight_format.upper()], wide)
+    weight = MeshWeight(w, None)
+    product = weight.product(x, rounding)(x)
+    axis, parts = total
+    for bits in (0, 7):  # of bfloat16, of blocks
+        calls: list[Call] = []
+        with listening(calls.append):
+            found = sum_over(product, axis, bits, parts=parts)
+        assert [call.name for call in calls] == ["multiply"]
+        apart = sum_over(weight.product(x, rounding)(x).made(), axis, bits, parts=parts)
+        assert found is not None and torch.equal(found, apart) and found.any()
 
 
 def test_equal_tiles_are_kept_once_and_zeros_never() -> None:

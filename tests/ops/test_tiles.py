@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from backends.emulator.api.types import DataType
-from backends.emulator.numerics import formats, products, tiles
+from backends.emulator.numerics import at_once, formats, tiles
 
 every_build = pytest.mark.usefixtures("build")
 
@@ -32,7 +32,7 @@ def test_packed_weights_multiply_as_unpacked_ones_to_the_bit(
     assert packed.words is None and whole.words is not None
     assert packed.nbytes <= whole.nbytes * (0.3125 if dtype == "BFLOAT4_B" else 0.5625)
     found = [
-        products.multiply(x, tiles.Tiles(store, [(None, None)]), (1, 1, rows, 96), 0, True)
+        at_once.multiply(x, tiles.Tiles(store, [(None, None)]), (1, 1, rows, 96), 0, True)
         for store in (packed, whole)
     ]
     assert torch.equal(*[each.view(torch.int16) for each in found]) and found[0].any()
@@ -52,9 +52,9 @@ def test_each_row_of_a_product_is_that_of_a_row_alone(
     x = torch.randn(2, rows, depth, generator=generator).bfloat16()
     x[:, different:] = x[:, different - 1 : different]  # idle users are alike
     x[1, -1] += 1
-    found = products.multiply(x, own, (1, 2, rows, 160), 0, True)
+    found = at_once.multiply(x, own, (1, 2, rows, 160), 0, True)
     for row in range(rows):
-        alone = products.multiply(x[:, row : row + 1], own, (1, 2, 1, 160), 0, True)
+        alone = at_once.multiply(x[:, row : row + 1], own, (1, 2, 1, 160), 0, True)
         assert torch.equal(found[:, :, row], alone[:, :, 0])
     expected = torch.matmul(x.float(), matrices[0].float().mT)
     torch.testing.assert_close(found[0].float(), expected, rtol=2**-7, atol=1e-4)

@@ -286,6 +286,38 @@ def test_a_walk_refuses_pages_beyond_the_cache(mesh: Any) -> None:
     assert torch.equal(step.cache.data, before)
 
 
+@needs_compiler
+def test_products_that_nobody_read_before_are_read_in_a_list() -> None:
+    """By a sum over chips, which makes them itself, and by others; a refusal goes on in Python."""
+    with open_mesh("T3K") as mesh:
+        x = put(mesh, torch.zeros(8, 1, 64, 64), dims=(None, 0))
+        w = put(mesh, operand(8, 1, 64, 256, seed=3), ttnn.bfloat8_b, dims=(None, 0))
+
+        def step() -> Any:
+            parts = ttnn.linear(ttnn.add(x, x), w, dtype=ttnn.bfloat8_b)
+            parts = ttnn.reshape(parts, (1, 2, 32, 256))
+            total = ttnn.reduce_scatter(ttnn.reshape(parts, (1, 1, 64, 256)), 3)
+            other = ttnn.add(total, total)
+            values, _ = ttnn.topk(ttnn.slice(other, (0, 0, 0, 0), (1, 1, 64, 32)), k=4)
+            twice = ttnn.add(parts, parts)
+            others = [ttnn.add(other, total) for _ in range(3)]  # take memory that is free
+            return total, values, twice, ttnn.silu(parts), *others  # silu is no loop
+
+        trace, out = capture(mesh, step)
+        for seed in range(7):
+            values = operand(8, 1, 64, 64, seed=seed)
+            if seed == 5:
+                values[0, 0, 0, 0] = torch.nan  # which no loop sorts
+            mapper = ttnn.ShardTensor2dMesh(mesh, dims=(None, 0), mesh_shape=(1, 8))
+            fed = ttnn.from_torch(
+                values, dtype=ttnn.bfloat16, layout=ttnn.TILE_LAYOUT, mesh_mapper=mapper
+            )
+            ttnn.copy_host_to_device_tensor(fed, x)
+            ttnn.execute_trace(mesh, trace, cq_id=0)
+            for found, expected in zip(out, step(), strict=True):
+                assert torch.equal(bits(found), bits(expected)), seed
+
+
 def bits(tensor: Any) -> torch.Tensor:
     """Values as integers: what is no number equals itself."""
     data = tensor.data

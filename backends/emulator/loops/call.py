@@ -90,6 +90,25 @@ def _walk(library: ctypes.CDLL) -> Any:
     return walk
 
 
+class Later(torch.Tensor):
+    """A tensor that is made when somebody reads it: torch or a loop."""
+
+    source: torch.Tensor  # what it is made of
+
+    def made(self) -> torch.Tensor:
+        """The tensor."""
+        raise NotImplementedError
+
+    def on(self, source: torch.Tensor) -> Later:
+        """The same made of another source, whose values change."""
+        raise NotImplementedError
+
+
+def made(x: torch.Tensor) -> torch.Tensor:
+    """x with its values there."""
+    return x.made() if isinstance(x, Later) else x
+
+
 class Call(NamedTuple):
     """One call of a loop, as it was made."""
 
@@ -149,6 +168,7 @@ def call(name: str, *, work: int | None = None, **given: torch.Tensor | int | fl
     """
     library = native.library()
     assert library is not None
+    given |= {key: value.made() for key, value in given.items() if isinstance(value, Later)}
     words, largest = _words(name, library, given)
     threads = team_size() if (work or largest) >= WORTH_THREADS else 1
     start, counter = ctypes.byref(_own.start), _own.counter

@@ -15,20 +15,70 @@ static inline uint16_t *goal_of(const struct multiply *p, int64_t goal, int64_t 
   return p->out + (to[0] * p->rows + row) * p->width + to[1];
 }
 
-/* Sums [count, TILE] of rows from `row` on, rounded, to all goals of their tile. */
-static __attribute__((noinline)) void put_sums(const struct multiply *p, const int64_t *tile, int64_t row,
-                                               int64_t count, const float *sums) {
-  const int is_narrow = !p->is_wide && p->mantissa_bits;
+/* Whether two tiles have the same goals, which get the sum of their products. */
+static inline int is_one_sum(const int64_t *tile, const int64_t *other) { return tile[3] == other[3]; }
+
+/* Where rounded products go: results, or a sum of several tiles' [MOST_SUMMED, TILE] on its way. */
+typedef struct {
+  float *sum;    /* NULL: results */
+  int64_t first; /* row of it */
+  int is_begun;
+} Target;
+
+static const Target results = {0};
+
+/* A block of products as its format holds it. */
+static inline void store_rounded(const float *x, uint16_t *out, int64_t mantissa_bits, int64_t is_wide) {
+  if (!is_wide && mantissa_bits)
+    store_narrow_block(x, out, (int)mantissa_bits);
+  else
+    store_as(x, out, mantissa_bits);
+}
+
+/* The same added to a sum, or put there where nothing is. */
+static inline __attribute__((always_inline)) void
+add_rounded(const float *x, float *sum, int64_t mantissa_bits, int64_t is_wide, const int is_begun) {
+#ifdef __AVX512BF16__
+  if (!is_wide || !mantissa_bits) { /* without a way through memory */
+    floats own = mantissa_bits ? narrow_block(loaded(x), (int)mantissa_bits) : narrow_floats(loaded(x));
+    if (is_begun) own += loaded(sum);
+    memcpy(sum, &own, sizeof own);
+    return;
+  }
+#endif
+  uint16_t block[BLOCK];
+  store_rounded(x, block, mantissa_bits, is_wide);
+  for (int j = 0; j < BLOCK; j += LANES) {
+    floats own = widened_all(block + j);
+    if (is_begun) own += loaded(sum + j);
+    memcpy(sum + j, &own, sizeof own);
+  }
+}
+
+static inline void copy_to_other_goals(const struct multiply *p, const int64_t *tile, int64_t row,
+                                       int64_t end) {
+  for (int64_t more = tile[3] + 1; more < tile[4]; more++)
+    for (int64_t i = row; i < end; i++)
+      memcpy(goal_of(p, more, i), goal_of(p, tile[3], i), TILE * sizeof(uint16_t));
+}
+
+/* Sums [count, TILE] of rows from `row` on, rounded, to all goals of their tile or to its sum. */
+static __attribute__((noinline)) void put_sums(const struct multiply *p, const int64_t *tile,
+                                               const Target *target, int64_t row, int64_t count,
+                                               const float *sums) {
+  const int64_t bits = p->mantissa_bits, is_wide = p->is_wide;
+  if (target->sum) {
+    float *sum = target->sum + (row - target->first) * TILE;
+    if (target->is_begun)
+      for (int64_t i = 0; i < count * TILE; i += BLOCK) add_rounded(sums + i, sum + i, bits, is_wide, 1);
+    else
+      for (int64_t i = 0; i < count * TILE; i += BLOCK) add_rounded(sums + i, sum + i, bits, is_wide, 0);
+    return;
+  }
   uint16_t *result = goal_of(p, tile[3], row);
   for (int64_t i = 0; i < count; i++, result += p->width, sums += TILE)
-    for (int j = 0; j < TILE; j += BLOCK)
-      if (is_narrow)
-        store_narrow_block(sums + j, result + j, (int)p->mantissa_bits);
-      else
-        store_as(sums + j, result + j, p->mantissa_bits);
-  for (int64_t more = tile[3] + 1; more < tile[4]; more++)
-    for (int64_t i = row; i < row + count; i++)
-      memcpy(goal_of(p, more, i), goal_of(p, tile[3], i), TILE * sizeof(uint16_t));
+    for (int j = 0; j < TILE; j += BLOCK) store_rounded(sums + j, result + j, bits, is_wide);
+  copy_to_other_goals(p, tile, row, row + count);
 }
 
 /* Nothing to read, nothing to add. */
@@ -113,8 +163,8 @@ add_pair(const uint16_t *x, int64_t depth, const Pairs *here, const Pairs *later
    goals. Made for each count in use, so that sums stay in registers; of few rows several tiles are
    taken at once, so that a sum need not wait for the one before it. */
 static inline __attribute__((always_inline)) void
-multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, int64_t row,
-              const int count, const int packed, const int wide) {
+multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from,
+              const Target *target, int64_t row, const int count, const int packed, const int wide) {
   const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
   floats sums[MOST_ROWS][VECTORS * MOST_WIDE];
   UNROLLED
@@ -144,7 +194,7 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from, 
       UNROLLED
       for (int v = 0; v < VECTORS; v++)
         memcpy(found + i * TILE + v * LANES, &sums[i][w * VECTORS + v], sizeof(floats));
-    put_sums(p, tile + w * 5, row, count, found);
+    put_sums(p, tile + w * 5, target, row, count, found);
   }
 }
 
@@ -162,9 +212,11 @@ multiply_few(const struct multiply *p, const int64_t *tile, int64_t row, int64_t
     from[w].last = own[1];
     from[w].jump = later < end_of_tiles ? later[2] - own[2] - own[1] : 0;
   }
-  for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(p, tile, from, row, 4, packed, wide);
-  for (; end - row >= 2; row += 2) multiply_rows(p, tile, from, row, 2, packed, wide);
-  for (; end - row >= 1; row += 1) multiply_rows(p, tile, from, row, 1, packed, wide);
+#define SOME_ROWS(count) multiply_rows(p, tile, from, &results, row, count, packed, wide)
+  for (; MOST_ROWS > 2 && end - row >= 4; row += 4) SOME_ROWS(4);
+  for (; end - row >= 2; row += 2) SOME_ROWS(2);
+  for (; end - row >= 1; row += 1) SOME_ROWS(1);
+#undef SOME_ROWS
 }
 
 /* How many rows of a place there are without those at the end that repeat the one before: users that
@@ -209,39 +261,45 @@ static inline int width_of(const struct multiply *p, int64_t at, int64_t end) {
 }
 
 /* A whole tile unpacked in a cache. */
-static Pairs unpacked(const struct multiply *p, const Pairs *from, int64_t pairs, uint32_t *room) {
-  const Pairs later = later_pairs(from, 0, (int)p->packed);
+static const uint32_t *unpacked(const struct multiply *p, const Pairs *from, int64_t pairs,
+                                uint32_t *room) {
   Pair own[VECTORS];
-  for (int64_t k = 0; k < pairs; k++) {
-    if (p->packed == 64)
-      ask_for(&later, k, 64), read_pair(from, k, 64, own);
-    else
-      ask_for(&later, k, 32), read_pair(from, k, 32, own);
-    UNROLLED
-    for (int v = 0; v < VECTORS; v++) {
-      const words both = words_of(own[v]);
-      memcpy(room + k * TILE + v * LANES, &both, sizeof both);
+  for (int64_t begin = 0; begin < pairs; begin += STRETCH) {
+    const int64_t some = pairs - begin < STRETCH ? pairs - begin : STRETCH;
+    const Pairs here = moved(*from, begin, (int)p->packed);
+    const Pairs later = later_pairs(from, begin, (int)p->packed);
+    for (int64_t k = 0; k < some; k++) {
+      if (p->packed == 64)
+        ask_for(&later, k, 64), read_pair(&here, k, 64, own);
+      else
+        ask_for(&later, k, 32), read_pair(&here, k, 32, own);
+      UNROLLED
+      for (int v = 0; v < VECTORS; v++) {
+        const words both = words_of(own[v]);
+        memcpy(room + (begin + k) * TILE + v * LANES, &both, sizeof both);
+      }
     }
   }
-  return (Pairs){room, 0, 0, INT64_MAX, 0};
+  return room;
 }
 
 #if HAS_TILES
 /* Rows by tile registers; the last ones overlap those before, so that all rows sum alike. */
-static void multiply_by_tiles(const struct multiply *p, const int64_t *tile, const Pairs *from,
-                              int64_t row, int64_t end) {
+static void multiply_by_tiles(const struct multiply *p, const int64_t *tile, const uint32_t *weights,
+                              const Target *target, int64_t row, int64_t end) {
   const uint16_t *x = p->x + tile[0] * p->rows * p->depth;
   float sums[2 * EDGE * TILE];
   for (; end - row >= 2 * EDGE; row += 2 * EDGE) {
-    multiply_two(x + row * p->depth, p->depth, from->weights, tile[1], sums);
-    put_sums(p, tile, row, 2 * EDGE, sums);
+    multiply_two(x + row * p->depth, p->depth, weights, tile[1], sums);
+    put_sums(p, tile, target, row, 2 * EDGE, sums);
   }
   while (row < end) {
-    row = row + EDGE > end ? end - EDGE : row;
+    const int64_t known = row + EDGE > end ? row + EDGE - end : 0;
+    row -= known;
     clear_sums();
-    add_tiles(x + row * p->depth, p->depth, from->weights, tile[1]);
+    add_tiles(x + row * p->depth, p->depth, weights, tile[1]);
     store_sums(sums, TILE);
-    put_sums(p, tile, row, EDGE, sums);
+    put_sums(p, tile, target, row + known, EDGE - known, sums + known * TILE);
     row += EDGE;
   }
 }
@@ -300,8 +358,8 @@ static void widen_rows(const struct multiply *p, int64_t place, int64_t row, int
 }
 
 static inline __attribute__((always_inline)) void
-multiply_floats(const struct multiply *p, const int64_t *tile, const uint32_t *weights, const float *x,
-                int64_t row, int64_t end, const int count) {
+multiply_floats(const struct multiply *p, const int64_t *tile, const uint32_t *weights,
+                const Target *target, const float *x, int64_t row, int64_t end, const int count) {
   floats sums[MOST_ROWS][VECTORS];
   UNROLLED
   for (int i = 0; i < count; i++)
@@ -330,21 +388,121 @@ multiply_floats(const struct multiply *p, const int64_t *tile, const uint32_t *w
     UNROLLED
     for (int v = 0; v < VECTORS; v++)
       memcpy(found + i * TILE + v * LANES, &sums[i][v], sizeof(floats));
-  put_sums(p, tile, row, end - row < count ? end - row : count, found);
+  put_sums(p, tile, target, row, end - row < count ? end - row : count, found);
 }
 
 /* Widened rows times a tile that lies in a cache. */
 static void multiply_wide(const struct multiply *p, const int64_t *tile, const uint32_t *weights,
-                          const float *x, int64_t row, int64_t end) {
+                          const Target *target, const float *x, int64_t row, int64_t end) {
   for (int64_t some; row < end; row += some, x += some * p->depth) {
     some = rows_at_once(end - row);
     if (some == MOST_ROWS)
-      multiply_floats(p, tile, weights, x, row, end, MOST_ROWS);
+      multiply_floats(p, tile, weights, target, x, row, end, MOST_ROWS);
     else if (some == 8)
-      multiply_floats(p, tile, weights, x, row, end, MOST_ROWS > 2 ? 8 : 2);
+      multiply_floats(p, tile, weights, target, x, row, end, MOST_ROWS > 2 ? 8 : 2);
     else
-      multiply_floats(p, tile, weights, x, row, end, MOST_ROWS > 2 ? 4 : 2);
+      multiply_floats(p, tile, weights, target, x, row, end, MOST_ROWS > 2 ? 4 : 2);
   }
+}
+
+/* Rows as floats, of as many tiles as one sum has. */
+typedef struct {
+  float *rows[MOST_SUMMED];
+  int64_t known[MOST_SUMMED]; /* panel and place of those that are there */
+} Widened;
+
+/* Rows from `row` on, of the panel that begins at `start`, times tile `number` of a sum, which lies
+   in a cache. */
+static void multiply_many(const struct multiply *p, const int64_t *tile, const uint32_t *weights,
+                          const Target *target, int64_t start, int64_t row, int64_t end,
+                          Widened *widened, int64_t number) {
+  const int64_t last = start + p->panel < p->rows ? start + p->panel : p->rows;
+#if HAS_TILES
+  if (may_use_tiles && last - start >= EDGE && tile[1] % EDGE == 0) {
+    multiply_by_tiles(p, tile, weights, target, row, end);
+    return;
+  }
+#endif
+  if (!pairs_are_fast()) {
+    float *wide = widened->rows[number];
+    if (widened->known[number] != start * p->places + tile[0]) {
+      widen_rows(p, tile[0], start, last, wide);
+      widened->known[number] = start * p->places + tile[0];
+    }
+    multiply_wide(p, tile, weights, target, wide + (row - start) * p->depth, row, end);
+    return;
+  }
+  const Pairs from = {weights, 0, 0, INT64_MAX, 0};
+#define SOME_ROWS(count)                                                                          \
+  for (; end - row >= count; row += count) multiply_rows(p, tile, &from, target, row, count, WORDS, 1)
+#if LANES == 16
+  SOME_ROWS(12);
+  SOME_ROWS(8);
+  SOME_ROWS(4);
+#endif
+  SOME_ROWS(2);
+  SOME_ROWS(1);
+#undef SOME_ROWS
+}
+
+/* The weights of a tile as pairs, unpacked in a cache where they have to be; pair `next` is
+   read after them. */
+static const uint32_t *weights_of(const struct multiply *p, const int64_t *tile, int64_t next,
+                                  uint32_t *room) {
+  Pairs from = pairs_of(p, tile[2]);
+  if (p->weights) return from.weights;
+  from.last = tile[1];
+  from.jump = next - tile[2] - tile[1];
+  return unpacked(p, &from, tile[1], room);
+}
+
+/* Rows of a panel times the tiles [count] whose sum their goals get. */
+static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_t count,
+                           int64_t start, int64_t end, uint32_t *room, Widened *widened) {
+  const uint32_t *weights[MOST_SUMMED];
+  const int is_once = end - start <= SUMMED_ROWS; /* each tile is read once, so one at a time is there */
+  float sum[SUMMED_ROWS * TILE];
+  if (p->sum_bits < 0) {
+    multiply_many(p, tile, weights_of(p, tile, tile[2] + tile[1], room), &results, start, start, end, widened, 0);
+    return;
+  }
+  for (int64_t row = start; row < end; row += SUMMED_ROWS) {
+    const int64_t last = row + SUMMED_ROWS < end ? row + SUMMED_ROWS : end;
+    for (int64_t i = 0; i < count; i++) {
+      const Target target = {sum, row, i > 0};
+      if (row == start) {
+        const int64_t *own = tile + 5 * i;
+        weights[i] = weights_of(p, own, i + 1 < count ? own[7] : own[2] + own[1], room);
+        if (!is_once) room += tile[5 * i + 1] * TILE;
+      }
+      multiply_many(p, tile + 5 * i, weights[i], &target, start, row, last, widened, i);
+    }
+    for (int64_t i = row; i < last; i++)
+      for (int64_t j = 0; j < TILE; j += BLOCK)
+        store_as(sum + (i - row) * TILE + j, goal_of(p, tile[3], i) + j, p->sum_bits);
+    copy_to_other_goals(p, tile, row, last);
+  }
+}
+
+/* Few rows of a place times tiles from this one on; how many of them. */
+static int64_t multiply_stretch(const struct multiply *p, const int64_t *tile, int wide,
+                                int64_t different, int has_known) {
+  for (int64_t goal = tile[3]; goal < tile[5 * wide - 1]; goal++) {
+    if (has_known) __builtin_prefetch(known_of(p, goal));
+    for (int64_t i = 0; i < p->rows; i++) __builtin_prefetch(goal_of(p, goal, i), 1);
+  }
+#define FEW_ROWS(packed)                                                                          \
+  wide == 1 ? multiply_few(p, tile, 0, different - has_known, packed, 1)                          \
+            : multiply_few(p, tile, 0, different - has_known, packed, MOST_WIDE)
+  if (p->packed == 64)
+    FEW_ROWS(64);
+  else if (p->packed == 32)
+    FEW_ROWS(32);
+  else
+    FEW_ROWS(WORDS);
+#undef FEW_ROWS
+  for (int w = 0; w < wide; w++) fill_rows(p, tile + 5 * w, different - has_known, has_known);
+  return wide;
 }
 
 /* How many tiles a thread takes at once for few rows: its whole share where that is not much, for
@@ -359,64 +517,37 @@ void multiply(const void *given, Share *share) {
   ARGUMENTS(multiply);
   const int64_t panels = (a.rows + a.panel - 1) / a.panel;
   const int64_t grain = a.rows > FEW ? 1 : stretch_of(&a, share->threads);
-  float *wide_rows = a.wide + share->thread * (a.panel + TILE) * a.depth;
-  int64_t place = -1, different = 0, has_known = 0, widened_place = -1, widened_from = -1;
+  const int64_t wide = (a.panel + TILE) * a.depth;
+  uint32_t *room = a.room + share->thread * a.most_pairs * TILE;
+  int64_t place = -1, different = 0, has_known = 0;
+  Widened widened;
+  for (int64_t i = 0; i < a.summed; i++) {
+    widened.rows[i] = a.wide + (share->thread * a.summed + i) * wide;
+    widened.known[i] = -1;
+  }
 #if HAS_TILES
   const int has_tiles = may_use_tiles && a.rows >= EDGE;
   if (has_tiles) open_tiles();
 #endif
   EACH_BY(piece, panels * a.count, grain) {
-    const int64_t *tile = a.tiles + piece % a.count * 5, start = piece / a.count * a.panel;
+    const int64_t number = piece % a.count, start = piece / a.count * a.panel;
     const int64_t end = start + a.panel < a.rows ? start + a.panel : a.rows;
-    int64_t row = start;
+    const int64_t *tile = a.tiles + number * 5;
     if (tile[1] == 0) {
       put_zeros(&a, tile, start, end);
-      continue;
-    }
-    if (a.rows <= FEW) {
+    } else if (a.rows <= FEW) {
       if (place != tile[0]) {
         different = different_rows(&a, place = tile[0]);
         has_known = is_known(&a, place, different - 1);
       }
-      const int64_t last = piece - piece % a.count + a.count;
-      const int wide = width_of(&a, piece % a.count, (range.last < last ? range.last : last) - piece +
-                                                         piece % a.count);
-      piece += wide - 1;
-      for (int64_t goal = tile[3]; goal < tile[5 * wide - 1]; goal++) {
-        if (has_known) __builtin_prefetch(known_of(&a, goal));
-        for (int64_t i = 0; i < a.rows; i++) __builtin_prefetch(goal_of(&a, goal, i), 1);
-      }
-#define FEW_ROWS(packed)                                                                          \
-  wide == 1 ? multiply_few(&a, tile, row, different - has_known, packed, 1)                       \
-            : multiply_few(&a, tile, row, different - has_known, packed, MOST_WIDE)
-      if (a.packed == 64)
-        FEW_ROWS(64);
-      else if (a.packed == 32)
-        FEW_ROWS(32);
-      else
-        FEW_ROWS(WORDS);
-      for (int w = 0; w < wide; w++) fill_rows(&a, tile + 5 * w, different - has_known, (int)has_known);
-      continue;
+      const int64_t left = a.count - number, own = range.last - piece;
+      piece += multiply_stretch(&a, tile, width_of(&a, number, number + (own < left ? own : left)),
+                                different, (int)has_known) - 1;
+    } else if (number == 0 || !is_one_sum(tile - 5, tile)) {
+      int64_t count = 1;
+      while (number + count < a.count && is_one_sum(tile, tile + 5 * count)) count++;
+      multiply_panel(&a, tile, count, start, end, room, &widened);
     }
-    Pairs from = pairs_of(&a, tile[2]);
-    if (!a.weights) from = unpacked(&a, &from, tile[1], a.room + share->thread * a.most_pairs * TILE);
-#if HAS_TILES
-    if (has_tiles && end - start >= EDGE && tile[1] % EDGE == 0) {
-      multiply_by_tiles(&a, tile, &from, start, end);
-      continue;
-    }
-#endif
-    if (!pairs_are_fast()) {
-      if (widened_place != tile[0] || widened_from != start)
-        widen_rows(&a, widened_place = tile[0], widened_from = start, end, wide_rows);
-      multiply_wide(&a, tile, from.weights, wide_rows, start, end);
-      continue;
-    }
-    for (; MOST_ROWS > 2 && end - row >= 12; row += 12) multiply_rows(&a, tile, &from, row, 12, WORDS, 1);
-    for (; MOST_ROWS > 2 && end - row >= 8; row += 8) multiply_rows(&a, tile, &from, row, 8, WORDS, 1);
-    for (; MOST_ROWS > 2 && end - row >= 4; row += 4) multiply_rows(&a, tile, &from, row, 4, WORDS, 1);
-    for (; end - row >= 2; row += 2) multiply_rows(&a, tile, &from, row, 2, WORDS, 1);
-    for (; end - row >= 1; row += 1) multiply_rows(&a, tile, &from, row, 1, WORDS, 1);
   }
 #if HAS_TILES
   if (has_tiles) close_tiles();

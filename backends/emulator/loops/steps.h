@@ -12,6 +12,8 @@
 #define BLOCK 16         /* values that share one exponent; widths are multiples of it */
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
 #define FEW 4            /* rows multiplied while weights are unpacked; more find them in a cache */
+#define MOST_SUMMED 32   /* products that are summed on their way out, */
+#define SUMMED_ROWS 192  /* of as many rows at once: a multiple of all that are multiplied at once */
 #define MOST_LARGEST 64  /* of a row that are sorted */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
@@ -213,22 +215,24 @@ struct unpack_tiles {
 /* Products of rows with weights in tiles of columns: for each tile the place it belongs to, its
    pairs of depth, which pair is its first, its first goal and the one after its last; a goal is a
    chip and a first column. Weights are packed, or bfloat16 in pairs. A processor's cache holds
-   `panel` rows. Sums pass through bfloat16 unless `is_wide`. Of few rows `known` is one of each
-   place whose results are known, too. */
+   `panel` rows. Sums pass through bfloat16 unless `is_wide`. Unless `sum_bits` is -1, tiles in a row
+   with the same goals, of which there are up to `summed`, give those the sum of their rounded
+   products, rounded to that; not of few rows. Of few rows `known` is one of each place whose results
+   are known, too. */
 struct multiply {
   const uint16_t *x;         /* [places, rows, depth] */
   const uint32_t *weights;   /* [*, TILE] pairs of rows, or NULL */
   const uint8_t *mantissas;  /* [*, packed] pairs of rows, or NULL */
   const uint32_t *exponents; /* [*, 2] or NULL */
   uint32_t *room;            /* [threads, most_pairs, TILE] to unpack in, or NULL */
-  float *wide;               /* [threads, *, depth] for rows as floats: of a panel, and TILE more */
+  float *wide;               /* [threads, summed, *, depth] for rows as floats: a panel, and TILE more */
   const int64_t *tiles;    /* [count, 5] */
   const int64_t *goals;    /* [*, 2] */
   const uint16_t *known;         /* [places, depth] or NULL */
   const uint16_t *known_results; /* [chips, width] or NULL */
   uint16_t *out;           /* [chips, rows, width] */
   int64_t places, count, chips, rows, depth, width, mantissa_bits, is_wide, panel;
-  int64_t threads, most_pairs, packed;
+  int64_t threads, most_pairs, packed, summed, sum_bits;
 };
 
 /* Decode attention: queries of every user, scaled, over the keys and values that its position lets

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from backends.emulator.api.types import TILE, DataType
-from backends.emulator.loops import native
-from backends.emulator.loops.call import CONSTANTS, LANES, call, is_heard, team_size
+from backends.emulator.loops.call import is_heard
 from backends.emulator.loops.moves import contiguous, gathered
+from backends.emulator.numerics.at_once import FEW, Known, Pending, can_multiply, multiply
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
-from backends.emulator.numerics.tiles import Packed, Place, Store, Tiles, part_of, store_of
-
-_PANEL_VALUES = 1 << 19  # of as many rows as stay in a core's cache
-_PANEL = 240  # rows of a product that stay in a core's cache while weights pass
-FEW = CONSTANTS["FEW"]
-_ROWS_ANYWHERE = 16  # with more of them narrow vectors do worse than libraries
+from backends.emulator.numerics.tiles import Packed, Place, Store, Tiles, Total, part_of, store_of
 
 Forms = dict[Hashable, Any]  # what was made of a constant operand, kept on its tensor
 
@@ -74,19 +70,6 @@ def _renew(forms: Forms, data: torch.Tensor) -> None:
         forms["source"] = data
 
 
-class _Known(NamedTuple):
-    """The last row of each place and what it gave: that of an idle user, in every step the same."""
-
-    rows: torch.Tensor  # [places, K]
-    results: torch.Tensor  # [chips, N]
-
-    @classmethod
-    def of(cls, x: torch.Tensor, places: int, shape: tuple[int, ...]) -> _Known:
-        """Nothing known yet but what zeros give."""
-        chips = shape[0] * shape[1]
-        return cls(x.new_zeros(places, x.shape[-1]), x.new_zeros(chips, shape[-1]))
-
-
 class MeshWeight:
     """A constant operand [r, c, ..., K, N] of which `bits` count, as products of it read it."""
 
@@ -94,7 +77,7 @@ class MeshWeight:
         *_, self._depth, self._width = data.shape
         self.mesh, self._bits, self._data = tuple(data.shape[:2]), bits, data
         self._kept: tuple[Store | None] | None = None  # what _store found
-        self._tiles: dict[tuple[Place, ...], Tiles] = {}
+        self._tiles: dict[tuple[Sequence[Place], Total | None], Tiles] = {}
         self._joined: dict[Place, Weight] = {}
 
     def _matrices(self) -> torch.Tensor:
@@ -112,9 +95,7 @@ class MeshWeight:
         if rounding is not None and self._suits_loops(x, places, rounding):
             store = self._store()
             if store is not None:
-                if places not in self._tiles:
-                    self._tiles[places] = Tiles(store, places)
-                return self._at_once(x, self._tiles[places], rounding)
+                return self._at_once(x, partial(self._tiles_of, store, places), rounding)
         is_narrow = rounding is not None and rounding.is_to_bfloat16
         multiply = self._one_by_one(x, places, is_narrow)
         if rounding is None:
@@ -145,17 +126,31 @@ class MeshWeight:
             self._kept = (store,)
         return self._kept[0]
 
-    def _at_once(self, x: torch.Tensor, tiles: Tiles, rounding: Rounding) -> Product:
+    def _tiles_of(self, store: Store, places: Sequence[Place], total: Total | None) -> Tiles:
+        if (places, total) not in self._tiles:
+            self._tiles[places, total] = Tiles(store, places, total)
+        return self._tiles[places, total]
+
+    def _at_once(
+        self, x: torch.Tensor, tiles: Callable[[Total | None], Tiles], rounding: Rounding
+    ) -> Product:
         mesh = (max(a, b) for a, b in zip(x.shape, self.mesh, strict=False))
         shape = (*mesh, *x.shape[2:-1], self._width)
         bits = MANTISSA_BITS.get(rounding.dtype, 0)
         places = x.shape[0] * x.shape[1]
-        is_few = 1 < x.numel() // places // x.shape[-1] <= FEW
-        known = _Known.of(x, places, shape) if is_few else None
+        count = x.numel() // places // x.shape[-1]
+        if places > 1 and count > FEW:
+
+            def later(x: torch.Tensor) -> torch.Tensor:
+                rows = contiguous(x).view(places, -1, x.shape[-1])
+                return Pending(rows, tiles, shape, bits, rounding.is_wide)
+
+            return later
+        known = Known.of(x, places, shape) if 1 < count <= FEW else None
 
         def run(x: torch.Tensor) -> torch.Tensor:
             rows = contiguous(x).view(places, -1, x.shape[-1])
-            out = multiply(rows, tiles, shape, bits, rounding.is_wide, known)
+            out = multiply(rows, tiles(None), shape, bits, rounding.is_wide, known)
             if known is not None and not is_heard():
                 known.rows.copy_(rows[:, -1])
                 known.results.copy_(out.view(len(known.results), -1, shape[-1])[:, -1])
@@ -171,8 +166,8 @@ class MeshWeight:
 
         def run(x: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor | None = None
-            for place, multiply in parts:
-                found = multiply(part_of(x, place))
+            for place, product in parts:
+                found = product(part_of(x, place))
                 if out is None:
                     mesh = (max(a, b) for a, b in zip(x.shape, self.mesh, strict=False))
                     out = found.new_empty(*mesh, *x.shape[2:-1], width)
@@ -249,40 +244,3 @@ def free_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     elif missing < 0:
         x = x.reshape(*x.shape[:2], *(1,) * -missing, *x.shape[2:])
     return torch.matmul(x.float(), w.float())
-
-
-def can_multiply(x: torch.Tensor, rows: int) -> bool:
-    """Whether the C loops multiply `rows` rows of x as fast as any library."""
-    if native.library() is None or x.device.type != "cpu":
-        return False
-    return rows <= _ROWS_ANYWHERE or native.library().lanes() == LANES  # type: ignore[union-attr]
-
-
-def multiply(
-    x: torch.Tensor, tiles: Tiles, shape: tuple[int, ...], mantissa_bits: int, is_wide: bool,
-    known: _Known | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """Rows x [places, M, K] of bfloat16 times a weight, as a result of this shape.
-
-    Sums are rounded to bfloat16 (no `mantissa_bits`) or to blocks of `mantissa_bits`.
-    """
-    x, out = contiguous(x), x.new_empty(shape)
-    places, rows, depth = x.shape
-    _, words, mantissas, exponents = tiles.store
-    room, threads = None, team_size()
-    if mantissas is not None:
-        room = torch.empty(threads, tiles.most_pairs, TILE, dtype=torch.int32)
-    panel = min(rows, max(_PANEL, _PANEL_VALUES // depth))
-    wide = torch.empty(threads, panel + TILE, depth)
-    call(
-        "multiply", x=x, weights=words, mantissas=mantissas, exponents=exponents,
-        room=room, wide=wide, threads=threads,
-        packed=0 if mantissas is None else mantissas.shape[1],
-        most_pairs=tiles.most_pairs, tiles=tiles.records,
-        goals=tiles.goals, out=out, known=None if known is None else known.rows,
-        known_results=None if known is None else known.results,
-        places=places, count=len(tiles.records), chips=shape[0] * shape[1], rows=rows,
-        depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
-        panel=panel,
-    )  # fmt: skip
-    return out

@@ -9,7 +9,9 @@ import torch
 from backends.emulator.api.types import DataType
 from backends.emulator.loops.call import LANES, call, can_run
 from backends.emulator.loops.moves import contiguous, joined
+from backends.emulator.numerics.at_once import Pending, total_shape
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
+from backends.emulator.numerics.tiles import Total
 
 Line = tuple[tuple[int, int], ...]  # (mesh axis, chips along it) of the chips that take part
 
@@ -70,11 +72,15 @@ def sum_over(
     The axis is kept, of size `parts`, with the columns dealt out to them. None where the loop does
     not take x.
     """
+    if isinstance(x, Pending):
+        found = x.summed(Total(axis, parts), mantissa_bits)
+        if found is not None:
+            return found
     width = x.shape[-1]
     if width % (LANES * parts) or x.dtype is not torch.bfloat16 or not can_run(x):
         return None
-    shape = (*x.shape[:axis], parts, *x.shape[axis + 1 : -1], width // parts)
-    out, outer, places = x.new_empty(shape), math.prod(x.shape[:axis]), x.shape[axis]
+    shape = total_shape(x.shape, Total(axis, parts))
+    out, outer, places = torch.empty(shape, dtype=x.dtype), math.prod(x.shape[:axis]), x.shape[axis]
     rows = x.numel() // (outer * places * width)
     call(
         "sum_places", x=x, out=out, outer=outer, places=places, rows=rows, width=width,

@@ -126,33 +126,80 @@ def _equal_tiles(tiles: torch.Tensor) -> dict[int, list[int]]:
     return groups
 
 
-class Tiles:
-    """What a product reads of a store: each place's tiles, and to which columns of which chips."""
+class Total(NamedTuple):
+    """A sum over a mesh axis, its columns dealt out to `parts` places along that axis."""
 
-    def __init__(self, store: Store, places: Sequence[Place]) -> None:
-        rows, cols, count, _ = store.spans.shape
-        chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, count)
-        columns = torch.arange(0, count * TILE, TILE).expand_as(chips)
-        all_goals = torch.stack([chips, columns], -1)
-        found: list[tuple[int, tuple[int, int], list[list[int]]]] = []  # place, span, goals
-        for number, place in enumerate(places):
-            own_goals = part_of(all_goals, place).reshape(-1, 2).tolist()
-            members: dict[tuple[int, int], list[list[int]]] = {}  # of each tile its goals
-            for span, goal in zip(
-                part_of(store.spans, place).reshape(-1, 2).tolist(), own_goals, strict=True
-            ):
-                members.setdefault(tuple(span), []).append(goal)
-            found += [(number, *tile) for tile in _two_streams(list(members.items()))]
-        found.sort(key=lambda tile: tile[1][1] == 0)  # zeros, which lie nowhere, come last
+    axis: int
+    parts: int
+
+
+class Tiles:
+    """What a product reads of a store: each place's tiles, and to which columns of which chips.
+
+    With a `total`, goals are columns of that sum, and get what all tiles named for them give.
+    """
+
+    def __init__(self, store: Store, places: Sequence[Place], total: Total | None = None) -> None:
+        found = _apart(store, places) if total is None else _summed(store, places, total)
+        found.sort(key=lambda group: not group[0])  # zeros, which lie nowhere, come last
         records: list[tuple[int, int, int, int, int]] = []
         goals: list[list[int]] = []
-        for number, (first, pairs), its_goals in found:
-            records.append((number, pairs, first, len(goals), len(goals) + len(its_goals)))
+        for tiles, its_goals in found:
+            ends = (len(goals), len(goals) + len(its_goals))
+            records += [(*tile, *ends) for tile in tiles or [(0, 0, 0)]]
             goals += its_goals
         self.store = store
-        self.most_pairs = int(store.spans[..., 1].max())
+        self.most_pairs = max(sum(pairs for _, pairs, _ in tiles) for tiles, _ in found)
+        self.summed = max(1, *(len(tiles) for tiles, _ in found))
         self.records = torch.tensor(records)  # [tiles, 5] as products.c has them
         self.goals = torch.tensor(goals)  # [*, 2]: chip and column
+
+
+# place, pairs and first pair of tiles whose sum is wanted (zeros: none), and to which goals
+Group = tuple[list[tuple[int, int, int]], list[list[int]]]
+
+
+def _apart(store: Store, places: Sequence[Place]) -> list[Group]:
+    """Every tile by itself, those of a place in the order in which they are read."""
+    rows, cols, count, _ = store.spans.shape
+    chips = torch.arange(rows * cols).view(rows, cols, 1).expand(-1, -1, count)
+    columns = torch.arange(0, count * TILE, TILE).expand_as(chips)
+    all_goals = torch.stack([chips, columns], -1)
+    found: list[Group] = []
+    for number, place in enumerate(places):
+        members: dict[tuple[int, int], list[list[int]]] = {}  # of each tile its goals
+        for span, goal in zip(
+            part_of(store.spans, place).reshape(-1, 2).tolist(),
+            part_of(all_goals, place).reshape(-1, 2).tolist(),
+            strict=True,
+        ):
+            members.setdefault(tuple(span), []).append(goal)
+        for (first, pairs), its_goals in _two_streams(list(members.items())):
+            found.append(([(number, pairs, first)] if pairs else [], its_goals))
+    return found
+
+
+def _summed(store: Store, places: Sequence[Place], total: Total) -> list[Group]:
+    """The tiles that each column of a sum comes of, those of zeros left out."""
+    rows, cols, count, _ = store.spans.shape
+    numbers = torch.empty(rows, cols, dtype=torch.int64)
+    for number, place in enumerate(places):
+        part_of(numbers, place).fill_(number)
+    across, width = (cols if total.axis == 0 else rows), count * TILE // total.parts
+    members: dict[tuple[tuple[int, int, int], ...], list[list[int]]] = {}
+    for other in range(across):
+        line = (slice(None), other) if total.axis == 0 else (other, slice(None))
+        own, spans = numbers[line].tolist(), store.spans[line].tolist()
+        for at in range(count):
+            key = tuple(
+                (number, pairs, first)
+                for number, (first, pairs) in zip(own, (each[at] for each in spans), strict=True)
+                if pairs
+            )
+            part, column = divmod(at * TILE, width)
+            chip = part * across + other if total.axis == 0 else other * total.parts + part
+            members.setdefault(key, []).append([chip, column])
+    return [(list(key), its_goals) for key, its_goals in members.items()]
 
 
 def _two_streams(tiles: list[Any]) -> list[Any]:
