@@ -251,11 +251,10 @@ class Engine:
         self._write_inputs(tokens, positions, page_table)
         self.model.ccl.decode.enter(Phase.DECODE)
         result = self.choices.write(sampling, self.traces)
-        if not self.enable_trace or result not in self.traces:
-            out = self._step(result)  # compiles every program the trace will hold
-            self.traces[result] = Trace(self.model.mesh)
+        trace = self.traces.setdefault(result, Trace(self.model.mesh))
+        if not self.enable_trace or not trace.is_compiled:
+            out = trace.compile(lambda: self._step(result))
         else:
-            trace = self.traces[result]
             if not trace.captured:
                 trace.capture(lambda: self._step(result))
                 for buffer in (self.tokens, self.positions, self.rope_positions):

@@ -1,9 +1,10 @@
 """A recorded forward pass that the device replays without the host.
 
-Capture after a first eager run (which compiles), make what is to stay before it, and change inputs
+Capture after an eager run (which compiles), make what is to stay before it, and change inputs
 only by writing into the buffers the recorded ops read. What a recording writes between its ops is
 free to the allocator: programs compiled since may keep tables there (reshape does), which a replay
-would destroy. So a recording is made anew when there are more programs.
+would destroy. So a recording is made anew when there are more programs, and runs eagerly before:
+programs of others keep semaphores in L1, too, and some of a pass are compiled for places there.
 """
 
 from __future__ import annotations
@@ -21,20 +22,32 @@ class Trace:
     def __init__(self, mesh: Any) -> None:
         self.mesh = mesh
         self.id: Any = None
-        self.programs = 0  # of the mesh when it was captured
+        self.programs = -1  # of the mesh when it was last run eagerly, or captured
         self.output: Any = None
         self.ops: list[op_record.OpRecord] = []  # what a replay runs
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether it can be captured: no program was compiled since it ran."""
+        programs: int = self.mesh.num_program_cache_entries()
+        return self.programs == programs
+
+    @property
     def captured(self) -> bool:
         """Whether it can be replayed: no program was compiled since."""
-        programs: int = self.mesh.num_program_cache_entries()
-        return self.id is not None and self.programs == programs
+        return self.id is not None and self.is_compiled
 
     @property
     def is_stale(self) -> bool:
         """Whether it has to be recorded anew."""
         return self.id is not None and not self.captured
+
+    def compile(self, run: Callable[[], Any]) -> Any:
+        """Run without recording; what it gives."""
+        self.release()
+        out = run()
+        self.programs = self.mesh.num_program_cache_entries()
+        return out
 
     def capture(self, run: Callable[[], Any]) -> None:
         """Record the ops of `run`; what they compute during capture is not a result."""
