@@ -32,6 +32,7 @@ from models.precision import ModelPrecision
 from models.sharding import MAX_USERS, TILE, Sharding
 from models.transformer import ModelOptions
 from models.vision_config import no_vision
+from runtime.chunking import bucket_length
 from runtime.settings import ALL_GATHERS, Settings
 
 LONGEST_ON_LINES = 16_384  # tokens; the reference has validated no more
@@ -258,7 +259,7 @@ class Blueprint:
         """
         empty = self.with_cache(0, max_seq_len)
         per_block = self.with_cache(1024, max_seq_len).needs.cache / 1024
-        chunk = min(empty.max_prefill_chunk, max_seq_len)
+        chunk = min(empty.max_prefill_chunk, bucket_length(max_seq_len))
         needs = empty._needs(self.options.layers, gathers=False)
         free = dram_bytes(self.spec) - needs.standing
         wanted = per_block * max_seq_len / (self.options.cache.block_size or 1)

@@ -1,4 +1,4 @@
-"""How a prompt is cut for prefill: padded to buckets, and into chunks where it is too long at once.
+"""How a prompt is cut for prefill: padded to lengths, and into chunks where it is too long at once.
 
 Plain arithmetic on token counts; runtime/engine.py runs what is planned here.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.sharding import BUCKET
+
+# Products take long prompts in equal slices of whole tiles, 1024 rows at most: those of a length
+# that none of these parts divides are small, down to a bucket for a prime number of buckets.
+EVEN_PARTS, EVEN_FROM = (5, 6, 7, 8), 2048
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,19 @@ class Chunk:
 
 
 def bucket_length(length: int) -> int:
-    """Smallest multiple of 128 that holds `length` tokens: never more than 127 rows of padding."""
-    return max(BUCKET, -(-length // BUCKET) * BUCKET)
+    """What `length` tokens are padded to: a multiple of 128, beyond 2048 one with even parts.
+
+    Padding is 127 rows at most, then 5 buckets more; fewer lengths need fewer programs, too.
+    """
+    buckets = max(1, -(-length // BUCKET))
+    while buckets * BUCKET > EVEN_FROM and all(buckets % parts for parts in EVEN_PARTS):
+        buckets += 1
+    return buckets * BUCKET
+
+
+def farthest_padding(length: int) -> int:
+    """First position that no padding of a prompt of up to `length` tokens reaches."""
+    return max(start + bucket_length(length - start) for start in range(0, length, BUCKET))
 
 
 def plan_chunks(length: int, *, max_chunk: int, start: int = 0) -> list[Chunk]:
@@ -43,5 +58,5 @@ def plan_chunks(length: int, *, max_chunk: int, start: int = 0) -> list[Chunk]:
     for first in range(start, length, max_chunk):
         size = min(max_chunk, length - first)
         last = length - 1 - first if first + size == length else None
-        chunks.append(Chunk(first, size, bucket_length(size), last))
+        chunks.append(Chunk(first, size, min(bucket_length(size), max_chunk), last))
     return chunks

@@ -166,9 +166,8 @@ class ImageEngine(Engine):
         at, look = super()._address(prompt, page_table, chunk), self.looks.get(prompt.slot)
         if look is None:
             return at
-        start, rows = (0, bucket_length(look.num_taken)) if chunk is None else (
-            chunk.start, chunk.padded_length,
-        )  # fmt: skip
+        whole = min(bucket_length(look.num_taken), self.max_prefill_chunk)
+        start, rows = (0, whole) if chunk is None else (chunk.start, chunk.padded_length)
         at_position = torch.arange(start, start + rows)
         sees = torch.stack(
             [(first <= at_position) & (at_position < end) for first, end in look.spans]

@@ -14,7 +14,7 @@ import torch
 from backends import ttnn
 from models.kv_cache import CacheAddress
 from models.sharding import BUCKET
-from runtime.chunking import Chunk, bucket_length
+from runtime.chunking import Chunk, farthest_padding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +47,9 @@ class PromptPages:
     """Rows of page tables on the device, for prompts of one engine."""
 
     def __init__(self, place: InputPlacer, block_size: int, max_seq_len: int) -> None:
-        """Wide enough for the padding of the longest prompt."""
+        """Tables are wide enough for all padding, wherever a prompt of that length begins."""
         self.place, self.block_size = place, block_size
-        self.blocks = -(-bucket_length(max_seq_len) // block_size)
+        self.blocks = -(-farthest_padding(max_seq_len) // block_size)
 
     def written(self, table: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Rows of a page table that has the pages to write alone; others may read the rest."""

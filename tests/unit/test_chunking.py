@@ -4,13 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.chunking import bucket_length, plan_chunks
+from models.plans.matmul import prefill_rows
+from runtime.chunking import bucket_length, farthest_padding, plan_chunks
 
 
-def test_a_bucket_is_the_next_multiple_of_128() -> None:
-    assert [bucket_length(n) for n in (1, 128, 129, 1000, 1024, 1025)] == [
-        128, 128, 256, 1024, 1024, 1152,
+def test_a_bucket_is_the_next_multiple_of_128_that_products_can_take_in_even_slices() -> None:
+    assert [bucket_length(n) for n in (1, 128, 129, 1000, 1025, 2048, 2049, 4736, 5504)] == [
+        128, 128, 256, 1024, 1152, 2048, 2304, 5120, 5760,
     ]  # fmt: skip
+    for n in range(2049, 20000, 77):
+        assert min(slices_of(bucket_length(n))) >= 640
+
+
+def slices_of(length: int) -> set[int]:
+    """Rows that prefill products of most sizes take at once."""
+    return {prefill_rows(length, most) for most in (1024, 2048, 4096)}
 
 
 @given(
@@ -25,7 +33,8 @@ def test_chunks_cover_every_token_once_and_only_the_last_holds_the_last_token(
     covered = [p for chunk in chunks for p in range(chunk.start, chunk.end)]
     assert covered == list(range(start, start + new))
     for chunk in chunks:
-        assert chunk.length <= chunk.padded_length < chunk.length + 128
+        assert chunk.length <= chunk.padded_length < chunk.length + 128 * 5
+        assert chunk.end + chunk.padded_length - chunk.length <= farthest_padding(start + new) + 128
         assert chunk.padded_length <= max_chunk
     assert [chunk.last_index is None for chunk in chunks[:-1]] == [True] * (len(chunks) - 1)
     assert chunks[-1].last_index is not None
