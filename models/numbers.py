@@ -85,6 +85,7 @@ NUMBERS = {
     "top_p": Bounds(0, 1, whole=False),
     "trace_region_size": BYTES,
     "users": Bounds(1, 32 * 1024),  # of all data-parallel groups
+    "warm_prompts": Bounds(0, 2**24),  # tokens
     "worker_l1_size": BYTES,
 }
 

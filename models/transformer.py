@@ -7,7 +7,8 @@ runtime/engine.py's. Read next: layers/decoder.py, then sharding.py and plans/.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +182,17 @@ class Transformer:
         """Draw the next token of every slot into `tokens_111B`."""
         with scope("sampling"):
             return self.sampler(logits_11BV, inputs, tokens_111B)
+
+    @contextmanager
+    def one_layer_of_each_kind(self) -> Iterator[None]:
+        """Layers of one precision have the same programs: one of each has all that there are."""
+        whole = self.layers
+        kinds = {target.precision: layer for target, layer in zip(self.targets, whole, strict=True)}
+        self.layers = list(kinds.values())
+        try:
+            yield
+        finally:
+            self.layers = whole
 
 
 def _progress(items: Sequence[Any], what: str) -> Iterable[Any]:

@@ -47,6 +47,7 @@ class ServeOptions:
     is_galaxy: bool | None = None
     data_parallel: int = 1
     optimizations: str = "performance"
+    warm_prompts: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> ServeOptions:

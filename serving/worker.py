@@ -138,7 +138,11 @@ class TTWorker(WorkerBase):
         """Before vLLM says that it is ready."""
         begin = time.perf_counter()
         for engine in self.loaded.engines:
-            warm_up(engine, sample_on_device=self.runner.sample_on_device)
+            warm_up(
+                engine,
+                sample_on_device=self.runner.sample_on_device,
+                warm_prompts=self.options.warm_prompts,
+            )
         seconds = time.perf_counter() - begin
         logger.info(f"warm after {seconds:.1f} s")
         return CompilationTimes(language_model=seconds, encoder=0.0)

@@ -7,8 +7,7 @@ engine and the traces are the real ones. Returns plain data; report.py prints it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -337,7 +336,7 @@ class Passes:
             "programs": mesh.num_program_cache_entries() - programs,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        with _one_layer_of_each_kind(self.model), core_usage(ttnn) as usage:
+        with self.model.one_layer_of_each_kind(), core_usage(ttnn) as usage:
             again()
         dram = self.dram()
         dram.reach(dram.now_per_bank + usage.dram_growth)
@@ -359,15 +358,3 @@ def _ops_of_first_layer(records: list[op_record.OpRecord]) -> int:
     layers = [".".join(record.scope.split(".")[:2]) for record in records]
     layers = [layer for layer in layers if layer.startswith("layers.")]
     return layers.count(layers[0]) if layers else 0
-
-
-@contextmanager
-def _one_layer_of_each_kind(model: Any) -> Iterator[None]:
-    """Layers of one precision have the same programs: one of each tells the memory they need."""
-    whole = model.layers
-    kinds = {target.precision: layer for target, layer in zip(model.targets, whole, strict=True)}
-    model.layers = list(kinds.values())
-    try:
-        yield
-    finally:
-        model.layers = whole

@@ -1,6 +1,7 @@
 """Serves prompts of some lengths, and steps after each, on mock chips: what was compiled for them.
 
-Arguments: the answer's file, a device, a model, its users, and [length, cached tokens] of prompts.
+Arguments: the answer's file, a device, a model, its users, [length, cached tokens] of prompts, and
+the tokens up to which a warm-up compiles for lengths, if any.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from models.kv_cache import CacheConfig  # noqa: E402
 from runtime.blueprint import LoadOptions  # noqa: E402
 from runtime.loading import load_engines  # noqa: E402
 from runtime.settings import Settings  # noqa: E402
+from serving.engines import warm_up  # noqa: E402
 
 BLOCK, BLOCKS = 32, 193
 
 
-def main(answer: str, device: str, model: str, users: str, prompts: str) -> None:
+def main(answer: str, device: str, model: str, users: str, prompts: str, warm: str) -> None:
     options = LoadOptions(
         model=model,
         device=device,
@@ -35,6 +37,8 @@ def main(answer: str, device: str, model: str, users: str, prompts: str) -> None
         layers=range(1),
     )
     with load_engines(options, Settings(backend="dry-run", device=device)) as loaded:
+        if int(warm):
+            warm_up(loaded.engines[0], warm_prompts=int(warm))
         found = [served(loaded.engines[0], *prompt) for prompt in json.loads(prompts)]
     Path(answer).write_text(json.dumps(found), encoding="utf-8")
 
