@@ -3,6 +3,7 @@
 
 #include "amx.h"
 #include "packed.h"
+#include "sums.h"
 
 #define PIECE 524288 /* bytes of weights that a thread reads in order */
 #define AHEAD 4096   /* bytes of weights that memory is asked for before they are needed */
@@ -27,34 +28,6 @@ typedef struct {
 
 static const Target results = {0};
 
-/* A block of products as its format holds it. */
-static inline void store_rounded(const float *x, uint16_t *out, int64_t mantissa_bits, int64_t is_wide) {
-  if (!is_wide && mantissa_bits)
-    store_narrow_block(x, out, (int)mantissa_bits);
-  else
-    store_as(x, out, mantissa_bits);
-}
-
-/* The same added to a sum, or put there where nothing is. */
-static inline __attribute__((always_inline)) void
-add_rounded(const float *x, float *sum, int64_t mantissa_bits, int64_t is_wide, const int is_begun) {
-#ifdef __AVX512BF16__
-  if (!is_wide || !mantissa_bits) { /* without a way through memory */
-    floats own = mantissa_bits ? narrow_block(loaded(x), (int)mantissa_bits) : narrow_floats(loaded(x));
-    if (is_begun) own += loaded(sum);
-    memcpy(sum, &own, sizeof own);
-    return;
-  }
-#endif
-  uint16_t block[BLOCK];
-  store_rounded(x, block, mantissa_bits, is_wide);
-  for (int j = 0; j < BLOCK; j += LANES) {
-    floats own = widened_all(block + j);
-    if (is_begun) own += loaded(sum + j);
-    memcpy(sum + j, &own, sizeof own);
-  }
-}
-
 static inline void copy_to_other_goals(const struct multiply *p, const int64_t *tile, int64_t row,
                                        int64_t end) {
   for (int64_t more = tile[3] + 1; more < tile[4]; more++)
@@ -70,14 +43,12 @@ static __attribute__((noinline)) void put_sums(const struct multiply *p, const i
   if (target->sum) {
     float *sum = target->sum + (row - target->first) * TILE;
     if (target->is_begun)
-      for (int64_t i = 0; i < count * TILE; i += BLOCK) add_rounded(sums + i, sum + i, bits, is_wide, 1);
+      add_rows(sums, count, bits, is_wide, sum, 1);
     else
-      for (int64_t i = 0; i < count * TILE; i += BLOCK) add_rounded(sums + i, sum + i, bits, is_wide, 0);
+      add_rows(sums, count, bits, is_wide, sum, 0);
     return;
   }
-  uint16_t *result = goal_of(p, tile[3], row);
-  for (int64_t i = 0; i < count; i++, result += p->width, sums += TILE)
-    for (int j = 0; j < TILE; j += BLOCK) store_rounded(sums + j, result + j, bits, is_wide);
+  put_rows(sums, count, bits, is_wide, goal_of(p, tile[3], row), p->width);
   copy_to_other_goals(p, tile, row, row + count);
 }
 
@@ -478,8 +449,7 @@ static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_
       multiply_many(p, tile + 5 * i, weights[i], &target, start, row, last, widened, i);
     }
     for (int64_t i = row; i < last; i++)
-      for (int64_t j = 0; j < TILE; j += BLOCK)
-        store_as(sum + (i - row) * TILE + j, goal_of(p, tile[3], i) + j, p->sum_bits);
+      end_row(sum + (i - row) * TILE, p->mantissa_bits, p->is_wide, p->sum_bits, goal_of(p, tile[3], i));
     copy_to_other_goals(p, tile, row, last);
   }
 }

@@ -212,9 +212,9 @@ static inline void store_block(const float *x, uint16_t *out, int mantissa_bits)
 
 /* The same of what passes through bfloat16. */
 #ifdef __AVX512BF16__
-static inline floats narrow_block(floats x, int mantissa_bits) {
+static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
   const int below = mantissa_bits - 1;
-  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x));
   const __m256i left = _mm256_andnot_si256(narrow, _mm256_set1_epi16(EXPONENT >> 16)); /* to the most */
   __m128i least = _mm_min_epu16(_mm256_castsi256_si128(left), _mm256_extracti128_si256(left, 1));
   least = _mm_min_epu16(_mm_minpos_epu16(least), _mm_set1_epi16((255 - SMALLEST) << (PLACE - 16)));
@@ -225,17 +225,7 @@ static inline floats narrow_block(floats x, int mantissa_bits) {
   const __m512 most = _mm512_set1_ps((1 << mantissa_bits) - 1);
   __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
   units = _mm512_min_ps(most, _mm512_max_ps(-most, units));
-  return (floats)(units * (__m512)unit);
-}
-
-static inline floats narrow_floats(floats x) {
-  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh((__m512)x);
-  return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
-}
-
-static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
-  const halves narrow = narrowed_all(narrow_block(loaded(x), mantissa_bits));
-  memcpy(out, &narrow, sizeof narrow);
+  _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(units * (__m512)unit));
 }
 #else
 static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
