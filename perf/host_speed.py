@@ -11,6 +11,7 @@ takes turns with that instead (host_llama.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -18,10 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +34,8 @@ from perf.host_engine import PROMPT_TOKENS, Ours, clock, our_engine, random_prom
 from runtime.settings import Settings
 
 BATCHES = (1, 32)
-MESH_ROUNDS = 3
+MESH_ROUNDS = {1: 15, 32: 5}
+WARM_UP = {1: 5, 32: 2}  # prompts until lists of steps are made, where they are
 
 
 @dataclass(frozen=True)
@@ -108,39 +107,35 @@ def compare(batch: int, models: dict[str, Any], optimizations: str, steps: int) 
 
 
 def measure_meshes(devices: Sequence[str], optimizations: str, steps: int) -> dict[str, float]:
-    """Shortest times of each device by name, and their ratios to those of one chip (N150).
+    """Median times of each device by name, and their ratios to those of one chip (N150).
 
-    Each is measured in a process of its own, as a user would have it.
+    Devices take turns at every step and every prompt: what else a machine does hits all of them.
     """
     found: dict[str, float] = {"torch_threads": torch.get_num_threads()}
     for batch in BATCHES:
-        best: dict[str, Times] = {}
-        for _ in range(MESH_ROUNDS):  # devices take turns, for a busy machine
+        with contextlib.ExitStack() as open_engines:
+            ours = {}
             for device in dict.fromkeys(("N150", *devices)):
-                with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                    times = process.submit(our_times, batch, optimizations, steps, device).result()
-                known = best.get(device, times)
-                best[device] = Times(*map(min, zip(astuple(times), astuple(known), strict=True)))
-        for device, times in best.items():
-            for phase, seconds in asdict(times).items():
-                found[f"{device}_{phase}_b{batch}_ms"] = round(seconds * 1e3, 2)
-                ratio = seconds / asdict(best["N150"])[phase]
-                found[f"{device}_{phase}_b{batch}_ratio"] = round(ratio, 3)
+                engine = open_engines.enter_context(our_engine(batch, optimizations, device))
+                ours[device] = Ours(engine, random_prompts(batch, engine.vocab_size), steps)
+                for _ in range(WARM_UP[batch]):
+                    ours[device].prefill()
+            decodes = zip(*(each.decode() for each in ours.values()), strict=True)
+            decode = zip(*decodes, strict=True)
+            prefills = [
+                [clock(each.prefill) for each in ours.values()] for _ in range(MESH_ROUNDS[batch])
+            ]
+            prefill = zip(*prefills, strict=True)
+            for phase, times in (("prefill", prefill), ("decode", decode)):
+                medians = dict(zip(ours, map(statistics.median, times), strict=True))
+                for device, seconds in medians.items():
+                    found[f"{device}_{phase}_b{batch}_ms"] = round(seconds * 1e3, 2)
+                    ratio = seconds / medians["N150"]
+                    found[f"{device}_{phase}_b{batch}_ratio"] = round(ratio, 3)
     return found
 
 
-def our_times(batch: int, optimizations: str, steps: int, device: str) -> Times:
-    """Medians of one device."""
-    backends.select("emulator")
-    with our_engine(batch, optimizations, device) as engine:
-        ours = Ours(engine, random_prompts(batch, engine.vocab_size), steps)
-        ours.prefill()  # compiles, and finds its memory
-        decode = statistics.median(ours.decode())
-        prefill = statistics.median(clock(ours.prefill) for _ in range(3))
-    return Times(prefill, decode)
-
-
-@contextmanager
+@contextlib.contextmanager
 def busy_loops(count: int) -> Iterator[None]:
     """Other work: processes that never sleep, as many as `count`."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
