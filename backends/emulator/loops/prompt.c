@@ -262,21 +262,34 @@ static void add_values(Work *work, const uint32_t *values, int64_t width) {
   }
 }
 
+/* Those of a group whose queries are not zeros. */
+typedef struct {
+  int64_t count, heads[MOST_GROUP];
+} Busy;
+
+static void find_busy(const struct attend_prompt *a, int64_t head, Busy *busy) {
+  busy->count = 0;
+  for (int64_t i = 0; i < a->group; i++)
+    if (!a->idle[head * a->group + i]) busy->heads[busy->count++] = i;
+}
+
 /* Everything about MANY queries of a head of keys, from this number on: neighbours in a group, then
    in time; those after the last repeat it. 0 where they are not for C. */
-static int begin_work(const struct attend_prompt *a, int64_t head, int64_t number, Work *work) {
-  const int64_t count = a->group * a->length;
+static int begin_work(const struct attend_prompt *a, int64_t head, const Busy *busy, int64_t number,
+                      Work *work) {
+  const int64_t count = busy->count * a->length;
   for (int v = 0; v < ACROSS; v++) {
     work->reference[v] = all(NO_KEY);
     work->total[v] = all(0);
     for (int64_t j = 0; j < a->width; j++) work->found[j][v] = all(0);
   }
   for (int64_t i = 0; i < MANY; i++) {
-    const int64_t own = number + i < count ? number + i : count - 1, row = own / a->group;
+    const int64_t own = number + i < count ? number + i : count - 1, row = own / busy->count;
     const int64_t at = a->start + row, v = i / LANES, lane = i % LANES;
     uint16_t whole[MOST_WIDTH];
     float unit;
-    work->place[i] = ((head * a->group + own % a->group) * a->length + row) * a->width;
+    const int64_t at_head = head * a->group + busy->heads[own % busy->count];
+    work->place[i] = (at_head * a->length + row) * a->width;
     if (!whole_numbers(a->q + work->place[i], a->width, whole, &unit)) return 0;
     for (int64_t p = 0; p < a->half; p++) memcpy(&work->q[p][i], whole + 2 * p, sizeof(uint32_t));
     work->unit[v][lane] = unit * (float)(a->scale * LOG2_E);
@@ -287,8 +300,7 @@ static int begin_work(const struct attend_prompt *a, int64_t head, int64_t numbe
 }
 
 /* The results of all but those that repeat the last. */
-static void end_work(const struct attend_prompt *a, int64_t number, const Work *work) {
-  const int64_t left = a->group * a->length - number;
+static void end_work(const struct attend_prompt *a, int64_t left, const Work *work) {
   for (int64_t v = 0; v < ACROSS; v++)
     for (int64_t j = 0; j < a->width; j += BLOCK) {
       uint16_t columns[BLOCK][LANES];
@@ -302,10 +314,11 @@ static void end_work(const struct attend_prompt *a, int64_t number, const Work *
     }
 }
 
-static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t number) {
+static int attend_rows(const struct attend_prompt *a, int64_t head, const Busy *busy,
+                       int64_t number) {
   const int64_t width = a->width, wide = a->tiles * PROMPT_KEYS, from = head * wide;
   Work work;
-  if (!begin_work(a, head, number, &work)) return 0;
+  if (!begin_work(a, head, busy, number, &work)) return 0;
   const int last = ACROSS - 1, lane = LANES - 1;
   const int64_t last_first = work.first[last][lane], end = work.end[last][lane];
   int64_t begin = work.first[0][0] / PROMPT_KEYS * PROMPT_KEYS;
@@ -317,8 +330,48 @@ static int attend_rows(const struct attend_prompt *a, int64_t head, int64_t numb
     weigh(&work, a->shrinks + at);
     add_values(&work, a->values + at / 2 * width, width);
   }
-  end_work(a, number, &work);
+  end_work(a, busy->count * a->length - number, &work);
   return 1;
+}
+
+typedef double doubles __attribute__((vector_size(8 * LANES))); /* in which large numbers come and go */
+
+/* Queries that are zeros: means of the values that each sees. */
+static void attend_evenly(const struct attend_prompt *a, int64_t head, int64_t of_group) {
+  const uint16_t *values = a->plain + head * a->total * a->width;
+  uint16_t *out = a->out + (head * a->group + of_group) * a->length * a->width;
+  doubles sums[MOST_WIDTH / LANES] = {0};
+  int64_t first = 0, end = 0;
+  for (int64_t at = a->start; at < a->start + a->length; at++, out += a->width) {
+    const int64_t last = a->is_causal && at + 1 < a->total ? at + 1 : a->total;
+    const int64_t begin = a->window && at >= a->window ? at - a->window + 1 : 0;
+    for (; end < last; end++)
+      for (int64_t j = 0; j < a->width; j += LANES)
+        sums[j / LANES] += __builtin_convertvector(widened_all(values + end * a->width + j), doubles);
+    for (; first < begin; first++)
+      for (int64_t j = 0; j < a->width; j += LANES)
+        sums[j / LANES] -= __builtin_convertvector(widened_all(values + first * a->width + j), doubles);
+    for (int64_t j = 0; j < a->width; j += LANES) {
+      const doubles mean = sums[j / LANES] / (double)(end - first);
+      const halves narrow = narrowed_all(__builtin_convertvector(mean, floats));
+      memcpy(out + j, &narrow, sizeof narrow);
+    }
+  }
+}
+
+void find_zeros(const void *given, Share *share) {
+  ARGUMENTS(find_zeros);
+  EACH(row, a.rows, a.width / 8) { /* most end at their first numbers */
+    const uint16_t *x = a.x + row * a.width;
+    uint64_t bits = 0;
+    for (int64_t j = 0; j < a.width && !bits; j += TILE)
+      for (int64_t i = 0; i < TILE; i += 4) {
+        uint64_t four;
+        memcpy(&four, x + j + i, sizeof four);
+        bits |= four & 0x7FFF7FFF7FFF7FFF;
+      }
+    a.out[row] = !bits;
+  }
 }
 
 /* Whether a head's values are zeros, as of chips that have no head of their own. */
@@ -336,9 +389,14 @@ void attend_prompt(const void *given, Share *share) {
     const int64_t head = job % a.heads, number = (blocks - 1 - job / a.heads) * MANY;
     const int64_t many = number + MANY < count ? MANY : count - number;
     if (has_refused(share)) continue;
-    if (is_idle(&a, head))
+    if (is_idle(&a, head)) {
       memset(a.out + (head * count + number) * a.width, 0, (size_t)(many * a.width) * sizeof *a.out);
-    else if (!attend_rows(&a, head, number))
-      refuse(share);
+      continue;
+    }
+    Busy busy;
+    find_busy(&a, head, &busy);
+    if (number < busy.count * a.length && !attend_rows(&a, head, &busy, number)) refuse(share);
+    for (int64_t i = 0; i < a.group && number == 0; i++)
+      if (a.idle[head * a.group + i]) attend_evenly(&a, head, i);
   }
 }

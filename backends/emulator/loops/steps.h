@@ -17,6 +17,7 @@
 #define MOST_LARGEST 64  /* of a row that are sorted */
 #define MOST_QUERIES 4   /* of decode attention, whose vectors stay in registers */
 #define MOST_WIDTH 256   /* of a head */
+#define MOST_GROUP 256   /* heads that share one of keys */
 #define PROMPT_KEYS 64   /* keys of a prompt whose softmax weights are made at once */
 #define PROMPT_ROWS 8    /* of them that are multiplied at once */
 
@@ -274,11 +275,21 @@ struct arrange_values {
   int64_t matrices, length, width, pairs;
 };
 
+/* Of every row whether it is all zeros. */
+struct find_zeros {
+  const uint16_t *x; /* [rows, width] */
+  int32_t *out;      /* [rows] */
+  int64_t rows, width;
+};
+
 /* Attention of prompts, whose queries begin at position `start`, over keys and values arranged for
    it, PROMPT_KEYS at once: `group` neighbours share a head of those. Causal ones see the last
-   `window` keys up to their own, if not 0. Refuses like arrange_keys. */
+   `window` keys up to their own, if not 0. To the queries of `idle` heads, which are zeros, all keys
+   count alike: they get the mean of what they see of `plain` values. Refuses like arrange_keys. */
 struct attend_prompt {
   const uint16_t *q;      /* [heads, group, length, width] */
+  const int32_t *idle;    /* [heads, group] */
+  const uint16_t *plain;  /* [heads, total, width] */
   const uint32_t *keys;   /* [heads, tiles, PROMPT_KEYS, half] */
   const float *units;     /* [heads, tiles, PROMPT_KEYS] */
   const uint32_t *values; /* [heads, tiles, PROMPT_KEYS, half] */

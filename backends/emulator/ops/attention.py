@@ -94,6 +94,7 @@ def _in_c(
         and q.device.type == "cpu"
         and width % TILE == 0
         and width <= CONSTANTS["MOST_WIDTH"]
+        and q.shape[1] // k.shape[1] <= CONSTANTS["MOST_GROUP"]
         and (causal or window is None)
     )
 
@@ -121,15 +122,17 @@ def attend_prompt(
     keys, values = torch.empty(2, kv_matrices, tiles * many, half, dtype=torch.int32)
     units, exponents, shrinks = torch.empty(3, kv_matrices, tiles * many)
     out, given = torch.empty_like(q), {"matrices": kv_matrices, "length": total, "width": width}
+    idle = torch.empty(users * heads, dtype=torch.int32)
     done = (
-        call("arrange_keys", x=k, out=keys, units=units, groups=tiles * many // rows, half=half,
+        call("find_zeros", x=q, out=idle, rows=users * heads, width=length * width)
+        and call("arrange_keys", x=k, out=keys, units=units, groups=tiles * many // rows, half=half,
              **given)
         and call("arrange_values", x=v, out=values, exponents=exponents, shrinks=shrinks,
                  pairs=tiles * many // 2, **given)
-        and call("attend_prompt", q=q, keys=keys, units=units, values=values, exponents=exponents,
-                 shrinks=shrinks, out=out, heads=kv_matrices, group=heads // kv_heads,
-                 length=length, width=width, total=total, start=start, window=window or 0,
-                 is_causal=causal, tiles=tiles, half=half, scale=scale)
+        and call("attend_prompt", q=q, idle=idle, plain=v, keys=keys, units=units, values=values,
+                 exponents=exponents, shrinks=shrinks, out=out, heads=kv_matrices,
+                 group=heads // kv_heads, length=length, width=width, total=total, start=start,
+                 window=window or 0, is_causal=causal, tiles=tiles, half=half, scale=scale)
     )  # fmt: skip
     return out if done else None
 
