@@ -9,8 +9,8 @@ from typing import Any
 
 from backends import ttnn
 from models.plans.fused import sharded
-from models.plans.norm import residual_memory
-from models.plans.target import Phase, Target
+from models.plans.matmul import by_rows
+from models.plans.target import Target
 from models.sharding import TILE
 
 
@@ -24,8 +24,9 @@ class PartsInPlace:
     def __init__(self, target: Target, mesh: Any) -> None:
         sizes = target.sharding
         self.mesh, self.turn = mesh, 0
-        stream = residual_memory(target, Phase.DECODE).shard_spec
-        memory = sharded(stream.grid, sizes.num_chips * stream.shape[1])
+        self.summed = by_rows(sizes.local_dim, target.parts_cores, target.spec)
+        spec = self.summed.shard_spec
+        memory = sharded(spec.grid, sizes.num_chips * spec.shape[1])
         shape, dtype = [1, 1, TILE, sizes.num_chips * sizes.local_dim], target.summed_dtype
         columns, rows = target.spec.compute_grid
         last = ttnn.CoreCoord(columns - 1, rows - 1)
@@ -42,14 +43,15 @@ class PartsInPlace:
         """The sum over the line, whole on every chip, in bfloat16."""
         self.turn ^= 1
         buffer, semaphore = self.pairs[self.turn]
-        return ttnn.experimental.all_reduce_async(
+        summed = ttnn.experimental.all_reduce_async(
             x,
             buffer,
             1,
             self.mesh,
             semaphore,
             dtype=ttnn.bfloat16,
-            memory_config=memory,
+            memory_config=self.summed,
             topology=links.reduce_topology,
             num_links=links.num_links[1],
         )
+        return summed if memory == self.summed else ttnn.to_memory_config(summed, memory)

@@ -64,6 +64,7 @@ def _behind(
         "fp32": target.wide_accumulator(op),
         "weight": target.sliced_weight(tensor),
         "spec": target.spec,
+        "room": target.product_room,
     }
     plan = prefill_linear(rows, k, n, **how)
     if not target.gathers or plan.rows != rows:  # the op takes one block of rows

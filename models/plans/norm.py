@@ -20,6 +20,8 @@ from models.sharding import TILE
 DISTRIBUTED_FROM_DIM = 4096
 # Where cores share rows, they sum up statistics together: microseconds, and cycles of a tile.
 SUM_US, TILE_CYCLES = 6.5, 567
+# Bytes of L1 that each of them needs then, and for every tile of a whole row: seen on mock chips
+SHARED_BYTES, SHARED_TILE_BYTES = 47_104, 12_288
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def shares_rows(target: Target, rows: int) -> bool:
     grid = target.spec.compute_grid
     if high > min(grid):
         return False  # a second row of tiles on a core is right in the newest kernels only
+    if SHARED_BYTES + wide * SHARED_TILE_BYTES > target.left_bytes:
+        return False
     saved = wide - math.prod(shared_rows(high, wide, grid))
     return saved * TILE_CYCLES / (1000 * target.spec.clock_ghz) > SUM_US
 

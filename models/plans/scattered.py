@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from backends import ttnn
-from models.plans.matmul import L1_BUDGET, PrefillLinear, prefill_linear
+from models.plans.matmul import PrefillLinear, prefill_linear
 from models.plans.target import Target
 from models.precision import OpGroup, TensorGroup
 from models.sharding import TILE
@@ -62,7 +62,7 @@ def _row_parallel(
         "weight": target.sliced_weight(tensor),
         "dtype": target.activation_dtype(ttnn.bfloat8_b),
         "spec": target.spec,
-        "room": min(L1_BUDGET, target.spec.l1_free_bytes - target.parts_bytes),
+        "room": target.product_room,
         **slices,
     }
     n = target.sharding.local_dim

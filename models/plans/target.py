@@ -11,6 +11,7 @@ from backends.device_specs import DeviceSpec
 from models.plans.matmul import (
     GRID_COLS,
     GRID_ROWS,
+    L1_BUDGET,
     Kernels,
     Spread,
     dtype_of,
@@ -28,6 +29,9 @@ from models.precision import (
 )
 from models.sharding import TILE, Sharding
 
+# Bytes of a core's L1 that parts of sums may keep for good: more leaves other ops too little, which
+# need more themselves where activations are in bfloat16
+MOST_PARTS, MOST_WIDE_PARTS = 600_000, 300_000
 SHORT = 128  # rows of prompts whose stream and heads fit into L1 beside the ops that take them
 
 
@@ -100,12 +104,32 @@ class Target:
         return self.activation_dtype(ttnn.bfloat8_b if self.is_whole else ttnn.bfloat16)
 
     @property
+    def parts_cores(self) -> int:
+        """Cores on which the parts of such a sum are added up.
+
+        Those of the stream, which the sum is for; where these lack room, all that can share it.
+        """
+        near, far = self.stream.cores, most_cores(self.sharding.local_dim)
+        most = MOST_PARTS if self.summed_dtype == ttnn.bfloat8_b else MOST_WIDE_PARTS
+        return near if self._parts_on(near) <= most else far
+
+    @property
     def parts_bytes(self) -> int:
         """Bytes of a core's L1 in which parts of two such sums arrive, for good (PartsInPlace)."""
-        if not self.is_whole:
-            return 0
-        sizes = self.sharding
-        tiles = sizes.num_chips * sizes.local_dim // TILE // self.stream.cores
+        return self._parts_on(self.parts_cores) if self.is_whole else 0
+
+    @property
+    def product_room(self) -> int:
+        """Bytes of a core's L1 for the buffers of one prefill product."""
+        return min(L1_BUDGET, self.left_bytes)
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes of a core's L1 that prefill finds free."""
+        return self.spec.l1_free_bytes - self.parts_bytes
+
+    def _parts_on(self, cores: int) -> int:
+        tiles = self.sharding.num_chips * self.sharding.local_dim // TILE // cores
         return 2 * tiles * (1088 if self.summed_dtype == ttnn.bfloat8_b else 2048)
 
     def spread(self, width: int, *, most: int = 32, for_norm: bool = False) -> Spread:

@@ -75,6 +75,8 @@ def _full(case: dict[str, Any]) -> Any:
     return pytest.param(case, marks=pytest.mark.full)
 
 
+WIDE = "precision_cfg = {activation: bf16}"  # parts of sums would take two thirds
+LARGE = ("Llama-3.1-70B", "Qwen2.5-72B")
 TWO_LAYERS = [
     _full(case) if pair in SAME else case
     for pair, case in ((pair, _options(*pair, layers=2)) for pair in PAIRS)
@@ -111,6 +113,10 @@ def test_two_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:
         _options("Llama-3.3-70B", "TG", layers=1, ring=False),
         _options("Qwen3-32B", "TG", layers=1, optimizations="accuracy"),
         _options("Llama-3.3-70B", "P150x8", layers=1),  # parts of sums take a third of L1
+        *(_options(model, "P150x8", layers=1, optimizations=WIDE) for model in LARGE),
+        _full(_options("Qwen2.5-72B", "P150x4", layers=1, optimizations=WIDE)),
+        _full(_options("Qwen2.5-7B", "P150x8", layers=1, optimizations=WIDE)),
+        _full(_options("Llama-3.1-70B", "P150x2", layers=1)),  # rows of norms are as long
     ],
     ids=_named,
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from backends.emulator.kv import alike
+from backends.op_record import record_ops
+from models.checkpoints import RandomCheckpoint
+from models.plans import target
 from tests.model.helpers import engine_of, pcc, random_pages, random_prompt, run_forced
 from tests.tiny_models import TinyCheckpoint, tiny_config
 
@@ -54,6 +59,21 @@ def test_caches_of_replicated_heads_are_known_to_be_alike(
             assert torch.equal(chips, chips[list(known.first)])
             assert not chips[list(known.empty)].any()
             assert chips.any()
+
+
+def test_sums_on_other_cores_than_the_streams_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = dataclasses.replace(tiny_config("llama", num_layers=2), dim=512, hidden_dim=768)
+    found, moves = [], []
+    for most in (target.MOST_WIDE_PARTS, 0):  # bytes of a core's L1
+        monkeypatch.setattr(target, "MOST_WIDE_PARTS", most)
+        with engine_of(RandomCheckpoint(config, seed=0), "P150x4") as engine:
+            with record_ops() as records:
+                found.append(run_forced(engine, PROMPT, FORCED[:2], random_pages(engine)))
+            moves.append(sum(record.name == "to_memory_config" for record in records))
+    assert torch.equal(*found)
+    assert moves[0] < moves[1]
 
 
 def test_block_formats_on_a_mesh_stay_close_to_one_chip() -> None:
