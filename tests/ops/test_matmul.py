@@ -12,12 +12,12 @@ import backends
 from backends.device_specs import SPECS
 from backends.emulator.api.types import DataType
 from backends.emulator.loops import native
-from backends.emulator.loops.call import Call, listening
+from backends.emulator.loops.call import Call, listening, made
 from backends.emulator.numerics import at_once, kernels
 from backends.emulator.numerics.formats import to_format
 from backends.emulator.numerics.kernels import KERNELS
 from backends.emulator.numerics.products import MeshWeight, Rounding
-from backends.emulator.numerics.sums import sum_over
+from backends.emulator.numerics.sums import side_by_side, sum_over
 from backends.emulator.numerics.tiles import Tiles, store_of
 from backends.mesh import open_mesh
 from models.plans.matmul import prefill_linear
@@ -271,6 +271,34 @@ def test_a_sum_made_with_its_products_is_that_of_what_they_give(
         apart = sum_over(weight.product(x, rounding)(x).made(), axis, bits, parts=parts)
         assert found is not None and apart is not None
         assert torch.equal(found.view(torch.int16), apart.view(torch.int16)) and found.any()
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rows", [1, 5, 300])
+@pytest.mark.parametrize(("axes", "axis"), [((2, 4), 1), ((4, 1), 0), ((1, 4), 1), ((4, 2), 0)])
+def test_what_chips_gathered_is_multiplied_as_it_lies(
+    monkeypatch: pytest.MonkeyPatch, axes: tuple[int, int], axis: int, rows: int
+) -> None:
+    monkeypatch.setattr(at_once, "_ROWS_ANYWHERE", rows)  # also where libraries are faster
+    x = operand(*axes, 1, 1, rows, 48, seed=17).bfloat16()
+    gathered = side_by_side(x, axis, axes[axis], 3)
+    chips = [x.narrow(axis, i, 1) for i in range(axes[axis])]
+    assert torch.equal(gathered, torch.cat(chips, -1))
+    gathered = side_by_side(x, axis, axes[axis], 3)
+    is_apart = rows > at_once.FEW and axes != (4, 2) and native.products() == "pairs"
+    assert isinstance(gathered, at_once.Gathered) == is_apart
+    w = operand(*axes, 1, 1, 48 * axes[axis], 64, seed=18).bfloat16()
+    if axes == (4, 2):
+        w = w[:1]
+    rounding = Rounding(DataType.BFLOAT8_B, is_wide=False)
+    seen = gathered.view(*gathered.shape[:2], 1, rows, 1, -1)
+    calls: list[Call] = []
+    with listening(calls.append):
+        found = made(MeshWeight(w, None).product(seen, rounding)(seen))
+    assert "copy" not in [call.name for call in calls]
+    joined = torch.cat(chips, -1).view(seen.shape)
+    expected = made(MeshWeight(w, None).product(joined, rounding)(joined))
+    assert torch.equal(found, expected) and found.any()
 
 
 def test_equal_tiles_are_kept_once_and_zeros_never() -> None:

@@ -12,12 +12,13 @@ import math
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from backends.emulator.loops import native
 
@@ -35,6 +36,7 @@ CONSTANTS = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+
 LANES = CONSTANTS["BLOCK"]  # the loops take widths that are a multiple of this
 WORTH_THREADS = 1 << 14  # values whose loop takes longer than waking a thread
 COUNTER_WORDS = 8  # of a step, see team.h
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class Field(NamedTuple):
@@ -91,17 +93,68 @@ def _walk(library: ctypes.CDLL) -> Any:
 
 
 class Later(torch.Tensor):
-    """A tensor that is made when somebody reads it: torch or a loop."""
+    """A tensor [r, c, ..., D] that is not made yet; who knows how may do without."""
 
     source: torch.Tensor  # what it is made of
+    is_made_once: bool  # and kept, as its source does not change
+    _made: torch.Tensor | None
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, source: torch.Tensor, shape: Sequence[int]) -> Any:
+        own = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=source.dtype)
+        own.source, own.is_made_once, own._made = source, True, None
+        return own
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _VIEWS:
+            viewed = args[0]._viewed(args[1])
+            if viewed is not None:
+                return viewed
+        args, kwargs = tree_map_only(Later, made, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def make(self) -> torch.Tensor:
+        """The tensor, made of its source."""
+        raise NotImplementedError
+
+    def like(self, source: torch.Tensor, shape: Sequence[int]) -> Later:
+        """The same of another source, its rows in other dims."""
+        raise NotImplementedError
 
     def made(self) -> torch.Tensor:
-        """The tensor."""
-        raise NotImplementedError
+        """The tensor. Where calls are heard every reader has its own, and so is heard."""
+        if self._made is not None:
+            return self._made
+        found = self.make()
+        if self.is_made_once and not is_heard():
+            self._made = found
+        return found
+
+    @property
+    def is_made(self) -> bool:
+        return self._made is not None
 
     def on(self, source: torch.Tensor) -> Later:
-        """The same made of another source, whose values change."""
-        raise NotImplementedError
+        """The same made of a source whose values change."""
+        other = self.like(source, self.shape)
+        other.is_made_once = False
+        return other
+
+    def _viewed(self, sizes: Sequence[int]) -> Later | None:
+        """The same with its rows in other dims; None for other views."""
+        if -1 in sizes:
+            rest = -math.prod(sizes)
+            sizes = [self.numel() // rest if size == -1 else size for size in sizes]
+        is_same = len(sizes) > 2 and (*sizes[:2], sizes[-1]) == (*self.shape[:2], self.shape[-1])
+        if not is_same or self.is_made:
+            return None
+        viewed = self.like(self.source, sizes)
+        viewed.is_made_once = self.is_made_once
+        return viewed
 
 
 def made(x: torch.Tensor) -> torch.Tensor:

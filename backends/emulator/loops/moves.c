@@ -17,13 +17,13 @@ void copy(const void *given, Share *share) {
   }
 }
 
-#define STRETCH 8192 /* bytes */
+#define CLEARED 8192 /* bytes */
 
 void clear(const void *given, Share *share) {
   ARGUMENTS(clear);
-  EACH(i, (a.bytes + STRETCH - 1) / STRETCH, STRETCH / 2) {
-    const int64_t rest = a.bytes - i * STRETCH;
-    memset((uint8_t *)a.out + i * STRETCH, 0, (size_t)(rest < STRETCH ? rest : STRETCH));
+  EACH(i, (a.bytes + CLEARED - 1) / CLEARED, CLEARED / 2) {
+    const int64_t rest = a.bytes - i * CLEARED;
+    memset((uint8_t *)a.out + i * CLEARED, 0, (size_t)(rest < CLEARED ? rest : CLEARED));
   }
 }
 

@@ -7,7 +7,6 @@
 
 #define PIECE 524288 /* bytes of weights that a thread reads in order */
 #define AHEAD 4096   /* bytes of weights that memory is asked for before they are needed */
-#define STRETCH 8  /* pairs of depth whose exponents memory hands over at once */
 #define MOST_WIDE (LANES == 16 ? 2 : 1) /* tiles at once */
 #define MOST_ROWS (LANES == 16 ? 12 : 2) /* whose sums stay in registers */
 
@@ -136,7 +135,8 @@ add_pair(const uint16_t *x, int64_t depth, const Pairs *here, const Pairs *later
 static inline __attribute__((always_inline)) void
 multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from,
               const Target *target, int64_t row, const int count, const int packed, const int wide) {
-  const uint16_t *x = p->x + (tile[0] * p->rows + row) * p->depth;
+  const uint16_t *x = p->x + tile[0] * p->rows * p->depth + row * p->span;
+  int64_t strip = p->span / 2;
   floats sums[MOST_ROWS][VECTORS * MOST_WIDE];
   UNROLLED
   for (int i = 0; i < count; i++)
@@ -144,6 +144,7 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from,
     for (int v = 0; v < VECTORS * wide; v++) sums[i][v] = (floats){0};
   for (int64_t k = 0; k < tile[1]; k += STRETCH) {
     Pairs here[MOST_WIDE], later[MOST_WIDE];
+    if (k == strip) strip += p->span / 2, x += (p->rows - 1) * p->span;
     UNROLLED
     for (int w = 0; w < wide; w++) {
       here[w] = moved(from[w], k, packed);
@@ -152,10 +153,10 @@ multiply_rows(const struct multiply *p, const int64_t *tile, const Pairs *from,
     if (tile[1] - k >= STRETCH)
       HALF_UNROLLED /* whole stretches are too much code */
       for (int s = 0; s < STRETCH; s++)
-        add_pair(x + 2 * k, p->depth, here, later, s, count, packed, wide, sums);
+        add_pair(x + 2 * k, p->span, here, later, s, count, packed, wide, sums);
     else
       for (int64_t s = 0; s < tile[1] - k; s++)
-        add_pair(x + 2 * k, p->depth, here, later, s, count, packed, wide, sums);
+        add_pair(x + 2 * k, p->span, here, later, s, count, packed, wide, sums);
   }
   float found[MOST_ROWS * TILE];
   UNROLLED

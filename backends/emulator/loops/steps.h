@@ -12,6 +12,7 @@
 #define BLOCK 16         /* values that share one exponent; widths are multiples of it */
 #define TILE 32          /* columns of a weight that lie together, and width of a tile */
 #define FEW 4            /* rows multiplied while weights are unpacked; more find them in a cache */
+#define STRETCH 8        /* pairs of depth whose exponents memory hands over at once */
 #define MOST_SUMMED 32   /* products that are summed on their way out, */
 #define SUMMED_ROWS 192  /* of as many rows at once: a multiple of all that are multiplied at once */
 #define MOST_LARGEST 64  /* of a row that are sorted */
@@ -219,9 +220,9 @@ struct unpack_tiles {
    `panel` rows. Sums pass through bfloat16 unless `is_wide`. Unless `sum_bits` is -1, tiles in a row
    with the same goals, of which there are up to `summed`, give those the sum of their rounded
    products, rounded to that; not of few rows. Of few rows `known` is one of each place whose results
-   are known, too. */
+   are known, too. Rows may come in strips of depth, `span` wide, of whole stretches; not few rows. */
 struct multiply {
-  const uint16_t *x;         /* [places, rows, depth] */
+  const uint16_t *x;         /* [places, rows, depth], or with depth / span strips before rows */
   const uint32_t *weights;   /* [*, TILE] pairs of rows, or NULL */
   const uint8_t *mantissas;  /* [*, packed] pairs of rows, or NULL */
   const uint32_t *exponents; /* [*, 2] or NULL */
@@ -232,7 +233,7 @@ struct multiply {
   const uint16_t *known;         /* [places, depth] or NULL */
   const uint16_t *known_results; /* [chips, width] or NULL */
   uint16_t *out;           /* [chips, rows, width] */
-  int64_t places, count, chips, rows, depth, width, mantissa_bits, is_wide, panel;
+  int64_t places, count, chips, rows, depth, span, width, mantissa_bits, is_wide, panel;
   int64_t threads, most_pairs, packed, summed, sum_bits;
 };
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from backends.emulator.api.types import TILE
 from backends.emulator.loops import native
-from backends.emulator.loops.call import CONSTANTS, LANES, Later, call, is_heard, team_size
+from backends.emulator.loops.call import CONSTANTS, LANES, Later, call, can_run, team_size
 from backends.emulator.loops.moves import contiguous
 from backends.emulator.numerics.tiles import Tiles, Total
 
@@ -24,8 +23,8 @@ _PANEL_VALUES = 1 << 19  # of as many rows as stay in a core's cache
 _PANEL = 240  # rows of a product that stay in a core's cache while weights pass
 FEW = CONSTANTS["FEW"]
 _MOST_SUMMED = CONSTANTS["MOST_SUMMED"]
+_STRIP = 2 * CONSTANTS["STRETCH"]  # of which the width of parts that lie apart is a multiple
 _ROWS_ANYWHERE = 16  # with more of them narrow vectors do worse than libraries
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class Known(NamedTuple):
@@ -42,79 +41,79 @@ class Known(NamedTuple):
 
 
 class Pending(Later):
-    """Rows [places, M, K] times a weight, as a result [r, c, ..., N] that nobody has read yet.
+    """Rows, as `multiply` takes them, times a weight, as a result [r, c, ..., N].
 
     `tiles` gives those of the product, or of its sum over a mesh axis.
     """
 
-    _tiles: Callable[[Total | None], Tiles]
-    _mantissa_bits: int
-    _is_wide: bool
-    _made: torch.Tensor | None
-    _keeps_made: bool  # not where its source changes from run to run
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(
-        cls, source: torch.Tensor, tiles: Callable[[Total | None], Tiles], shape: Sequence[int],
-        mantissa_bits: int, is_wide: bool,
-    ) -> Pending:  # fmt: skip
-        own = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=source.dtype)
-        own.source, own._tiles, own._made = source, tiles, None
-        own._mantissa_bits, own._is_wide, own._keeps_made = mantissa_bits, is_wide, True
-        return own
+    tiles: Callable[[Total | None], Tiles]
+    mantissa_bits: int
+    is_wide: bool
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func in _VIEWS:
-            viewed = args[0]._viewed(args[1])
-            if viewed is not None:
-                return viewed
-        args, kwargs = tree_map_only(Pending, Pending.made, (args, kwargs or {}))
-        return func(*args, **kwargs)
+    def of(
+        cls, rows: torch.Tensor, tiles: Callable[[Total | None], Tiles], shape: Sequence[int],
+        mantissa_bits: int, is_wide: bool,
+    ) -> Pending:  # fmt: skip
+        own: Pending = cls(rows, shape)
+        own.tiles, own.mantissa_bits, own.is_wide = tiles, mantissa_bits, is_wide
+        return own
 
-    def made(self) -> torch.Tensor:
-        """The result; of a recording every reader has one of its own."""
-        if self._made is not None:
-            return self._made
-        shape = tuple(self.shape)
-        tiles = self._tiles(None)
-        result = multiply(self.source, tiles, shape, self._mantissa_bits, self._is_wide)
-        if self._keeps_made and not is_heard():
-            self._made = result
-        return result
+    def make(self) -> torch.Tensor:
+        tiles, shape = self.tiles(None), tuple(self.shape)
+        return multiply(self.source, tiles, shape, self.mantissa_bits, self.is_wide)
 
-    def on(self, source: torch.Tensor) -> Pending:
-        """The same product of rows that a replay writes anew."""
-        given = (self._tiles, self.shape, self._mantissa_bits, self._is_wide)
-        other = Pending(source, *given)
-        other._keeps_made = False
-        return other
+    def like(self, source: torch.Tensor, shape: Sequence[int]) -> Pending:
+        return Pending.of(source, self.tiles, shape, self.mantissa_bits, self.is_wide)
 
     def summed(self, total: Total, mantissa_bits: int) -> torch.Tensor | None:
         """Its sum over a mesh axis, rounded; None where that is not made by the loop."""
         is_whole = self.shape[-1] % (TILE * total.parts) == 0
-        is_taken = is_whole and self.shape[total.axis] <= _MOST_SUMMED
-        if not is_taken or self._made is not None:
+        if self.is_made or not is_whole or self.shape[total.axis] > _MOST_SUMMED:
             return None
         return multiply(
-            self.source, self._tiles(total), total_shape(self.shape, total), self._mantissa_bits,
-            self._is_wide, sum_bits=mantissa_bits,
+            self.source, self.tiles(total), total_shape(self.shape, total), self.mantissa_bits,
+            self.is_wide, sum_bits=mantissa_bits,
         )  # fmt: skip
 
-    def _viewed(self, sizes: Sequence[int]) -> Pending | None:
-        """The same with its rows in other dims; None for other views."""
-        if -1 in sizes:
-            rest = -math.prod(sizes)
-            sizes = [self.numel() // rest if size == -1 else size for size in sizes]
-        is_same = len(sizes) > 2 and (*sizes[:2], sizes[-1]) == (*self.shape[:2], self.shape[-1])
-        if not is_same or self._made is not None:
+
+class Gathered(Later):
+    """What chips along a mesh axis have [r, c, ..., D], side by side for all of them."""
+
+    axis: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, axis: int) -> Gathered | None:
+        """None where nobody could read it as it lies."""
+        rows = x.numel() // (x.shape[0] * x.shape[1] * x.shape[-1])
+        is_last = axis == 1 or x.shape[1] == 1  # of mesh axes
+        is_plain = type(x) is torch.Tensor and x.dtype is torch.bfloat16 and can_run(x)
+        if rows <= FEW or not is_last or not is_plain or x.shape[-1] % _STRIP:
             return None
-        viewed = Pending(self.source, self._tiles, sizes, self._mantissa_bits, self._is_wide)
-        viewed._keeps_made = self._keeps_made
-        return viewed
+        if native.products() != "pairs":
+            return None
+        shape = list(x.shape)
+        shape[axis], shape[-1] = 1, shape[axis] * shape[-1]
+        return cls._on(x, axis, shape)
+
+    @classmethod
+    def _on(cls, x: torch.Tensor, axis: int, shape: Sequence[int]) -> Gathered:
+        own: Gathered = cls(x, shape)
+        own.axis = axis
+        return own
+
+    def make(self) -> torch.Tensor:
+        x, last = self.source, self.source.dim() - 1
+        return contiguous(x.movedim(self.axis, last - 1)).view(self.shape)
+
+    def like(self, source: torch.Tensor, shape: Sequence[int]) -> Gathered:
+        return Gathered._on(source, self.axis, shape)
+
+    @property
+    def strips(self) -> torch.Tensor:
+        """[places, strips, rows, D]: the parts of each of the other axis' places."""
+        places = self.source.shape[0] if self.axis == 1 else 1
+        return self.source.view(places, self.source.shape[self.axis], -1, self.source.shape[-1])
 
 
 def total_shape(shape: Sequence[int], total: Total) -> tuple[int, ...]:
@@ -136,11 +135,13 @@ def multiply(
 ) -> torch.Tensor:  # fmt: skip
     """Rows x [places, M, K] of bfloat16 times a weight, as a result of this shape.
 
+    More than a few rows may come in strips [places, strips, M, K / strips], see Gathered.
     Products are rounded to bfloat16 (no `mantissa_bits`) or to blocks of `mantissa_bits`, and sums
     of them over a mesh axis to `sum_bits`.
     """
     x, out = contiguous(x), x.new_empty(shape)
-    places, rows, depth = x.shape
+    places, *strips, rows, span = x.shape
+    depth = math.prod(strips) * span
     _, words, mantissas, exponents = tiles.store
     room, threads = None, team_size()
     if mantissas is not None:
@@ -155,7 +156,7 @@ def multiply(
         goals=tiles.goals, out=out, known=None if known is None else known.rows,
         known_results=None if known is None else known.results,
         places=places, count=len(tiles.records), chips=math.prod(shape[:2]), rows=rows,
-        depth=depth, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
+        depth=depth, span=span, width=shape[-1], mantissa_bits=mantissa_bits, is_wide=is_wide,
         panel=panel, summed=tiles.summed, sum_bits=sum_bits,
     )  # fmt: skip
     return out

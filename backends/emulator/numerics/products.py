@@ -17,9 +17,16 @@ from typing import Any, NamedTuple
 import torch
 
 from backends.emulator.api.types import TILE, DataType
-from backends.emulator.loops.call import is_heard
+from backends.emulator.loops.call import is_heard, made
 from backends.emulator.loops.moves import contiguous, gathered
-from backends.emulator.numerics.at_once import FEW, Known, Pending, can_multiply, multiply
+from backends.emulator.numerics.at_once import (
+    FEW,
+    Gathered,
+    Known,
+    Pending,
+    can_multiply,
+    multiply,
+)
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.numerics.kernels import Product, Weight, give_room, is_fixed, take_room
@@ -139,17 +146,22 @@ class MeshWeight:
         bits = MANTISSA_BITS.get(rounding.dtype, 0)
         places = x.shape[0] * x.shape[1]
         count = x.numel() // places // x.shape[-1]
+
+        def rows_of(x: torch.Tensor) -> torch.Tensor:
+            if isinstance(x, Gathered) and not x.is_made:
+                return x.strips
+            return contiguous(made(x)).view(places, -1, x.shape[-1])
+
         if places > 1 and count > FEW:
 
             def later(x: torch.Tensor) -> torch.Tensor:
-                rows = contiguous(x).view(places, -1, x.shape[-1])
-                return Pending(rows, tiles, shape, bits, rounding.is_wide)
+                return Pending.of(rows_of(x), tiles, shape, bits, rounding.is_wide)
 
             return later
         known = Known.of(x, places, shape) if 1 < count <= FEW else None
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            rows = contiguous(x).view(places, -1, x.shape[-1])
+            rows = rows_of(x)
             out = multiply(rows, tiles(None), shape, bits, rounding.is_wide, known)
             if known is not None and not is_heard():
                 known.rows.copy_(rows[:, -1])

@@ -9,7 +9,7 @@ import torch
 from backends.emulator.api.types import DataType
 from backends.emulator.loops.call import LANES, call, can_run
 from backends.emulator.loops.moves import contiguous, joined
-from backends.emulator.numerics.at_once import Pending, total_shape
+from backends.emulator.numerics.at_once import Gathered, Pending, total_shape
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.numerics.tiles import Total
 
@@ -50,6 +50,10 @@ def side_by_side(x: torch.Tensor, axis: int, chips: int, dim: int) -> torch.Tens
     """The parts of all chips along a mesh axis, joined along a tensor dim."""
     if x.shape[axis] == 1:
         return joined([x] * chips, dim + 2)
+    if dim + 2 == x.dim() - 1:
+        found = Gathered.of(x, axis)
+        if found is not None:
+            return found
     return contiguous(x.movedim(axis, dim + 1)).flatten(dim + 1, dim + 2).unsqueeze(axis)
 
 
