@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from backends.scratch import write_whole
 from lt import results
 from lt.commands import ROOT, Plan
 from lt.results import Result
@@ -214,9 +215,7 @@ class JobQueue:
         self._wake.set()
         with self._lock:
             text = json.dumps([job.as_dict() for job in self.jobs], indent=1)
-            temporary = self.folder / f"state.{os.getpid()}"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.folder / "state.json")
+            write_whole(self.folder / "state.json", text)
         if self.on_change is not None:
             self.on_change()
 

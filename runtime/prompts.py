@@ -7,7 +7,6 @@ Tokens are runtime/tokenizer.py's business; only lengths are asked for here.
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import threading
 import urllib.error
@@ -20,6 +19,7 @@ from typing import Any
 from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from backends.scratch import write_whole
 from models.fields import is_there, read_text, shown
 from runtime.haystack import Haystack, build_haystack
 
@@ -165,11 +165,8 @@ def download(url: str, *, cache: Path = CONTEXT_CACHE) -> str:
     if is_there(kept):
         return read_text(kept, limit=4 * MAX_CONTEXT_BYTES)
     text = _fetch(url).decode("utf-8", errors="replace")
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(kept)
+        write_whole(kept, text)
     except OSError as error:
         logger.warning(f"the context of {url} cannot be kept in {cache}: {error.strerror or error}")
     return text

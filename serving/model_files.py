@@ -7,11 +7,10 @@ weights; the config says where those are (`tt_checkpoint`).
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from backends.scratch import scratch_folder
 from models.checkpoints.open import locate
 from models.families import family_of_gguf
 
@@ -50,15 +49,13 @@ def _make(gguf: Path, made: Path, checkpoint: str) -> None:
     with GgufFile(gguf) as file:
         family = family_of_gguf(file.field("general.architecture"))
     made.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=made.parent, prefix=".making-"))
-    try:
+    with scratch_folder(made.parent) as scratch:
+        unfinished = scratch / made.name
         config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config.architectures = [family.architecture]
         setattr(config, CHECKPOINT, checkpoint)
-        config.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
-        os.chmod(scratch, 0o755)
+        config.save_pretrained(unfinished)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer.save_pretrained(unfinished)
         if not made.exists():
-            os.replace(scratch, made)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            os.replace(unfinished, made)

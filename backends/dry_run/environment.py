@@ -23,6 +23,7 @@ from typing import Any
 from loguru import logger
 
 from backends.dry_run import descriptors, kernel_cache, overlay, toolchain
+from backends.scratch import write_whole
 
 WHEEL_VERSION = "0.81.1"
 PYTHON_VERSIONS = ((3, 10), (3, 12))  # the wheel is built for these
@@ -68,7 +69,7 @@ def prepare(device: str, cache: Path) -> dict[str, str]:
     root = overlay.make_overlay(cache / f"overlay-{_version_key(wheel)}", wheel)
     cluster = cache / "clusters" / f"{device}-{_version_key(wheel)}.yaml"
     if not cluster.is_file():
-        _write_whole(cluster, json.dumps(descriptors.DESCRIPTORS[device]()))
+        write_whole(cluster, json.dumps(descriptors.DESCRIPTORS[device]()))
     for name in ("kernels", f"logs/{device}"):
         (cache / name).mkdir(parents=True, exist_ok=True)
     return {
@@ -119,11 +120,3 @@ def _version_key(wheel: Path) -> str:
         assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

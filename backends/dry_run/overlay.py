@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from backends.dry_run.toolchain import write_toolchain
+from backends.scratch import scratch_folder
 
 _OWN_DIRECTORIES = ("runtime", "tt_metal")
 _DESCRIPTOR = "wormhole_b0_80_arch.yaml"
@@ -29,14 +28,14 @@ def make_overlay(directory: Path, wheel: Path) -> Path:
     if directory.is_dir():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=directory.parent))
-    try:
+    with scratch_folder(directory.parent) as scratch:
+        building = scratch / directory.name
         _fill(building, wheel)
-        os.rename(building, directory)
-    except OSError:
-        shutil.rmtree(building, ignore_errors=True)
-        if not directory.is_dir():  # else another process was first
-            raise
+        try:
+            os.rename(building, directory)
+        except OSError:
+            if not directory.is_dir():  # else another process was first
+                raise
     return directory
 
 

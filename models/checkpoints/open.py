@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.checkpoints.base import Checkpoint
-from models.checkpoints.default_model import default_model_path
 from models.checkpoints.file_checkpoint import FileCheckpoint
 from models.checkpoints.gguf import GgufCheckpoint
 from models.checkpoints.gguf_file import SPLIT, split_part
@@ -49,6 +48,9 @@ def locate(name_or_path: str | Path) -> Location:
     given = str(name_or_path)
     path = _as_path(given)
     if given == "default":
+        # not above: default_model is a program too, and this package would import it first
+        from models.checkpoints.default_model import default_model_path
+
         return Location(default_model_path(), given, is_path=False)
     if path.is_dir():
         return Location(_gguf_in(path) or path, given, is_path=True)

@@ -21,6 +21,7 @@ from loguru import logger
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
+from backends.scratch import scratch_folder
 from models.checkpoints.file_checkpoint import MAPPED_BYTES_LIMIT
 from models.checkpoints.meta import MetaFiles, load_pth, stored_shapes
 from models.checkpoints.names import META, normalised
@@ -57,7 +58,9 @@ def repack(
         last = min(first + chunk_size, config.num_layers) - 1
         names = [name for name in kept if first <= _layer(name, config) <= last]
         path = target / f"layers_{first}-{last}.pth"
-        _write(path, names, meta)
+        with scratch_folder(target) as scratch:
+            _write(scratch / path.name, names, meta)
+            os.replace(scratch / path.name, path)
         written.append(path)
     if source.resolve() != target.resolve():
         for name in ("params.json", "tokenizer.model"):
@@ -84,9 +87,8 @@ def _layer(name: str, config: ModelConfig) -> int:
     return config.vision.cross_before[int(match[2])]
 
 
-def _write(path: Path, names: list[str], meta: MetaFiles) -> None:
+def _write(unfinished: Path, names: list[str], meta: MetaFiles) -> None:
     """Reserve the file with torch's own layout, then fill it through a shared map."""
-    unfinished = path.with_suffix(".pth.tmp")
     dtypes = {name: meta.dtype(name) for name in names}
     with FakeTensorMode():
         shells = {name: torch.empty(meta.shapes[name], dtype=dtypes[name]) for name in names}
@@ -95,15 +97,13 @@ def _write(path: Path, names: list[str], meta: MetaFiles) -> None:
     mapped: Mapping[str, torch.Tensor] = {}
     room = 0
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        for name in tqdm(names, desc=path.name, unit="tensor", disable=None):
+        for name in tqdm(names, desc=unfinished.name, unit="tensor", disable=None):
             if room <= 0:  # mapped pages count as resident: let them go now and then
                 mapped, room = {}, MAPPED_BYTES_LIMIT
                 meta.close()
                 mapped = load_pth(unfinished)
             mapped[name].copy_(meta.read(name))
             room -= mapped[name].nbytes
-    del mapped
-    os.replace(unfinished, path)
 
 
 @contextmanager

@@ -15,19 +15,17 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from backends import ttnn
+from backends.scratch import remove_abandoned, scratch_folder
 
 _FORMAT = 2
-_NEW_S = 60
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _SUFFIX = ".tensorbin"  # what TT-NN calls its own files
 
@@ -61,7 +59,7 @@ class WeightCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.directory / ".in-use", fcntl.LOCK_SH)
-            _remove_abandoned(self.directory)
+            remove_abandoned(base)
         except OSError as error:
             self._stop_writing(error)
 
@@ -131,7 +129,7 @@ class WeightCache:
         if not self._writable:
             return None
         try:
-            with _scratch_directory(self.directory) as scratch:
+            with scratch_folder(self.directory.parent) as scratch:
                 return self._write(scratch, key, host)
         except Exception as error:  # the wheel and safetensors have errors of their own
             self._stop_writing(error)
@@ -230,28 +228,6 @@ def _lock(path: Path, kind: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-@contextlib.contextmanager
-def _scratch_directory(directory: Path) -> Iterator[Path]:
-    """A directory of this writer's own for unfinished files, locked while it is at work."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as name:
-        lock = _lock(Path(name) / ".lock", fcntl.LOCK_EX)
-        try:
-            yield Path(name)
-        finally:
-            os.close(lock)
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Delete what killed writers left: scratch directories, not brand new, nobody holds locked."""
-    for scratch in directory.glob(".writing-*"):
-        if time.time() - scratch.stat().st_mtime < _NEW_S:
-            continue  # its owner may be about to lock it
-        with contextlib.suppress(OSError):
-            lock = _lock(scratch / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(scratch, ignore_errors=True)
-            os.close(lock)
 
 
 def _sync(path: Path) -> None:

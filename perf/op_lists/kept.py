@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from backends.op_record import Cost, OpRecord, TensorSpec
+from backends.scratch import write_whole
 from perf.op_lists.record import CountedOp, OpList, RunOps, Workload, record_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +31,7 @@ def run_ops(workload: Workload) -> RunOps:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: record it
     run = record_run(workload)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(_to_json(run)), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(_to_json(run)))
     return run
 
 

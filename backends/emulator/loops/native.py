@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from loguru import logger
 
+from backends.scratch import scratch_folder
+
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 _PROCESSOR = "-march=native"
@@ -65,15 +67,12 @@ def compiled(*flags: str) -> ctypes.CDLL | None:
 def _build(command: Sequence[str], path: Path) -> ctypes.CDLL:
     """Compile unless done before; complete or not there, also for two processes at once."""
     if not path.exists():
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        try:
+        with scratch_folder(path.parent) as scratch:
+            unfinished = scratch / path.name
             sources = map(str, sorted(_SOURCES.glob("*.c")))
-            whole = [*command, *sources, "-o", unfinished, "-lm"]
+            whole = [*command, *sources, "-o", str(unfinished), "-lm"]
             subprocess.run(whole, check=True, capture_output=True, timeout=_COMPILE_S)
             os.replace(unfinished, path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
     return ctypes.CDLL(str(path))
 
 
