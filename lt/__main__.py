@@ -21,7 +21,10 @@ def parser() -> argparse.ArgumentParser:
         epilog="commands: " + ", ".join(COMMANDS) + ", or 'pytest ...'",
     )
     p.add_argument("command", nargs="?", help="what to run, e.g. table or pareto")
-    p.add_argument("--models", default="default", help="default, names, directories or all")
+    p.add_argument(
+        "--models",
+        help="default, names, directories or all (that of HF_MODEL or LLAMA_DIR, else default)",
+    )
     p.add_argument("--devices", default="N150", help="N150, N300, ... or all")
     p.add_argument("--out", type=Path, help="file of a table, folder of pareto (generated/lt)")
     p.add_argument(
@@ -42,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run; a ValueError says in one line what was wrong."""
     given = parser().parse_args(arguments)
-    Settings.from_env()  # what demos would refuse is refused here, once
+    settings = Settings.from_env()  # what demos would refuse is refused here, once
+    given.models = settings.checkpoint or "default" if given.models is None else given.models
     if given.command is not None:
         return _headless(given)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):

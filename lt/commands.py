@@ -38,12 +38,12 @@ class Plan:
 
     @property
     def argv(self) -> list[str]:
-        """The whole command line; env adds to the environment without our reading it."""
+        """The whole command line; the job's model and device, not those of the environment."""
         settings = [f"{name}={value}" for name, value in self.variables]
-        theirs = ["-u", "FAKE_DEVICE"]
-        if "HF_MODEL" in dict(self.variables):
-            theirs += ["-u", "LLAMA_DIR"]  # demos refuse to have both
-        return ["env", *theirs, *settings, sys.executable, *self.arguments]
+        others = [
+            word for name in ("FAKE_DEVICE", "HF_MODEL", "LLAMA_DIR") for word in ("-u", name)
+        ]
+        return ["env", *others, *settings, sys.executable, *self.arguments]
 
     @property
     def is_prediction(self) -> bool:
@@ -136,7 +136,9 @@ def settings_of(command: str) -> list[str]:
 def choose(text: str, known: Sequence[str], what: str) -> list[str]:
     """Names picked by a list like `a, b` or `all`, without regard to case."""
     by_lower = {name.lower(): name for name in known}
-    words = [word for word in text.replace(",", " ").split() if word]
+    words = text.replace(",", " ").split()
+    if what == "model" and text.strip() and is_there(Path(text)):
+        words = [text]  # a path, which may have spaces
     if not words:
         raise ValueError(f"no {what} is named: choose all or some of {', '.join(known)}")
     if [word.lower() for word in words] == ["all"]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lt import export, pareto, results, search
+from lt import export, headless, pareto, results, search
 from lt.__main__ import main
 from lt.commands import COMMANDS, Plan, plan
 from lt.jobs import JobQueue, Status
@@ -186,18 +186,32 @@ def test_an_unknown_word_names_the_alternatives(arguments: tuple[str, ...], name
         plan(*arguments)
 
 
-def test_two_models_in_the_environment_are_refused_and_a_named_one_is_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_two_models_in_the_environment_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_DIR", "/")
     monkeypatch.setenv("HF_MODEL", "a")
     with pytest.raises(ValueError, match=r"HF_MODEL \(a\) and LLAMA_DIR \(/\) are both set"):
         main(["table", "--dry"])
-    (demo,) = plan("demo", "Llama-3.2-1B")
+
+
+@pytest.mark.parametrize("named", [None, "default", "Llama-3.2-1B"])
+@pytest.mark.parametrize("variable", ["HF_MODEL", "LLAMA_DIR"])
+def test_demo_and_prediction_are_of_the_model_that_is_named_else_of_the_environments(
+    named: str | None, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = str(tmp_path / "a model")
+    Path(theirs).mkdir()
+    monkeypatch.setenv(variable, theirs)
+    asked: list[Plan] = []
+    monkeypatch.setattr(headless, "run_table", lambda plans, *_, **__: asked.extend(plans) or 0)
+    words = ["demo predict", *(["--models", named] if named else [])]
+    assert main([*words, "--out", str(tmp_path / "t.md")]) == 0
+    demo, prediction = asked
+    expected = named or theirs
+    assert prediction.arguments[prediction.arguments.index("--model") + 1] == expected
     shown = [*demo.argv[: demo.argv.index(sys.executable)], "env"]
-    seen = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
-    assert "HF_MODEL=Llama-3.2-1B\n" in seen
-    assert "LLAMA_DIR" not in seen
+    seen = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines()
+    models = [line for line in seen if line.startswith(("HF_MODEL=", "LLAMA_DIR="))]
+    assert models == ([] if expected == "default" else [f"HF_MODEL={expected}"])
 
 
 def test_commands_multiply_models_and_devices() -> None:
@@ -372,4 +386,4 @@ def test_markdown_names_command_and_provenance(queue: JobQueue) -> None:
     text = export.markdown([job])
     assert "## Performance" in text
     assert "Failed: error: a / b" in text
-    assert f"`env -u FAKE_DEVICE {sys.executable}" in text
+    assert f"`env -u FAKE_DEVICE -u HF_MODEL -u LLAMA_DIR {sys.executable}" in text
