@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,9 +16,9 @@ from pathlib import Path
 from backends.device_specs import DeviceSpec
 from models.collectives_kept import LONGEST_KEPT, MOST_SHAPES
 from models.kv_cache import CacheConfig, image_pages, kept_images
+from models.plans.gathered import Beside
 from models.plans.matmul import TILE_BYTES
 from models.plans.norm import DISTRIBUTED_FROM_DIM
-from models.plans.scattered import LEAST_WEIGHT
 from models.plans.stored import copied
 from models.plans.vision import VisionSizes
 from models.precision import LayerPrecision, ModelPrecision, Precision, TensorGroup
@@ -31,14 +32,19 @@ WIDE = 2.0  # bytes of a number in bfloat16
 RESERVE = 0.04  # share of DRAM left to program binaries, traces and fragmentation
 
 
+def nothing_beside(tokens: int) -> Beside:
+    """Where no sum is scattered, and nothing gathered, beside a product."""
+    return Beside()
+
+
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes per chip; `prefill_per_token` is the peak of one layer's activations."""
+    """Bytes per chip; `activations`: the peak of one layer's when so many tokens are prefilled."""
 
     weights: int
     cache: int
     tables: int  # of positions, and a grid's places for partial and whole logits of a step
-    prefill_per_token: int
+    activations: Callable[[int], int]
     traces: int = 0  # the logits that a prefill's trace leaves behind
     looking: int = (
         0  # peak of activations while a prompt's images are looked at, before its prefill
@@ -54,7 +60,7 @@ class Footprint:
 
     def prefill_peak(self, tokens: int) -> int:
         """Bytes of activations when `tokens` are prefilled at once, or an image is looked at."""
-        return max(self.looking, tokens * self.prefill_per_token + self.image_states) + self.traces
+        return max(self.looking, self.activations(tokens) + self.image_states) + self.traces
 
     def prefill_room(self, tokens: int) -> float:
         """Bytes to leave free for that."""
@@ -73,10 +79,12 @@ def footprint(
     ring: bool,
     images: int = 0,
     gathers: bool = False,
+    beside: Callable[[int], Beside] = nothing_beside,
 ) -> Footprint:
     """What one chip has to hold.
 
-    `ring`: sums go round one; `gathers`: prefill has copies of weights to gather beside.
+    `ring`: sums go round one; `gathers`: prefill has copies of weights to gather beside. `beside`:
+    what a prefill of so many tokens hands over while it multiplies.
     """
     config, dim = sharding.config, sharding.local_dim
     built = layers or range(config.num_layers)
@@ -99,10 +107,16 @@ def footprint(
     weights += dim * sharding.local_vocab * TILE_BYTES[head] / TILE**2
     if images:
         weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
-    per_token = max(prefill_bytes_per_token(sharding, precision.layer(i), ring) for i in built)
-    if images > 1:
-        per_token = max(per_token, masked_bytes_per_token(sharding, images))
-    per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
+    kinds = {precision.layer(i) for i in built}
+
+    def activations(tokens: int) -> int:
+        now = beside(tokens)
+        per_token = max(prefill_bytes_per_token(sharding, kind, ring, now) for kind in kinds)
+        if images > 1:
+            per_token = max(per_token, masked_bytes_per_token(sharding, images))
+        per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
+        return math.ceil(tokens * per_token) + now.rooms
+
     return Footprint(
         weights=math.ceil(weights + copies),
         copies=math.ceil(copies),
@@ -111,13 +125,11 @@ def footprint(
         + (4 * TILE * sharding.local_vocab if sharding.is_2d else 0),
         # gathered along a row of chips
         traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
-        prefill_per_token=math.ceil(per_token),
+        activations=activations,
         looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), spec, images)),
         image_states=math.ceil(states_peak(sharding, images)),
         kept=math.ceil(
-            MOST_SHAPES
-            * LONGEST_KEPT
-            * max(kept_bytes_per_token(sharding, precision.layer(index)) for index in built)
+            MOST_SHAPES * LONGEST_KEPT * max(kept_bytes_per_token(sharding, kind) for kind in kinds)
         ),
     )
 
@@ -279,12 +291,14 @@ def states_peak(sharding: Sharding, images: int) -> float:
     return images * v.max_tiles * v.tile_rows * (WIDE * sharding.dim + 7 * keys)
 
 
-def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: bool) -> float:
+def prefill_bytes_per_token(
+    sharding: Sharding, layer: LayerPrecision, ring: bool, beside: Beside
+) -> float:
     """Peak bytes per chip and token of one layer's prefill: the largest of what lives at once.
 
     Follows the calls of models/layers, where the dry run saw the peaks. The reduce-scatter of a
-    mesh of one row holds two copies of its input on a line; a closed ring or grid one less, and
-    room for one during the whole pass if large products are summed beside (collectives_beside.py).
+    mesh of one row holds two copies of its input on a line, one on a ring, and none beside the
+    product: it has room for that then, which is not counted here.
     """
     wide, inner = WIDE, activation_bytes(layer)
     on_line = not sharding.is_2d and sharding.num_chips > 1
@@ -298,27 +312,26 @@ def prefill_bytes_per_token(sharding: Sharding, layer: LayerPrecision, ring: boo
     queries = inner * sharding.local_q_width
     gate = inner * sharding.local_hidden
     out = inner * sharding.local_dim
-    summed_beside = 4 * sharding.local_hidden * sharding.local_dim >= LEAST_WEIGHT
-    room = out if ring and on_line and summed_beside else 0
-    out_sum = out
+    out_sum, copy = out, 0.0
     if sharding.num_chips > 1:
-        out_sum += (0 if ring and on_line else 2 * out) + out / sharding.ways("heads")
+        out_sum += out / sharding.ways("heads")
+        copy = out if ring and on_line else 2 * out
     columns = sharding.cols if sharding.is_2d else 1
     attention = stream + max(
         norm,
         normed + heads,
         # summed over the columns first; then split into heads, and these turned
         (2 if ring else 3) * heads + heads / columns if sharding.is_2d else 2 * heads,
-        2 * queries + out_sum,
+        2 * queries + out_sum + (0 if beside.attention else copy),
     )
     mlp = 2 * stream + max(
         norm,
         normed + 2 * gate,
         (3 if ring else 4) * gate + gate / columns if sharding.is_2d else 3 * gate,
-        gate / columns + out_sum,
+        gate / columns + out_sum + (0 if beside.mlp else copy),
     )
     rotation = 2 * wide * sharding.head_dim
-    return rotation + room + max(attention, mlp)
+    return rotation + max(attention, mlp)
 
 
 def kept_bytes_per_token(sharding: Sharding, layer: LayerPrecision) -> float:

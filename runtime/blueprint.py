@@ -6,12 +6,14 @@ records its ops (perf) and what tries it on mock chips (dry_run/) all build from
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from loguru import logger
 
+from backends import ttnn
 from backends.device_specs import SPECS, DeviceSpec
 from models.collectives import Links
 from models.config import ModelConfig
@@ -22,12 +24,13 @@ from models.footprint import (
     dram_bytes,
     footprint,
     max_prefill_chunk,
+    nothing_beside,
 )
 from models.kv_cache import CacheConfig
 from models.numbers import check_number
 from models.plans.fused import opened, shard
-from models.plans.gathered import can_gather
-from models.plans.target import Habits
+from models.plans.gathered import Beside, beside, can_gather
+from models.plans.target import Habits, Target
 from models.precision import ModelPrecision
 from models.sharding import MAX_USERS, TILE, Sharding
 from models.transformer import ModelOptions
@@ -216,7 +219,21 @@ class Blueprint:
             ring=self.links.ring and not self.links.line_reduce,
             images=self.options.images,
             gathers=gathers,
+            beside=self._beside(layers, gathers=gathers),
         )
+
+    def _beside(self, layers: range | None, *, gathers: bool) -> Callable[[int], Beside]:
+        """What prefills of so many tokens hand over beside products, on a ring."""
+        sizes, links = self.sharding, self.links
+        if sizes.is_2d or sizes.num_chips < 3 or not links.ring or links.line_reduce:
+            return nothing_beside
+        kinds = {self.precision.layer(i) for i in layers or range(self.config.num_layers)}
+        arch = getattr(ttnn.Arch, self.spec.arch.upper())
+        targets = [
+            Target(self.spec, arch, sizes, kind, self.slots, self.options.habits, gathers=gathers)
+            for kind in kinds
+        ]
+        return lambda tokens: beside(targets, bucket_length(tokens))
 
     @property
     def max_prefill_chunk(self) -> int:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backends import ttnn
-from models.plans.matmul import TILE_BYTES, PrefillLinear, prefill_linear
-from models.plans.scattered import Room
+from models.plans.matmul import TILE_BYTES, PrefillLinear, dtype_of, prefill_linear
+from models.plans.scattered import Room, down_product, output_product, rooms
 from models.plans.target import Target
 from models.precision import OpGroup, Precision, TensorGroup
 from models.sharding import TILE, Sharding
@@ -53,6 +53,29 @@ def gather_rooms(targets: Iterable[Target], rows: int) -> set[Room]:
         for target in set(targets)
         if qkv_product(target, rows).behind or gate_product(target, rows).behind
     }
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What chips hand each other while products are made: bytes of a chip's rooms for it, and
+    whether the sums of attention, and of the feed-forward block, are scattered so in all layers.
+    """
+
+    rooms: int = 0
+    attention: bool = False
+    mlp: bool = False
+
+
+def beside(targets: Iterable[Target], rows: int) -> Beside:
+    """The same of a prefill of `rows` on a ring."""
+    targets = set(targets)
+    found = rooms(targets, rows) | gather_rooms(targets, rows)
+    tile_bytes = {dtype_of(precision): size for precision, size in TILE_BYTES.items()}
+    return Beside(
+        sum(math.prod(shape) * tile_bytes[dtype] // TILE**2 for shape, dtype in found),
+        all(output_product(target, rows).beside for target in targets),
+        all(down_product(target, rows).beside for target in targets),
+    )
 
 
 def _behind(

@@ -137,6 +137,31 @@ def test_sums_over_lines_of_a_ring_take_no_more_than_was_estimated(
         assert run["estimate"]["rest"] >= run["dram"]["rest"]
 
 
+_SHORT = {"layers": 1, "batch_sizes": [1]}
+
+
+@pytest.mark.parametrize(
+    "check_options",
+    [
+        # rooms of gathers, and copies of sums that are scattered after their products
+        _options("Llama-3.1-70B", "P150x8", max_seq_len=1024, **_SHORT),
+        _options("Llama-3.1-70B", "P150x8", max_seq_len=1024, optimizations=WIDE, **_SHORT),
+        # rooms of one scatter, and copies of the other sum
+        _options("Llama-3.1-70B", "T3K", max_seq_len=2048, **_SHORT),
+        _options("Llama-3.1-70B", "T3K", max_seq_len=1024, **_SHORT),
+    ],
+    ids=_named,
+)
+def test_short_prefills_on_rings_take_no_more_than_was_estimated(
+    checks: Checks, check_options: dict[str, Any]
+) -> None:
+    report = checks.report(check_options)
+    assert report["status"] == "pass", report.get("failure") or report.get("reason")
+    (run,) = report["runs"]
+    slack = 2 * 32 * 128256  # logits that a chip might gather
+    assert 0 <= run["estimate"]["rest"] - run["dram"]["rest"] < slack
+
+
 _LOOK = {"layers": 4, "images": 1, "batch_sizes": [4], "max_seq_len": 1024}
 LOOKING = [_options("Llama-3.2-90B-Vision", "T3K", **_LOOK)]
 LOOKING += [
