@@ -108,14 +108,14 @@ def footprint(
     if images:
         weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
     kinds = {precision.layer(i) for i in built}
+    kept = max(kept_bytes_per_token(sharding, kind) for kind in kinds)
+    lists = 2 * listed(spec)  # tokens, and rows of the rotary tables
+    masks = masked_bytes_per_token(sharding, images) if images > 1 else 0.0
 
     def activations(tokens: int) -> int:
         now = beside(tokens)
-        per_token = max(prefill_bytes_per_token(sharding, kind, ring, now) for kind in kinds)
-        if images > 1:
-            per_token = max(per_token, masked_bytes_per_token(sharding, images))
-        per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
-        return math.ceil(tokens * per_token) + now.rooms
+        most = max(prefill_bytes_per_token(sharding, kind, ring, now) for kind in kinds)
+        return math.ceil(tokens * (max(most, masks) + lists)) + now.rooms
 
     return Footprint(
         weights=math.ceil(weights + copies),
