@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from backends.device_specs import DeviceSpec
@@ -46,9 +46,7 @@ class Footprint:
     tables: int  # of positions, and a grid's places for partial and whole logits of a step
     activations: Callable[[int], int]
     traces: int = 0  # the logits that a prefill's trace leaves behind
-    looking: int = (
-        0  # peak of activations while a prompt's images are looked at, before its prefill
-    )
+    looking: int = 0  # peak while a prompt's images are looked at, before its prefill
     image_states: int = 0  # what images take while their prompt is prefilled
     kept: int = 0  # where chips send each other what replayed prefills sum and gather
     copies: int = 0  # of the weights, what prefill has for itself (plans/stored.py)
@@ -109,14 +107,6 @@ def footprint(
         weights += vision_bytes(sharding, precision, built, spec=spec, images=images, users=slots)
     kinds = {precision.layer(i) for i in built}
     kept = max(kept_bytes_per_token(sharding, kind) for kind in kinds)
-    lists = 2 * listed(spec)  # tokens, and rows of the rotary tables
-    masks = masked_bytes_per_token(sharding, images) if images > 1 else 0.0
-
-    def activations(tokens: int) -> int:
-        now = beside(tokens)
-        most = max(prefill_bytes_per_token(sharding, kind, ring, now) for kind in kinds)
-        return math.ceil(tokens * (max(most, masks) + lists)) + now.rooms
-
     return Footprint(
         weights=math.ceil(weights + copies),
         copies=math.ceil(copies),
@@ -125,12 +115,12 @@ def footprint(
         + (4 * TILE * sharding.local_vocab if sharding.is_2d else 0),
         # gathered along a row of chips
         traces=2 * TILE * sharding.local_vocab * (1 if sharding.is_2d else sharding.num_chips),
-        activations=activations,
+        activations=partial(
+            prefill_bytes, sharding, kinds, spec, ring=ring, images=images, beside=beside
+        ),
         looking=math.ceil(looking_peak(sharding, precision.layer(built[0]), spec, images)),
         image_states=math.ceil(states_peak(sharding, images)),
-        kept=math.ceil(
-            MOST_SHAPES * LONGEST_KEPT * max(kept_bytes_per_token(sharding, kind) for kind in kinds)
-        ),
+        kept=math.ceil(MOST_SHAPES * LONGEST_KEPT * kept),
     )
 
 
@@ -289,6 +279,25 @@ def states_peak(sharding: Sharding, images: int) -> float:
         return 0
     keys = WIDE * sharding.local_kv_heads * sharding.head_dim
     return images * v.max_tiles * v.tile_rows * (WIDE * sharding.dim + 7 * keys)
+
+
+def prefill_bytes(
+    sharding: Sharding,
+    kinds: Iterable[LayerPrecision],
+    spec: DeviceSpec,
+    tokens: int,
+    *,
+    ring: bool,
+    images: int,
+    beside: Callable[[int], Beside],
+) -> int:
+    """Peak bytes per chip of a prefill of `tokens`, in layers of several kinds."""
+    now = beside(tokens)
+    per_token = max(prefill_bytes_per_token(sharding, kind, ring, now) for kind in kinds)
+    if images > 1:
+        per_token = max(per_token, masked_bytes_per_token(sharding, images))
+    per_token += 2 * listed(spec)  # tokens, and rows of the rotary tables
+    return math.ceil(tokens * per_token) + now.rooms
 
 
 def prefill_bytes_per_token(
