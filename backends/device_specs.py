@@ -104,6 +104,32 @@ class DeviceSpec:
             value = getattr(self, name)
             if not fits(value):
                 raise ValueError(f"{name} is {repr(value)[:60]}: use {needed}")
+        self._check_grids()
+
+    def _check_grids(self) -> None:
+        """Refuse grids that no chip is opened with, or whose readers lie elsewhere."""
+        columns, rows = self.compute_grid
+        if self.column_grid not in (None, self.compute_grid, (columns - 1, rows + 1)):
+            raise ValueError(
+                f"column_grid is {self.column_grid}: a chip with {self.compute_grid} cores beside "
+                f"a row that dispatches commands has {(columns - 1, rows + 1)} beside a column; "
+                "use these, or leave it out"
+            )
+        if self.column_grid is not None and not self.column_readers:
+            raise ValueError(
+                f"column_grid is {self.column_grid}, but {self.name} names no column_readers, the "
+                "cores nearest to its DRAM banks: set both in a device file, or leave it out"
+            )
+        for grid, readers in (
+            ("compute_grid", self.dram_readers), ("column_grid", self.column_readers)
+        ):  # fmt: skip
+            size = getattr(self, grid)
+            for x, y in readers if size is not None else ():
+                if x + RECEIVERS >= size[0] or y >= size[1]:
+                    raise ValueError(
+                        f"{grid} is {size}, but the core at {(x, y)} reads a DRAM bank for "
+                        f"{RECEIVERS} cores to its right: use a grid that holds them all"
+                    )
 
     @property
     def is_from_column(self) -> bool:

@@ -67,6 +67,8 @@ def open_mesh(
             **arguments,
         )
         try:
+            if from_column:
+                _check_column(spec, mesh)
             yield mesh
         finally:
             for part in getattr(mesh, "get_submeshes", tuple)():
@@ -75,6 +77,18 @@ def open_mesh(
     finally:
         if fabric:
             ttnn.set_fabric_config(ttnn.FabricConfig.DISABLED)
+
+
+def _check_column(spec: DeviceSpec, mesh: Any) -> None:
+    """Refuse chips with other cores: a core's place says which DRAM bank it is beside."""
+    grid = mesh.compute_with_storage_grid_size()
+    if (grid.x, grid.y) != spec.from_column().compute_grid:
+        columns, rows = spec.from_column().compute_grid
+        raise ValueError(
+            f"{spec.name} was opened with {grid.x}x{grid.y} cores, but a model on a ring of cores "
+            f"needs the {columns}x{rows} that dispatch from a column leaves: use chips with as "
+            "many cores"
+        )
 
 
 class SplitCores:

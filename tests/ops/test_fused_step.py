@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from backends.device_specs import SPECS
+from backends.emulator.chip.device import MeshDevice
 from backends.mesh import open_mesh
 from backends.op_record import record_ops
 from models.collectives import Links
@@ -315,3 +316,16 @@ def test_rows_are_gathered_into_the_tensor_that_is_kept(mesh: Any, traced: bool)
         assert torch.equal(get(tensor, (3, 1)), torch.cat(parts, dim=2))
     with pytest.raises(RuntimeError, match="output tensor has to be"):
         ttnn.all_gather(rows, 2, cluster_axis=1, output_tensor=narrow)
+
+
+def test_chips_with_other_cores_than_a_ring_knows_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A core's place says which DRAM bank it is beside."""
+    found = ttnn.CoreCoord(7, 9)
+    monkeypatch.setattr(MeshDevice, "compute_with_storage_grid_size", lambda mesh: found)
+    with (
+        pytest.raises(ValueError, match="TG was opened with 7x9 cores, but a model on a ring"),
+        open_mesh("TG", from_column=True),
+    ):
+        pass

@@ -34,6 +34,13 @@ MODEL = "Llama-3.1-8B"
         ),
         ("--device N150 --set gap_us=-100", "gap_us is -100: use a number above 0"),
         ("--device P150 --set mesh_shape=1,4", "4 chips of P150 have no links between them"),
+        (
+            "--device TG --set column_grid=9,10",
+            "column_grid is (9, 10): a chip with (8, 9) cores beside a row that dispatches "
+            "commands has (7, 10) beside a column",
+        ),
+        ("--device N150 --set column_grid=7,9", "but N150 names no column_readers"),
+        ("--device TG --set compute_grid=8,8", "but the core at (0, 8) reads a DRAM bank"),
         ("--device T3K --data_parallel 3", "choose one of 1, 2, 4, 8"),
         ("--device N150 --without nosuchop", "nothing is called 'nosuchop' here: choose of"),
         (
