@@ -170,7 +170,8 @@ def test_sums_of_whole_parts_take_what_a_galaxy_was_timed_at(
 def test_cores_share_the_rows_of_a_norm_where_that_is_sooner(device: str, width: int) -> None:
     spec, shared = SPECS[device], {"use_2d_core_grid": True}
     sharding = SimpleNamespace(local_residual=width)
-    target = cast(Target, SimpleNamespace(is_own=True, spec=spec, sharding=sharding))
+    facts = {"is_own": True, "left_bytes": spec.l1_free_bytes}
+    target = cast(Target, SimpleNamespace(spec=spec, sharding=sharding, **facts))
     chosen = set()
     for rows in range(32, 2049, 32):
         x, stats = tensor((1, 1, rows, width)), tensor((1, 1, rows, 32))
