@@ -22,7 +22,6 @@ static inline int is_one_sum(const int64_t *tile, const int64_t *other) { return
 typedef struct {
   float *sum;    /* NULL: results */
   int64_t first; /* row of it */
-  int is_begun;
 } Target;
 
 static const Target results = {0};
@@ -40,11 +39,7 @@ static __attribute__((noinline)) void put_sums(const struct multiply *p, const i
                                                const float *sums) {
   const int64_t bits = p->mantissa_bits, is_wide = p->is_wide;
   if (target->sum) {
-    float *sum = target->sum + (row - target->first) * TILE;
-    if (target->is_begun)
-      add_rows(sums, count, bits, is_wide, sum, 1);
-    else
-      add_rows(sums, count, bits, is_wide, sum, 0);
+    add_rows(sums, count, bits, is_wide, target->sum + (row - target->first) * TILE);
     return;
   }
   put_rows(sums, count, bits, is_wide, goal_of(p, tile[3], row), p->width);
@@ -440,8 +435,9 @@ static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_
   }
   for (int64_t row = start; row < end; row += SUMMED_ROWS) {
     const int64_t last = row + SUMMED_ROWS < end ? row + SUMMED_ROWS : end;
+    memset(sum, 0, (size_t)((last - row) * TILE) * sizeof *sum);
     for (int64_t i = 0; i < count; i++) {
-      const Target target = {sum, row, i > 0};
+      const Target target = {sum, row};
       if (row == start) {
         const int64_t *own = tile + 5 * i;
         weights[i] = weights_of(p, own, i + 1 < count ? own[7] : own[2] + own[1], room);

@@ -59,12 +59,10 @@ in_units(const float *x, const int count, int mantissa_bits, Turns *rows, __m512
 #undef SWAPPED
 }
 
-/* To a sum, in turns, or instead of it. */
-static inline void add_turns(Turns x, __m512 units, float *sum, const int is_begun) {
-  __m512 first = _mm512_setzero_ps(), second = first;
-  if (is_begun) first = _mm512_loadu_ps(sum), second = _mm512_loadu_ps(sum + BLOCK);
-  _mm512_storeu_ps(sum, _mm512_fmadd_ps(x.first, units, first)); /* products are exact */
-  _mm512_storeu_ps(sum + BLOCK, _mm512_fmadd_ps(x.second, units, second));
+/* To a sum, in turns; products are exact. */
+static inline void add_turns(Turns x, __m512 units, float *sum) {
+  _mm512_storeu_ps(sum, _mm512_fmadd_ps(x.first, units, _mm512_loadu_ps(sum)));
+  _mm512_storeu_ps(sum + BLOCK, _mm512_fmadd_ps(x.second, units, _mm512_loadu_ps(sum + BLOCK)));
 }
 
 static inline __attribute__((always_inline)) void
@@ -81,11 +79,11 @@ store_blocks(const float *x, const int count, int mantissa_bits, uint16_t *out, 
 }
 
 static inline __attribute__((always_inline)) void
-add_blocks_to(float *sum, const float *x, const int count, int mantissa_bits, const int is_begun) {
+add_blocks_to(float *sum, const float *x, const int count, int mantissa_bits) {
   Turns rows[AT_A_TIME];
   __m512 units[AT_A_TIME];
   in_units(x, count, mantissa_bits, rows, units);
-  EACH_ROW add_turns(rows[i], units[i], sum + i * TILE, is_begun);
+  EACH_ROW add_turns(rows[i], units[i], sum + i * TILE);
 }
 #undef EACH_ROW
 #endif
@@ -109,22 +107,21 @@ static inline void put_rows(const float *x, int64_t count, int64_t mantissa_bits
         store_narrow_block(x + i * TILE + j, out + i * apart + j, (int)mantissa_bits);
 }
 
-/* The same added to a sum [count, TILE], or put there where none is begun. */
-static inline __attribute__((always_inline)) void
-add_rows(const float *x, int64_t count, int64_t mantissa_bits, int64_t is_wide, float *sum,
-         const int is_begun) {
+/* The same added to a sum [count, TILE]. */
+static inline void add_rows(const float *x, int64_t count, int64_t mantissa_bits, int64_t is_wide,
+                            float *sum) {
 #ifdef __AVX512BF16__
   if (!mantissa_bits) {
     const __m512 ones = _mm512_set1_ps(1);
     for (int64_t i = 0; i < count * TILE; i += TILE)
-      add_turns(turns_of(narrow_row(x + i)), ones, sum + i, is_begun);
+      add_turns(turns_of(narrow_row(x + i)), ones, sum + i);
     return;
   }
   if (!is_wide) {
     for (; count >= AT_A_TIME; count -= AT_A_TIME, x += AT_A_TIME * TILE, sum += AT_A_TIME * TILE)
-      add_blocks_to(sum, x, AT_A_TIME, (int)mantissa_bits, is_begun);
+      add_blocks_to(sum, x, AT_A_TIME, (int)mantissa_bits);
     for (; count > 0; count--, x += TILE, sum += TILE)
-      add_blocks_to(sum, x, 1, (int)mantissa_bits, is_begun);
+      add_blocks_to(sum, x, 1, (int)mantissa_bits);
     return;
   }
 #endif
@@ -132,8 +129,7 @@ add_rows(const float *x, int64_t count, int64_t mantissa_bits, int64_t is_wide, 
     uint16_t row[TILE];
     put_rows(x + i, 1, mantissa_bits, is_wide, row, TILE);
     for (int j = 0; j < TILE; j += LANES) {
-      floats own = widened_all(row + j);
-      if (is_begun) own += loaded(sum + i + j);
+      const floats own = loaded(sum + i + j) + widened_all(row + j);
       memcpy(sum + i + j, &own, sizeof own);
     }
   }
