@@ -345,7 +345,7 @@ void rotate(const void *given, Share *share) {
   const int64_t width = a.width;
   EACH(r, a.outer * a.inner, width) {
     const int64_t o = r / a.inner, i = r % a.inner;
-    const uint16_t *from = a.x + o * a.apart + i * a.stride;
+    const uint16_t *from = a.x + o / a.some * a.apart + o % a.some * a.beside + i * a.stride;
     uint16_t *to = a.out + r * width;
     if (a.stride != width && i + ROWS_AHEAD < a.inner) fetch(from + ROWS_AHEAD * a.stride, width);
     const int64_t row = (o % a.tables * a.per_table + i * a.per_row) * width;

@@ -90,13 +90,13 @@ struct rms_norm {
 
 /* Neighbours (a, b) of x turned to (a cos - b sin, b cos + a sin). There are `tables` for the outer
    ones to take in turns; every row of x has its own of the table (per_row 1) or all the first. Rows
-   lie `stride` apart and matrices `apart`. */
+   lie `stride` apart, each `some` matrices `beside` each other and those groups `apart`. */
 struct rotate {
   const uint16_t *x;      /* strided */
   const uint16_t *cosine; /* [tables, per_table, width] */
   const uint16_t *sine;   /* [tables, per_table, width] */
   uint16_t *out;          /* [outer, inner, width] */
-  int64_t outer, inner, width, tables, per_table, per_row, stride, apart;
+  int64_t outer, inner, width, tables, per_table, per_row, stride, some, beside, apart;
 };
 
 /* The `most` largest of every row, largest first and then by place; rows lie `apart`. Refuses what

@@ -241,18 +241,33 @@ def rotate(
     if own != x.shape[x.dim() - 2 - len(own) : -2]:
         return None
     out = torch.empty(x.shape, dtype=x.dtype)
-    matrices = x.flatten(0, -3) if _is_regular(x) else contiguous(x).flatten(0, -3)
+    steps = _steps(x)
+    if steps is None:
+        x = contiguous(x)
+        steps = _steps(x)
+        assert steps is not None
+    (outer, apart), (some, beside) = steps
     call(
-        "rotate", x=matrices, cosine=cos, sine=sin, out=out, outer=len(matrices), inner=rows,
-        width=width, tables=math.prod(own), per_table=cos.shape[-2],
-        per_row=table_rows == rows > 1, stride=matrices.stride(1), apart=matrices.stride(0),
-        work=x.numel(),
+        "rotate", x=x, cosine=cos, sine=sin, out=out, outer=outer * some, inner=rows, width=width,
+        tables=math.prod(own), per_table=cos.shape[-2], per_row=table_rows == rows > 1,
+        stride=x.stride(-2), some=some, beside=beside, apart=apart, work=x.numel(),
     )  # fmt: skip
     return out
 
 
-def _is_regular(x: torch.Tensor) -> bool:
-    """Whether matrices of x [..., M, W] lie equally far apart and their rows are whole."""
-    steps = [(size, step) for size, step in zip(x.shape[:-2], x.stride(), strict=False) if size > 1]
-    pairs = zip(steps, steps[1:], strict=False)
-    return x.stride(-1) == 1 and all(outer == size * step for (_, outer), (size, step) in pairs)
+def _steps(x: torch.Tensor) -> list[tuple[int, int]] | None:
+    """How matrices of x [..., M, W] lie: groups, how far apart, and in each so many, how far.
+
+    None where that is not enough to say, or columns do not lie together.
+    """
+    steps: list[tuple[int, int]] = []
+    for size, step in zip(x.shape[:-2], x.stride(), strict=False):
+        if size == 1:
+            continue
+        if steps and steps[-1][1] == size * step:
+            steps[-1] = (steps[-1][0] * size, step)
+        else:
+            steps.append((size, step))
+    if len(steps) > 2 or x.stride(-1) != 1:
+        return None
+    return [(1, 0)] * (2 - len(steps)) + steps
