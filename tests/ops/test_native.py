@@ -18,7 +18,7 @@ from backends.emulator.api.types import DataType
 from backends.emulator.kv import alike, paging
 from backends.emulator.kv.paging import reach
 from backends.emulator.loops import native
-from backends.emulator.loops.call import Call, call, listening
+from backends.emulator.loops.call import call
 from backends.emulator.numerics import formats, sums
 from backends.emulator.numerics.fidelity import cut
 from backends.emulator.numerics.formats import MANTISSA_BITS, finish, round_columns, round_to
@@ -293,23 +293,6 @@ def test_decode_attention_is_the_same_up_to_the_order_of_sums(
     assert not fast[:, :, :, 1].any() and fast[:, :, :, 0].any()
     if bits is not None:  # and cutting is what makes the difference
         assert not torch.allclose(in_calls(None), slow, rtol=1e-2, atol=1e-2)
-
-
-@every_build
-@pytest.mark.parametrize("users", [1, 3])
-def test_heads_turn_where_they_lie_in_a_projection(users: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    whole = torch.randn(2, 4, users, 40, 5 * 64, generator=generator).bfloat16()  # 3 of q, k, v
-    cos, sin = (torch.randn(1, 1, 1, 64, 64, generator=generator).bfloat16() for _ in range(2))
-    for first, count in ((0, 3), (3, 1)):
-        heads = whole.unflatten(-1, (5, 64))[..., first : first + count, :].transpose(-2, -3)
-        calls: list[Call] = []
-        with listening(calls.append):
-            found = rope.rotate(heads, cos, sin, 40)
-        assert [call.name for call in calls] == ["rotate"]
-        expected = rope.rotate(heads.contiguous(), cos, sin, 40)
-        assert found is not None and expected is not None
-        assert torch.equal(found, expected) and found.is_contiguous()
 
 
 def exact_attention(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from backends.emulator.numerics.sums import side_by_side
+from backends.emulator.ops import norm as norms
 from backends.mesh import open_mesh
 from tests.ops.emulated import EXACT, ROUNDED, ROWS, get, put, ttnn, width_shards
 from tests.ops.golden_cases import operand
@@ -116,3 +118,20 @@ def test_a_replayed_norm_takes_a_weight_written_in_between(mesh: Any) -> None:
         ttnn.copy_host_to_device_tensor(host, weight)
         ttnn.execute_trace(mesh, trace, cq_id=0, blocking=True)
         torch.testing.assert_close(get(out), expected(X, WEIGHT * factor), **ROUNDED)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_norm_reads_sums_of_squares_that_chips_gathered(axis: int, rows: int) -> None:
+    mesh = (4, 1) if axis == 0 else (1, 4)
+    x = torch.randn(*mesh, 1, 1, rows, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    own = norms._sum_squares(x)
+    joined = torch.cat([own.narrow(axis, chip, 1) for chip in range(4)], -1)
+    found, expected = (
+        norms._normalised(x, None, each, 1 / 256, 1e-5, 7)
+        for each in (side_by_side(own, axis, 4, 3), joined)
+    )
+    assert torch.equal(found, expected)
+    exact = x.float() * (x.float().square().sum((axis, -1), keepdim=True) / 256 + 1e-5).rsqrt()
+    torch.testing.assert_close(expected.float(), exact, rtol=2**-5, atol=2**-5)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from backends.emulator.loops.call import Call, listening
+from backends.emulator.ops import rope
 from backends.mesh import open_mesh
 from models.layers.rope import Rotation
 from models.plans.attention import RopePlan
@@ -125,3 +127,20 @@ def test_heads_below_each_other_turn_as_heads_side_by_side(
         assert torch.equal(get(one), get(other))
     plan = RopePlan(False, None, 1, 1, None, None, heads=heads, most_cores=64)
     assert plan.folds(1, rows) and not plan.folds(2, rows) and not plan.folds(1, 64 * 32)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("users", [1, 3])
+def test_heads_turn_where_they_lie_in_a_projection(users: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.randn(2, 4, users, 40, 5 * 64, generator=generator).bfloat16()  # 3 of q, k, v
+    cos, sin = (torch.randn(1, 1, 1, 64, 64, generator=generator).bfloat16() for _ in range(2))
+    for first, count in ((0, 3), (3, 1)):
+        heads = whole.unflatten(-1, (5, 64))[..., first : first + count, :].transpose(-2, -3)
+        calls: list[Call] = []
+        with listening(calls.append):
+            found = rope.rotate(heads, cos, sin, 40)
+        assert [call.name for call in calls] == ["rotate"]
+        expected = rope.rotate(heads.contiguous(), cos, sin, 40)
+        assert found is not None and expected is not None
+        assert torch.equal(found, expected) and found.is_contiguous()

@@ -120,34 +120,44 @@ void sum_squares(const void *given, Share *share) {
   }
 }
 
+static inline float sum_of_tiles(const struct rms_norm *p, int64_t row) {
+  float sum = 0;
+  for (int64_t t = 0; t < p->tiles; t++) sum += widened(p->sums[row * p->sums_row + t * p->sums_tile]);
+  return sum;
+}
+
+static void norm_row(const struct rms_norm *p, const uint16_t *x, const float *scale, float inverse,
+                     uint16_t *out) {
+  if (p->mantissa_bits) {
+    for (int64_t j = 0; j < p->width; j += BLOCK) {
+      float block[BLOCK];
+      for (int i = 0; i < BLOCK; i += LANES) {
+        floats some = widened_all(x + j + i) * inverse;
+        if (scale) some *= loaded(scale + j + i);
+        memcpy(block + i, &some, sizeof some);
+      }
+      store_as(block, out + j, p->mantissa_bits);
+    }
+  } else if (scale) {
+    for (int64_t j = 0; j < p->width; j++) out[j] = narrowed(widened(x[j]) * inverse * scale[j]);
+  } else {
+    for (int64_t j = 0; j < p->width; j++) out[j] = narrowed(widened(x[j]) * inverse);
+  }
+}
+
 void rms_norm(const void *given, Share *share) {
   ARGUMENTS(rms_norm);
-  EACH(r, a.chips * a.rows, a.width) {
-    const uint16_t *own = a.x + r * a.width;
-    uint16_t *to = a.out + r * a.width;
-    float sum = 0;
-    if (a.sums)
-      for (int64_t t = 0; t < a.tiles; t++)
-        sum += widened(a.sums[((a.has_sums ? r : r % a.rows) * a.tiles + t) * TILE]);
-    else
-      sum = squares_of(own, a.width);
-    const float inverse = 1.0f / sqrtf(sum * (float)a.share + (float)a.epsilon);
-    const float *scale = a.weight ? a.weight + (a.has_weights ? r / a.rows * a.width : 0) : 0;
-    if (a.mantissa_bits) {
-      for (int64_t j = 0; j < a.width; j += BLOCK) {
-        float block[BLOCK];
-        for (int i = 0; i < BLOCK; i += LANES) {
-          floats some = widened_all(own + j + i) * inverse;
-          if (scale) some *= loaded(scale + j + i);
-          memcpy(block + i, &some, sizeof some);
-        }
-        store_as(block, to + j, a.mantissa_bits);
-      }
-    } else if (scale) {
-      for (int64_t j = 0; j < a.width; j++)
-        to[j] = narrowed(widened(own[j]) * inverse * scale[j]);
-    } else {
-      for (int64_t j = 0; j < a.width; j++) to[j] = narrowed(widened(own[j]) * inverse);
+  EACH(row, a.rows, a.chips * a.width) {
+    float sum = a.sums && !a.has_sums ? sum_of_tiles(&a, row) : 0;
+    for (int64_t chip = 0; chip < a.chips; chip++) {
+      const int64_t at = (chip * a.rows + row) * a.width;
+      if (a.has_sums)
+        sum = sum_of_tiles(&a, chip * a.rows + row);
+      else if (!a.sums)
+        sum = squares_of(a.x + at, a.width);
+      const float inverse = 1.0f / sqrtf(sum * (float)a.share + (float)a.epsilon);
+      const float *scale = a.weight ? a.weight + (a.has_weights ? chip * a.width : 0) : 0;
+      norm_row(&a, a.x + at, scale, inverse, a.out + at);
     }
   }
 }

@@ -77,14 +77,15 @@ struct sum_squares {
 };
 
 /* Rows of x divided by their root mean square, times a weight. Sums of squares are the row's own,
-   or in the first columns of the tiles of `sums`; `share` of them is the mean. Results are as their
+   or in the first columns of the tiles of `sums`, whose rows and tiles lie `sums_row` and `sums_tile`
+   apart; `share` of them is the mean. Results are as their
    format holds them. */
 struct rms_norm {
   const uint16_t *x;    /* [chips, rows, width] */
   const float *weight;  /* [*, width], of one or of all chips, or NULL */
   const uint16_t *sums; /* [*, rows, tiles, TILE], of one or of all chips, or NULL */
   uint16_t *out;        /* [chips, rows, width] */
-  int64_t chips, rows, width, tiles, has_weights, has_sums, mantissa_bits;
+  int64_t chips, rows, width, tiles, has_weights, has_sums, sums_row, sums_tile, mantissa_bits;
   double share, epsilon;
 };
 

@@ -10,6 +10,7 @@ from backends.emulator.api.types import TILE, DataType, MemoryConfig
 from backends.emulator.chip.tensor import Tensor
 from backends.emulator.launch import Out, launch, op, require
 from backends.emulator.loops.call import LANES, call, can_run
+from backends.emulator.numerics.at_once import Gathered
 from backends.emulator.numerics.formats import MANTISSA_BITS, ROUNDED, finish
 from backends.emulator.rules.norm import (
     check_input,
@@ -224,10 +225,14 @@ def _normalised(
     rows = x.numel() // (chips * width)
     out = torch.empty_like(x)
     tiles = 0 if sums is None else sums.shape[-1] // TILE
+    has_sums = sums is not None and sums.numel() > rows * tiles * TILE
+    steps = (tiles * TILE, TILE)  # from row to row, and from tile to tile
+    if isinstance(sums, Gathered) and not sums.is_made and not has_sums:
+        sums, steps = sums.source, (TILE, rows * TILE)
     call(
         "rms_norm", x=x, weight=weight, sums=sums, out=out, chips=chips, rows=rows, width=width,
         tiles=tiles, has_weights=weight is not None and weight.numel() > width,
-        has_sums=sums is not None and sums.numel() > rows * tiles * TILE,
-        mantissa_bits=mantissa_bits, share=share, epsilon=epsilon,
+        has_sums=has_sums, sums_row=steps[0], sums_tile=steps[1], mantissa_bits=mantissa_bits,
+        share=share, epsilon=epsilon,
     )  # fmt: skip
     return out
