@@ -70,9 +70,7 @@ class Engine:
         self.traces: dict[Result, Trace] = {}
         self.goes_ahead = True
         self.ahead = StepAhead(self)
-        self.short_prefills = ShortPrefills(
-            model, self.place, bucket_length(self.max_seq_len), self._release_traces
-        )
+        self.short_prefills = ShortPrefills(model, self.place, bucket_length(self.max_seq_len))
 
     def expect(self, slot: int, *, is_long: bool) -> None:
         """Whether the slot's next user goes beyond `short_context`, as who says nothing may."""
@@ -149,11 +147,11 @@ class Engine:
         for row, prompt in zip(rows, group, strict=True):
             row[: len(prompt.tokens)] = torch.tensor(prompt.tokens, dtype=torch.int32)
         last = torch.tensor([i * length + len(p.tokens) - 1 for i, p in enumerate(group)])
-        if self._is_short(group[0]) and self.short_prefills.has_place(len(group), length):
+        short, release = self.short_prefills, self._release_traces
+        if self._is_short(group[0]) and short.has_place(len(group), length, release_traces=release):
             pages = self.prompt_pages.written(page_table, group)
-            turns = self._turns(group[0], 0, length)
-            run, traced = self.short_prefills.run, self.enable_trace
-            return run(rows, turns, last, pages, traced=traced)
+            turns, traced = self._turns(group[0], 0, length), self.enable_trace
+            return short.run(rows, turns, last, pages, traced=traced, release_traces=release)
         return self.model.prefill(
             self._ids(rows),
             self._ids(self._turns(group[0], 0, length), rank=2),

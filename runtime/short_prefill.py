@@ -28,20 +28,18 @@ class ShortPrefills:
     """The short prefills of an engine, by the number of prompts and their padded length.
 
     What a trace writes to is free to the allocator, so buffers come before all traces:
-    `release_traces` is called before a new shape's are made.
+    `release_traces` is called before a new shape's are made. It is not kept: an engine that is in a
+    circle with its own parts would stay in memory, weights and all, when nobody has it any more.
     """
 
-    def __init__(
-        self, model: Any, place: InputPlacer, length: int, release_traces: Callable[[], None]
-    ) -> None:
+    def __init__(self, model: Any, place: InputPlacer, length: int) -> None:
         """`length`: the longest padded prompt that a page table has room for."""
         self.model, self.place, self.length = model, place, length
-        self.release_traces = release_traces
         self.shapes: dict[tuple[int, int], ShortPrefill] = {}  # the longest unused first
         self.asked = 0  # prefills so far
         self.last_asked: dict[tuple[int, int], int] = {}  # of the shapes that have a place
 
-    def has_place(self, users: int, length: int) -> bool:
+    def has_place(self, users: int, length: int, *, release_traces: Callable[[], None]) -> bool:
         """Whether prompts of this shape are run here: places are for those that come often.
 
         To be asked before each `run`, once.
@@ -51,7 +49,7 @@ class ShortPrefills:
             oldest = next(iter(self.shapes))
             if self.asked - self.last_asked[oldest] <= PATIENCE:
                 return False
-            self.release_traces()
+            release_traces()
             del self.shapes[oldest], self.last_asked[oldest]
         self.last_asked[shape] = self.asked
         return True
@@ -67,11 +65,12 @@ class ShortPrefills:
         pages: torch.Tensor,
         *,
         traced: bool,
+        release_traces: Callable[[], None],
     ) -> Any:
         """Logits of prompts ids [users, padded length], as ShortPrefill.run gives them."""
         users, length = ids.shape
         if (users, length) not in self.shapes:
-            self.release_traces()
+            release_traces()
             options = self.model.options
             self.shapes[users, length] = ShortPrefill(
                 self.model,
