@@ -1,8 +1,9 @@
 """Products of all places of a mesh at once by the C loop, results put where chips want them.
 
-A product of which every place has a part is not made by itself: what comes next is a sum over an
-axis, nearly always, and the loop makes that without writing the parts down. Whoever reads it all
-the same finds it made.
+Some things are not made by themselves. After a product of which every place has a part comes a sum
+over an axis, nearly always, and the loop makes that without writing the parts down. After a gather
+comes a product, which reads the parts where they lie. Whoever reads them all the same finds them
+made (loops/call.py).
 """
 
 from __future__ import annotations
@@ -78,13 +79,13 @@ class Pending(Later):
 
 
 class Gathered(Later):
-    """What chips along a mesh axis have [r, c, ..., D], side by side for all of them."""
+    """What chips along a mesh axis have, as all of them get it [r, c, ..., chips D]."""
 
     axis: int
 
     @classmethod
     def of(cls, x: torch.Tensor, axis: int) -> Gathered | None:
-        """None where nobody could read it as it lies."""
+        """The gather of x [r, c, ..., D]; None where products could not read that as it lies."""
         rows = x.numel() // (x.shape[0] * x.shape[1] * x.shape[-1])
         is_last = axis == 1 or x.shape[1] == 1  # of mesh axes
         is_plain = type(x) is torch.Tensor and x.dtype is torch.bfloat16 and can_run(x)
