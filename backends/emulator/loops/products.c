@@ -427,10 +427,11 @@ static const uint32_t *weights_of(const struct multiply *p, const int64_t *tile,
 static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_t count,
                            int64_t start, int64_t end, uint32_t *room, Widened *widened) {
   const uint32_t *weights[MOST_SUMMED];
-  const int is_once = end - start <= SUMMED_ROWS; /* each tile is read once, so one at a time is there */
+  const int is_once = end - start <= SUMMED_ROWS; /* so one tile at a time is enough */
   float sum[SUMMED_ROWS * TILE];
   if (p->sum_bits < 0) {
-    multiply_many(p, tile, weights_of(p, tile, tile[2] + tile[1], room), &results, start, start, end, widened, 0);
+    const uint32_t *own = weights_of(p, tile, tile[2] + tile[1], room);
+    multiply_many(p, tile, own, &results, start, start, end, widened, 0);
     return;
   }
   for (int64_t row = start; row < end; row += SUMMED_ROWS) {
@@ -485,7 +486,7 @@ void multiply(const void *given, Share *share) {
   const int64_t panels = (a.rows + a.panel - 1) / a.panel;
   const int64_t grain = a.rows > FEW ? 1 : stretch_of(&a, share->threads);
   const int64_t wide = (a.panel + TILE) * a.depth;
-  uint32_t *room = a.room + share->thread * a.most_pairs * TILE;
+  uint32_t *room = a.room ? a.room + share->thread * a.most_pairs * TILE : 0;
   int64_t place = -1, different = 0, has_known = 0;
   Widened widened;
   for (int64_t i = 0; i < a.summed; i++) {
