@@ -62,8 +62,13 @@ class _Mesh:
 
     def __init__(self, links: Links) -> None:
         self.links = links
-        self.decode: Any = self  # or those of a fused step, see collectives_fused.py
+        self.fused: Any = None  # those of a fused step, see collectives_fused.py
         self.weights_ahead: dict[str, Any] = {}  # products find theirs in DRAM
+
+    @property
+    def decode(self) -> Any:
+        """The collectives of a decode step."""
+        return self.fused or self
 
     def enter(self, phase: Any) -> None:
         """Every phase has the whole chip."""

@@ -89,7 +89,7 @@ class Transformer:
         widest = [t for t in targets if t.summed_dtype == ttnn.bfloat16]
         self.ccl = collectives((widest or targets)[0], options.links, mesh)
         if self.sharding.ring_cores:
-            self.ccl.decode = fused_mesh(targets[0], options.links, mesh)
+            self.ccl.fused = fused_mesh(targets[0], options.links, mesh)
         self.caches = [
             self._cache(index, target) for index, target in zip(indices, targets, strict=True)
         ]

@@ -48,7 +48,7 @@ class DeviceSampler:
         `ccl` may have a gather of its own for what all shares of the vocabulary found, and may
         mask their padding where it sums them.
         """
-        self.gather = (ccl.gather_candidates if ccl and fold else None) or self._gather
+        self.gather = ccl.gather_candidates if ccl and fold else None  # None: a plain one
         self.axis = sharding.mesh_axes["vocab"]
         self.ways = sharding.ways("vocab")
         vocab, local = sharding.config.vocab_size, sharding.local_vocab
@@ -74,7 +74,7 @@ class DeviceSampler:
             memory_config=self.found,
             **place,
         )
-        if self.gather != self._gather:  # into places that are made now, see step_results
+        if self.gather:  # into places that are made now, see step_results
             for dtype in (ttnn.bfloat16, ttnn.int32):
                 ccl.last.place("candidates whole", [1, 1, batch, len(offsets)], dtype, mesh)
         self.users = ttnn.from_torch(
@@ -139,7 +139,7 @@ class DeviceSampler:
         values, indices = self._candidates(logits_11BV)
         indices = ttnn.add(indices, self.offsets, dtype=ttnn.int32)
         if self.ways > 1:
-            values, indices = self.gather(values), self.gather(indices)
+            values, indices = map(self.gather or self._gather, (values, indices))
         if self.filler is not None:
             values, indices = (
                 ttnn.concat([found, more], dim=3)

@@ -19,7 +19,7 @@ from tests.tiny_models import write_tiny
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT_TOKENS = (3, 40, 127, 129, 200)
 STEPS = 40  # a page ends among them, and traces are replayed in C
-AT_ONCE_BYTES = 5 << 20  # of each of 21 to 272 MB: a line's collectives, a circle, keep buffers
+AT_ONCE_BYTES = 1 << 19  # of each of 21 to 272 MB
 KEPT_BYTES = 1 << 16  # what calls remember of the last ones
 
 
