@@ -1,6 +1,6 @@
 /* Attention of one query per head over pages of a cache. */
 
-#include "vectors.h"
+#include "blocks.h"
 
 #define MOST_VECTORS (MOST_WIDTH / LANES)
 
@@ -181,8 +181,7 @@ void attend(const void *given, Share *share) {
         else
           HEAD(some, width);
         for (int64_t i = 0; i < some; i++)
-          for (int64_t j = 0; j < width; j += BLOCK)
-            store_as(found + i * width + j, a.out + query[i] + j, 0);
+          store_as(found + i * width, width / BLOCK, a.out + query[i], 0);
         some = 0;
       }
     for (int64_t other = p.chip; idle >= 0 && other >= 0; other = a.chain[chips + other])

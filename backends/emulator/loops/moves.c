@@ -1,6 +1,6 @@
 /* Loops that put values elsewhere: nothing is computed, places are. */
 
-#include "vectors.h"
+#include "blocks.h"
 
 void copy(const void *given, Share *share) {
   ARGUMENTS(copy);
@@ -102,7 +102,7 @@ void put_positions(const void *given, Share *share) {
       for (int64_t j = 0; j < a.width; j += BLOCK) {
         float block[BLOCK];
         for (int n = 0; n < BLOCK; n++) block[n] = widened(from[j + n]);
-        store_as(block, a.cache + place + j, a.mantissa_bits);
+        store_as(block, 1, a.cache + place + j, a.mantissa_bits);
       }
   }
 }

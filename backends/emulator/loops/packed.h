@@ -75,7 +75,7 @@ static inline uint8_t as_byte(int mantissa) { return (uint8_t)mantissa; }
 static inline uint8_t as_nibble(int mantissa) { return (uint8_t)(mantissa & 15); }
 
 /* Mantissas of two rows times their units. */
-static inline Pair in_units(integers first, integers second, uint32_t less) {
+static inline Pair scaled_pair(integers first, integers second, uint32_t less) {
   const words ones = (words){0} + (127u << PLACE), both = (words){0} + less;
   const floats unit = (floats)(ones - (both << 16)), other = (floats)(ones - (both & 0xFFFF0000u));
   return joined(__builtin_convertvector(first, floats) * unit,
@@ -99,7 +99,7 @@ static inline __attribute__((always_inline)) void
 unpack_bytes(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
   UNROLLED
   for (int v = 0; v < VECTORS; v++)
-    own[v] = in_units(wide_bytes(mantissas + v * LANES), wide_bytes(mantissas + TILE + v * LANES),
+    own[v] = scaled_pair(wide_bytes(mantissas + v * LANES), wide_bytes(mantissas + TILE + v * LANES),
                       less[v * LANES / BLOCK]);
 }
 
@@ -110,7 +110,7 @@ unpack_nibbles(const uint8_t *mantissas, const uint32_t *less, Pair *own) {
     const int column = v * LANES % BLOCK, up = v * LANES / BLOCK ? 24 : 28;
     const words first = (words)wide_bytes(mantissas + column);
     const words second = (words)wide_bytes(mantissas + BLOCK + column);
-    own[v] = in_units((integers)(first << up) >> 28, (integers)(second << up) >> 28,
+    own[v] = scaled_pair((integers)(first << up) >> 28, (integers)(second << up) >> 28,
                       less[v * LANES / BLOCK]);
   }
 }

@@ -446,8 +446,7 @@ static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_
       }
       multiply_many(p, tile + 5 * i, weights[i], &target, start, row, last, widened, i);
     }
-    for (int64_t i = row; i < last; i++)
-      end_row(sum + (i - row) * TILE, p->mantissa_bits, p->is_wide, p->sum_bits, goal_of(p, tile[3], i));
+    end_rows(sum, last - row, p->mantissa_bits, p->is_wide, p->sum_bits, goal_of(p, tile[3], row), p->width);
     copy_to_other_goals(p, tile, row, last);
   }
 }

@@ -1,16 +1,27 @@
 /* Loops over rows of few numbers, where the number of torch calls would decide the time. */
 
-#include "vectors.h"
+#include "blocks.h"
+
+/* How many of two blocks from number `b` on there are. */
+static inline int64_t blocks_at(int64_t b, int64_t blocks) { return b + 1 < blocks ? 2 : 1; }
+
+static inline void widen(const uint16_t *x, int64_t blocks, float *out) {
+  for (int64_t j = 0; j < blocks * BLOCK; j += LANES) {
+    const floats wide = widened_all(x + j);
+    memcpy(out + j, &wide, sizeof wide);
+  }
+}
 
 void round_blocks(const void *given, Share *share) {
   ARGUMENTS(round_blocks);
-  EACH(b, a.blocks, BLOCK) {
-    float wide[BLOCK];
+  EACH(two, (a.blocks + 1) / 2, TILE) {
+    const int64_t at = two * TILE, some = blocks_at(2 * two, a.blocks);
+    float wide[TILE];
     if (a.is_wide)
-      memcpy(wide, (const float *)a.x + b * BLOCK, sizeof wide);
+      memcpy(wide, (const float *)a.x + at, (size_t)(some * BLOCK) * sizeof *wide);
     else
-      for (int i = 0; i < BLOCK; i++) wide[i] = widened(((const uint16_t *)a.x)[b * BLOCK + i]);
-    store_as(wide, a.out + b * BLOCK, a.mantissa_bits);
+      widen(((const uint16_t *)a.x) + at, some, wide);
+    store_as(wide, some, a.out + at, a.mantissa_bits);
   }
 }
 
@@ -82,16 +93,14 @@ void cut_bits(const void *given, Share *share) {
 
 void add_blocks(const void *given, Share *share) {
   ARGUMENTS(add_blocks);
-  EACH(b, a.blocks, BLOCK) {
-    float sum[BLOCK];
-    for (int i = 0; i < BLOCK; i += LANES) {
-      const floats some = widened_all(a.x + b * BLOCK + i) + widened_all(a.y + b * BLOCK + i);
-      memcpy(sum + i, &some, sizeof some);
+  EACH(two, (a.blocks + 1) / 2, TILE) {
+    const int64_t at = two * TILE, some = blocks_at(2 * two, a.blocks);
+    float sum[TILE];
+    for (int64_t i = 0; i < some * BLOCK; i += LANES) {
+      const floats own = widened_all(a.x + at + i) + widened_all(a.y + at + i);
+      memcpy(sum + i, &own, sizeof own);
     }
-    if (a.mantissa_bits) /* operands meet in bfloat16 */
-      store_narrow_block(sum, a.out + b * BLOCK, (int)a.mantissa_bits);
-    else
-      store_as(sum, a.out + b * BLOCK, 0);
+    store_narrow(sum, some, a.out + at, a.mantissa_bits); /* operands meet in bfloat16 */
   }
 }
 
@@ -129,14 +138,15 @@ static inline float sum_of_tiles(const struct rms_norm *p, int64_t row) {
 static void norm_row(const struct rms_norm *p, const uint16_t *x, const float *scale, float inverse,
                      uint16_t *out) {
   if (p->mantissa_bits) {
-    for (int64_t j = 0; j < p->width; j += BLOCK) {
-      float block[BLOCK];
-      for (int i = 0; i < BLOCK; i += LANES) {
-        floats some = widened_all(x + j + i) * inverse;
-        if (scale) some *= loaded(scale + j + i);
-        memcpy(block + i, &some, sizeof some);
+    for (int64_t j = 0; j < p->width; j += TILE) {
+      const int64_t some = blocks_at(j / BLOCK, p->width / BLOCK);
+      float own[TILE];
+      for (int64_t i = 0; i < some * BLOCK; i += LANES) {
+        floats normed = widened_all(x + j + i) * inverse;
+        if (scale) normed *= loaded(scale + j + i);
+        memcpy(own + i, &normed, sizeof normed);
       }
-      store_as(block, out + j, p->mantissa_bits);
+      store_as(own, some, out + j, p->mantissa_bits);
     }
   } else if (scale) {
     for (int64_t j = 0; j < p->width; j++) out[j] = narrowed(widened(x[j]) * inverse * scale[j]);
@@ -145,48 +155,53 @@ static void norm_row(const struct rms_norm *p, const uint16_t *x, const float *s
   }
 }
 
+#define NORMED 16 /* rows of one chip after the other: those of all chips lie far apart */
+
 void rms_norm(const void *given, Share *share) {
   ARGUMENTS(rms_norm);
-  EACH(row, a.rows, a.chips * a.width) {
-    float sum = a.sums && !a.has_sums ? sum_of_tiles(&a, row) : 0;
+  EACH(some, (a.rows + NORMED - 1) / NORMED, NORMED * a.chips * a.width) {
+    const int64_t first = some * NORMED, last = first + NORMED < a.rows ? first + NORMED : a.rows;
+    float inverse[NORMED];
     for (int64_t chip = 0; chip < a.chips; chip++) {
-      const int64_t at = (chip * a.rows + row) * a.width;
-      if (a.has_sums)
-        sum = sum_of_tiles(&a, chip * a.rows + row);
-      else if (!a.sums)
-        sum = squares_of(a.x + at, a.width);
-      const float inverse = 1.0f / sqrtf(sum * (float)a.share + (float)a.epsilon);
       const float *scale = a.weight ? a.weight + (a.has_weights ? chip * a.width : 0) : 0;
-      norm_row(&a, a.x + at, scale, inverse, a.out + at);
+      const int is_shared = a.sums && !a.has_sums && chip > 0;
+      for (int64_t row = first; row < last; row++) {
+        const int64_t at = chip * a.rows + row;
+        const uint16_t *x = a.x + at * a.width;
+        float *own = inverse + row - first;
+        if (!is_shared) {
+          const float sum = a.sums ? sum_of_tiles(&a, at) : squares_of(x, a.width);
+          *own = 1.0f / sqrtf(sum * (float)a.share + (float)a.epsilon);
+        }
+        norm_row(&a, x, scale, *own, a.out + at * a.width);
+      }
     }
   }
 }
 
-static inline int are_equal(const uint16_t *x, const uint16_t *y) {
-  return !memcmp(x, y, BLOCK * sizeof *x);
+static inline int are_equal(const uint16_t *x, const uint16_t *y, int64_t blocks) {
+  return !memcmp(x, y, (size_t)(blocks * BLOCK) * sizeof *x);
 }
 
 void silu_multiply(const void *given, Share *share) {
   ARGUMENTS(silu_multiply);
-  EACH(b, a.rows * a.across, 4 * BLOCK) { /* an exponential is worth more than a sum */
-    const int64_t at = b * BLOCK, above = at - a.across * BLOCK;
-    if (above >= range.first * BLOCK && are_equal(a.x + at, a.x + above) &&
-        are_equal(a.y + at, a.y + above)) { /* idle users are alike */
-      memcpy(a.out + at, a.out + above, BLOCK * sizeof *a.out);
+  const int64_t blocks = a.rows * a.across;
+  EACH(two, (blocks + 1) / 2, 4 * TILE) { /* an exponential is worth more than a sum */
+    const int64_t at = two * TILE, above = at - a.across * BLOCK, some = blocks_at(2 * two, blocks);
+    if (above >= range.first * TILE && are_equal(a.x + at, a.x + above, some) &&
+        are_equal(a.y + at, a.y + above, some)) { /* idle users are alike */
+      memcpy(a.out + at, a.out + above, (size_t)(some * BLOCK) * sizeof *a.out);
       continue;
     }
-    float result[BLOCK];
-    for (int i = 0; i < BLOCK; i += LANES) {
+    float result[TILE];
+    for (int64_t i = 0; i < some * BLOCK; i += LANES) {
       const floats x = widened_all(a.x + at + i), size = (floats)((words)x & 0x7FFFFFFF);
       const floats small = exponentials(-size), one = (floats){0} + 1.0f;
       const floats part = (floats)chosen((words)small, (words)one, (words)(x < 0)) / (one + small);
       const floats found = rounded(x * part) * widened_all(a.y + at + i);
       memcpy(result + i, &found, sizeof found);
     }
-    if (a.mantissa_bits)
-      store_narrow_block(result, a.out + at, (int)a.mantissa_bits);
-    else
-      store_as(result, a.out + at, 0);
+    store_narrow(result, some, a.out + at, a.mantissa_bits);
   }
 }
 
@@ -348,22 +363,26 @@ turn(const uint16_t *x, const uint16_t *cosine, const uint16_t *sine, uint16_t *
   memcpy(out, &turned, bytes);
 }
 
+#define TURNED 32     /* rows of a matrix, for which is reckoned once where it lies */
 #define ROWS_AHEAD 16 /* that memory is asked for where they lie apart */
 
 void rotate(const void *given, Share *share) {
   ARGUMENTS(rotate);
-  const int64_t width = a.width;
-  EACH(r, a.outer * a.inner, width) {
-    const int64_t o = r / a.inner, i = r % a.inner;
-    const uint16_t *from = a.x + o / a.some * a.apart + o % a.some * a.beside + i * a.stride;
-    uint16_t *to = a.out + r * width;
-    if (a.stride != width && i + ROWS_AHEAD < a.inner) fetch(from + ROWS_AHEAD * a.stride, width);
-    const int64_t row = (o % a.tables * a.per_table + i * a.per_row) * width;
-    int64_t j = 0;
-    for (; j + 2 * LANES <= width; j += 2 * LANES)
-      turn(from + j, a.cosine + row + j, a.sine + row + j, to + j, 4 * LANES);
-    if (j < width)
-      turn(from + j, a.cosine + row + j, a.sine + row + j, to + j, (size_t)(width - j) * 2);
+  const int64_t width = a.width, pieces = (a.inner + TURNED - 1) / TURNED;
+  EACH(piece, a.outer * pieces, TURNED * width) {
+    const int64_t o = piece / pieces, first = piece % pieces * TURNED;
+    const int64_t last = first + TURNED < a.inner ? first + TURNED : a.inner;
+    const uint16_t *from = a.x + o / a.some * a.apart + o % a.some * a.beside + first * a.stride;
+    uint16_t *to = a.out + (o * a.inner + first) * width;
+    int64_t row = (o % a.tables * a.per_table + first * a.per_row) * width;
+    for (int64_t i = first; i < last; i++, from += a.stride, to += width, row += a.per_row * width) {
+      if (a.stride != width && i + ROWS_AHEAD < a.inner) fetch(from + ROWS_AHEAD * a.stride, width);
+      int64_t j = 0;
+      for (; j + 2 * LANES <= width; j += 2 * LANES)
+        turn(from + j, a.cosine + row + j, a.sine + row + j, to + j, 4 * LANES);
+      if (j < width)
+        turn(from + j, a.cosine + row + j, a.sine + row + j, to + j, (size_t)(width - j) * 2);
+    }
   }
 }
 
@@ -371,16 +390,17 @@ void rotate(const void *given, Share *share) {
 static inline __attribute__((always_inline)) void
 sum_part(const uint16_t *from, int64_t apart, uint16_t *to, int64_t width, int64_t bits,
          const int64_t places) {
-  for (int64_t i = 0; i < width; i += BLOCK) {
-    float sum[BLOCK];
-    for (int j = 0; j < BLOCK; j += LANES) {
-      floats some = widened_all(from + i + j);
+  for (int64_t i = 0; i < width; i += TILE) {
+    const int64_t some = blocks_at(i / BLOCK, width / BLOCK);
+    float own[TILE];
+    for (int64_t j = 0; j < some * BLOCK; j += LANES) {
+      floats sum = widened_all(from + i + j);
       UNROLLED
-      for (int64_t p = 1; p < places; p++) some += widened_all(from + p * apart + i + j);
-      some += (floats){0}; /* two negative zeros are zero */
-      memcpy(sum + j, &some, sizeof some);
+      for (int64_t p = 1; p < places; p++) sum += widened_all(from + p * apart + i + j);
+      sum += (floats){0}; /* two negative zeros are zero */
+      memcpy(own + j, &sum, sizeof sum);
     }
-    store_as(sum, to + i, bits);
+    store_as(own, some, to + i, bits);
   }
 }
 

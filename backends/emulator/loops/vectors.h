@@ -1,5 +1,5 @@
-/* What the loops share: bfloat16 and block formats in vectors of one block's values. Each function
-   of these files has a twin in torch with the same results, used where no compiler is. */
+/* What the loops share: numbers in vectors as wide as registers are. Each function of these files has
+   a twin in torch with the same results, used where no compiler is. */
 
 #ifndef VECTORS_H
 #define VECTORS_H
@@ -170,84 +170,6 @@ static inline halves narrowed_all(floats x) {
 #else
   return __builtin_convertvector((words)rounded(x) >> 16, halves);
 #endif
-}
-
-/* One block in units of the last mantissa bit, rounded to even, limited; few bits are left. */
-#ifdef __AVX512F__
-static inline void store_block(const float *x, uint16_t *out, int mantissa_bits) {
-  const int below = mantissa_bits - 1;
-  const __m512 values = _mm512_loadu_ps(x), most = _mm512_set1_ps((1 << mantissa_bits) - 1);
-  __m512i top = _mm512_and_si512((__m512i)values, _mm512_set1_epi32(EXPONENT));
-  top = _mm512_max_epu32(top, _mm512_shuffle_i64x2(top, top, 0x4E)); /* halves, */
-  top = _mm512_max_epu32(top, _mm512_shuffle_i64x2(top, top, 0xB1)); /* quarters, */
-  top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0x4E));      /* pairs, */
-  top = _mm512_max_epu32(top, _mm512_shuffle_epi32(top, 0xB1));      /* single ones change places */
-  top = _mm512_max_epu32(top, _mm512_set1_epi32(SMALLEST << PLACE));
-  const __m512i per_unit = _mm512_sub_epi32(_mm512_set1_epi32((int)((uint32_t)(254 + below) << PLACE)), top);
-  const __m512i unit = _mm512_sub_epi32(top, _mm512_set1_epi32(below << PLACE));
-  __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
-  units = _mm512_min_ps(most, _mm512_max_ps(-most, units)); /* what is no number stays so */
-  const __m512i bits = _mm512_srli_epi32((__m512i)(units * (__m512)unit), 16);
-  _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(bits));
-}
-#else
-static inline void store_block(const float *x, uint16_t *out, int mantissa_bits) {
-  const int below = mantissa_bits - 1;
-  const float most = (float)((1 << mantissa_bits) - 1);
-  uint32_t top = SMALLEST << PLACE;
-  for (int i = 0; i < BLOCK; i++) {
-    uint32_t exponent = as_bits(x[i]) & EXPONENT;
-    top = exponent > top ? exponent : top;
-  }
-  const float per_unit = as_float(((uint32_t)(254 + below) << PLACE) - top);
-  const float unit = as_float(top - ((uint32_t)below << PLACE));
-  for (int i = 0; i < BLOCK; i++) {
-    float units = rintf(x[i] * per_unit);
-    units = units > most ? most : units;
-    units = units < -most ? -most : units;
-    out[i] = (uint16_t)(as_bits(units * unit) >> 16);
-  }
-}
-#endif
-
-/* The same of what passes through bfloat16. */
-#ifdef __AVX512BF16__
-static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
-  const int below = mantissa_bits - 1;
-  const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x));
-  const __m256i left = _mm256_andnot_si256(narrow, _mm256_set1_epi16(EXPONENT >> 16)); /* to the most */
-  __m128i least = _mm_min_epu16(_mm256_castsi256_si128(left), _mm256_extracti128_si256(left, 1));
-  least = _mm_min_epu16(_mm_minpos_epu16(least), _mm_set1_epi16((255 - SMALLEST) << (PLACE - 16)));
-  const __m512i rest = _mm512_slli_epi32(_mm512_broadcastd_epi32(least), 16);
-  const __m512i per_unit = _mm512_add_epi32(rest, _mm512_set1_epi32((below - 1) << PLACE));
-  const __m512i unit = _mm512_sub_epi32(_mm512_set1_epi32((255 - below) << PLACE), rest);
-  const __m512 values = (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
-  const __m512 most = _mm512_set1_ps((1 << mantissa_bits) - 1);
-  __m512 units = _mm512_roundscale_ps(values * (__m512)per_unit, _MM_FROUND_TO_NEAREST_INT);
-  units = _mm512_min_ps(most, _mm512_max_ps(-most, units));
-  _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(units * (__m512)unit));
-}
-#else
-static inline void store_narrow_block(const float *x, uint16_t *out, int mantissa_bits) {
-  float narrow[BLOCK];
-  for (int j = 0; j < BLOCK; j += LANES) {
-    const floats value = rounded(loaded(x + j));
-    memcpy(narrow + j, &value, sizeof value);
-  }
-  store_block(narrow, out, mantissa_bits);
-}
-#endif
-
-/* BLOCK results as their format holds them: a block of `bits` mantissa bits, or bfloat16 (0 bits). */
-static inline void store_as(const float *x, uint16_t *out, int64_t mantissa_bits) {
-  if (mantissa_bits) {
-    store_block(x, out, (int)mantissa_bits);
-    return;
-  }
-  for (int j = 0; j < BLOCK; j += LANES) {
-    const halves narrow = narrowed_all(loaded(x + j));
-    memcpy(out + j, &narrow, sizeof narrow);
-  }
 }
 
 #define LINE 32 /* values that memory hands over at once */
