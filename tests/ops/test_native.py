@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -352,6 +353,20 @@ def test_a_compiler_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.library.__wrapped__() is None
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
     assert native.library.__wrapped__() is None
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these processors are x86-64")
+@pytest.mark.parametrize("processor", ["skylake-avx512", "icelake-server", "cooperlake",
+                                       "sapphirerapids", "knl", "haswell"])  # fmt: skip
+def test_loops_compile_for_processors_that_are_not_here(processor: str) -> None:
+    command = ["cc", "-fsyntax-only", f"-march={processor}"]
+    if subprocess.run([*command, "-xc", os.devnull], capture_output=True).returncode:
+        pytest.skip(f"this compiler does not know {processor}")
+    sources = map(str, native._SOURCES.glob("*.c"))
+    warn = ["-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run([*command, *warn, *sources], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
 
 
 @needs_compiler

@@ -200,6 +200,9 @@ static inline void store_narrow(const float *x, int64_t blocks, uint16_t *out, i
     return;
   }
 #ifdef __AVX512BF16__
+  const int64_t many = AT_A_TIME * TILE / BLOCK;
+  for (; blocks >= many; blocks -= many, x += many * BLOCK, out += many * BLOCK)
+    store_narrow_rows(x, AT_A_TIME, (int)mantissa_bits, out, TILE);
   for (; blocks >= 2; blocks -= 2, x += TILE, out += TILE)
     store_narrow_rows(x, 1, (int)mantissa_bits, out, TILE);
 #endif

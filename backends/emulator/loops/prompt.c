@@ -58,18 +58,50 @@ static inline floats power_of(floats x) {
 static inline float power_of_two(int64_t n) { return as_float((uint32_t)(n + 127) << PLACE); }
 
 /* The power of two that a size is below, within limits. 0 where it is too large, or no number. */
-static inline int exponent_of(double size, int *exponent) {
-  *exponent = -FAR;
-  if (size > 0) frexp(size, exponent);
+static inline int exponent_of(float size, int *exponent) {
+  *exponent = (int)(as_bits(size) >> PLACE) - 126;
   if (*exponent < -FAR) *exponent = -FAR;
-  return size - size == 0 && *exponent <= FAR;
+  return *exponent <= FAR;
+}
+
+#define SIDE 8
+
+/* Words [SIDE, SIDE] with rows and columns changed, both of which lie apart. */
+static inline void turn_over(const uint32_t *x, int64_t x_apart, uint32_t *out, int64_t out_apart) {
+#ifdef __AVX2__
+  __m256 rows[SIDE], pairs[SIDE], fours[SIDE];
+  UNROLLED
+  for (int i = 0; i < SIDE; i++) rows[i] = _mm256_loadu_ps((const float *)x + i * x_apart);
+  UNROLLED
+  for (int i = 0; i < SIDE; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  UNROLLED
+  for (int i = 0; i < SIDE; i += 4)
+    UNROLLED
+    for (int j = 0; j < 2; j++) {
+      fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
+      fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xEE);
+    }
+  UNROLLED
+  for (int i = 0; i < SIDE / 2; i++) {
+    const __m256 upper = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    const __m256 lower = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    _mm256_storeu_ps((float *)out + i * out_apart, upper);
+    _mm256_storeu_ps((float *)out + (i + SIDE / 2) * out_apart, lower);
+  }
+#else
+  for (int i = 0; i < SIDE; i++)
+    for (int j = 0; j < SIDE; j++) out[j * out_apart + i] = x[i * x_apart + j];
+#endif
 }
 
 /* The nearest integers, in 16 bits: the last ones of numbers near INTEGERS are the integer. */
 static inline words last_bits(floats x) { return (words)(x + INTEGERS) & 0xFFFF; }
 
-/* Integers [width] of a query or key, and what a unit is. 0 where it is not for C. */
-static int whole_numbers(const uint16_t *x, int64_t width, uint16_t *out, float *unit) {
+/* Integers [width] of a query or key, two in a word, and what a unit is. 0 where it is not for C. */
+static int whole_numbers(const uint16_t *x, int64_t width, uint32_t *out, float *unit) {
   floats squares = {0};
   int exponent;
   for (int64_t j = 0; j < width; j += LANES) squares += widened_all(x + j) * widened_all(x + j);
@@ -77,7 +109,7 @@ static int whole_numbers(const uint16_t *x, int64_t width, uint16_t *out, float 
   const float scale = power_of_two(LENGTH_BITS - exponent);
   for (int64_t j = 0; j < width; j += LANES) {
     const halves whole = __builtin_convertvector(last_bits(widened_all(x + j) * scale), halves);
-    memcpy(out + j, &whole, sizeof whole);
+    memcpy(out + j / 2, &whole, sizeof whole);
   }
   *unit = power_of_two(exponent - LENGTH_BITS);
   return 1;
@@ -89,15 +121,17 @@ void arrange_keys(const void *given, Share *share) {
     const int64_t first = piece % a.groups * PROMPT_ROWS;
     const uint16_t *x = a.x + piece / a.groups * a.length * a.width;
     uint32_t *out = a.out + piece * a.half * PROMPT_ROWS;
+    uint32_t own[PROMPT_ROWS][MOST_WIDTH / 2];
     for (int64_t j = 0; j < PROMPT_ROWS; j++) {
-      uint16_t own[MOST_WIDTH] = {0};
       float *unit = a.units + piece * PROMPT_ROWS + j;
-      *unit = 0;
-      if (first + j < a.length && !whole_numbers(x + (first + j) * a.width, a.width, own, unit))
+      if (first + j >= a.length) {
+        memset(own[j], 0, sizeof own[j]);
+        *unit = 0;
+      } else if (!whole_numbers(x + (first + j) * a.width, a.width, own[j], unit))
         refuse(share);
-      for (int64_t p = 0; p < a.half; p++)
-        memcpy(out + p * PROMPT_ROWS + j, own + 2 * p, sizeof *out);
     }
+    for (int64_t p = 0; p < a.half; p += SIDE)
+      turn_over(own[0] + p, MOST_WIDTH / 2, out + p * PROMPT_ROWS, PROMPT_ROWS);
   }
 }
 
@@ -109,7 +143,11 @@ static float largest_size(const uint16_t *x, int64_t width) {
     const words size = widened_bits(x + j) & 0x7FFFFFFF;
     most = chosen(size, most, (words)(size > most));
   }
+#ifdef __AVX512F__
+  largest = _mm512_reduce_max_epu32((__m512i)most);
+#else
   for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+#endif
   return as_float(largest);
 }
 
@@ -283,34 +321,41 @@ static int begin_work(const struct attend_prompt *a, int64_t head, const Busy *b
     work->total[v] = all(0);
     for (int64_t j = 0; j < a->width; j++) work->found[j][v] = all(0);
   }
+  uint32_t whole[MANY][MOST_WIDTH / 2];
   for (int64_t i = 0; i < MANY; i++) {
     const int64_t own = number + i < count ? number + i : count - 1, row = own / busy->count;
     const int64_t at = a->start + row, v = i / LANES, lane = i % LANES;
-    uint16_t whole[MOST_WIDTH];
     float unit;
     const int64_t at_head = head * a->group + busy->heads[own % busy->count];
     work->place[i] = (at_head * a->length + row) * a->width;
-    if (!whole_numbers(a->q + work->place[i], a->width, whole, &unit)) return 0;
-    for (int64_t p = 0; p < a->half; p++) memcpy(&work->q[p][i], whole + 2 * p, sizeof(uint32_t));
+    if (!whole_numbers(a->q + work->place[i], a->width, whole[i], &unit)) return 0;
     work->unit[v][lane] = unit * (float)(a->scale * LOG2_E);
     work->first[v][lane] = a->window && at >= a->window ? (int32_t)(at - a->window + 1) : 0;
     work->end[v][lane] = (int32_t)(a->is_causal && at + 1 < a->total ? at + 1 : a->total);
   }
+  for (int64_t i = 0; i < MANY; i += SIDE)
+    for (int64_t p = 0; p < a->half; p += SIDE)
+      turn_over(whole[i] + p, MOST_WIDTH / 2, work->q[p] + i, MANY);
   return 1;
 }
 
-/* The results of all but those that repeat the last. */
-static void end_work(const struct attend_prompt *a, int64_t left, const Work *work) {
-  for (int64_t v = 0; v < ACROSS; v++)
-    for (int64_t j = 0; j < a->width; j += BLOCK) {
-      uint16_t columns[BLOCK][LANES];
-      for (int64_t c = 0; c < BLOCK; c++) {
-        const floats share = power_of_two(-VALUE_BITS) / work->total[v];
-        const halves narrow = narrowed_all(work->found[j + c][v] * share);
-        memcpy(columns[c], &narrow, sizeof narrow);
-      }
-      for (int64_t i = 0; i < LANES && v * LANES + i < left; i++)
-        for (int64_t c = 0; c < BLOCK; c++) a->out[work->place[v * LANES + i] + j + c] = columns[c][i];
+/* The results of all but those that repeat the last, by way of where queries were. */
+static void end_work(const struct attend_prompt *a, int64_t left, Work *work) {
+  for (int64_t v = 0; v < ACROSS; v++) {
+    const floats share = power_of_two(-VALUE_BITS) / work->total[v];
+    for (int64_t p = 0; p < a->half; p++) {
+      const halves low = narrowed_all(work->found[2 * p][v] * share);
+      const halves high = narrowed_all(work->found[2 * p + 1][v] * share);
+      const words both = __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
+      memcpy(work->q[p] + v * LANES, &both, sizeof both);
+    }
+  }
+  for (int64_t i = 0; i < MANY; i += SIDE)
+    for (int64_t p = 0; p < a->half; p += SIDE) {
+      uint32_t rows[SIDE][SIDE];
+      turn_over(work->q[p] + i, MANY, rows[0], SIDE);
+      for (int64_t j = 0; j < SIDE && i + j < left; j++)
+        memcpy(a->out + work->place[i + j] + 2 * p, rows[j], sizeof rows[j]);
     }
 }
 
@@ -351,9 +396,9 @@ static void attend_evenly(const struct attend_prompt *a, int64_t head, int64_t o
     for (; first < begin; first++)
       for (int64_t j = 0; j < a->width; j += LANES)
         sums[j / LANES] -= __builtin_convertvector(widened_all(values + first * a->width + j), doubles);
+    const double part = 1.0 / (double)(end - first);
     for (int64_t j = 0; j < a->width; j += LANES) {
-      const doubles mean = sums[j / LANES] / (double)(end - first);
-      const halves narrow = narrowed_all(__builtin_convertvector(mean, floats));
+      const halves narrow = narrowed_all(__builtin_convertvector(sums[j / LANES] * part, floats));
       memcpy(out + j, &narrow, sizeof narrow);
     }
   }

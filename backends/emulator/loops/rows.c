@@ -2,8 +2,13 @@
 
 #include "blocks.h"
 
-/* How many of two blocks from number `b` on there are. */
-static inline int64_t blocks_at(int64_t b, int64_t blocks) { return b + 1 < blocks ? 2 : 1; }
+#define MANY 12 /* blocks that are rounded together */
+#define WIDE (MANY * BLOCK)
+
+/* How many of MANY blocks from this column on there are. */
+static inline int64_t blocks_at(int64_t column, int64_t width) {
+  return (column + WIDE < width ? WIDE : width - column) / BLOCK;
+}
 
 static inline void widen(const uint16_t *x, int64_t blocks, float *out) {
   for (int64_t j = 0; j < blocks * BLOCK; j += LANES) {
@@ -14,9 +19,9 @@ static inline void widen(const uint16_t *x, int64_t blocks, float *out) {
 
 void round_blocks(const void *given, Share *share) {
   ARGUMENTS(round_blocks);
-  EACH(two, (a.blocks + 1) / 2, TILE) {
-    const int64_t at = two * TILE, some = blocks_at(2 * two, a.blocks);
-    float wide[TILE];
+  EACH(many, (a.blocks + MANY - 1) / MANY, WIDE) {
+    const int64_t at = many * WIDE, some = blocks_at(at, a.blocks * BLOCK);
+    float wide[WIDE];
     if (a.is_wide)
       memcpy(wide, (const float *)a.x + at, (size_t)(some * BLOCK) * sizeof *wide);
     else
@@ -93,9 +98,9 @@ void cut_bits(const void *given, Share *share) {
 
 void add_blocks(const void *given, Share *share) {
   ARGUMENTS(add_blocks);
-  EACH(two, (a.blocks + 1) / 2, TILE) {
-    const int64_t at = two * TILE, some = blocks_at(2 * two, a.blocks);
-    float sum[TILE];
+  EACH(many, (a.blocks + MANY - 1) / MANY, WIDE) {
+    const int64_t at = many * WIDE, some = blocks_at(at, a.blocks * BLOCK);
+    float sum[WIDE];
     for (int64_t i = 0; i < some * BLOCK; i += LANES) {
       const floats own = widened_all(a.x + at + i) + widened_all(a.y + at + i);
       memcpy(sum + i, &own, sizeof own);
@@ -138,9 +143,9 @@ static inline float sum_of_tiles(const struct rms_norm *p, int64_t row) {
 static void norm_row(const struct rms_norm *p, const uint16_t *x, const float *scale, float inverse,
                      uint16_t *out) {
   if (p->mantissa_bits) {
-    for (int64_t j = 0; j < p->width; j += TILE) {
-      const int64_t some = blocks_at(j / BLOCK, p->width / BLOCK);
-      float own[TILE];
+    for (int64_t j = 0; j < p->width; j += WIDE) {
+      const int64_t some = blocks_at(j, p->width);
+      float own[WIDE];
       for (int64_t i = 0; i < some * BLOCK; i += LANES) {
         floats normed = widened_all(x + j + i) * inverse;
         if (scale) normed *= loaded(scale + j + i);
@@ -185,15 +190,15 @@ static inline int are_equal(const uint16_t *x, const uint16_t *y, int64_t blocks
 
 void silu_multiply(const void *given, Share *share) {
   ARGUMENTS(silu_multiply);
-  const int64_t blocks = a.rows * a.across;
-  EACH(two, (blocks + 1) / 2, 4 * TILE) { /* an exponential is worth more than a sum */
-    const int64_t at = two * TILE, above = at - a.across * BLOCK, some = blocks_at(2 * two, blocks);
-    if (above >= range.first * TILE && are_equal(a.x + at, a.x + above, some) &&
+  const int64_t width = a.across * BLOCK, all = a.rows * width;
+  EACH(many, (all + WIDE - 1) / WIDE, 4 * WIDE) { /* an exponential is worth more than a sum */
+    const int64_t at = many * WIDE, above = at - width, some = blocks_at(at, all);
+    if (above >= range.first * WIDE && are_equal(a.x + at, a.x + above, some) &&
         are_equal(a.y + at, a.y + above, some)) { /* idle users are alike */
       memcpy(a.out + at, a.out + above, (size_t)(some * BLOCK) * sizeof *a.out);
       continue;
     }
-    float result[TILE];
+    float result[WIDE];
     for (int64_t i = 0; i < some * BLOCK; i += LANES) {
       const floats x = widened_all(a.x + at + i), size = (floats)((words)x & 0x7FFFFFFF);
       const floats small = exponentials(-size), one = (floats){0} + 1.0f;
@@ -390,9 +395,9 @@ void rotate(const void *given, Share *share) {
 static inline __attribute__((always_inline)) void
 sum_part(const uint16_t *from, int64_t apart, uint16_t *to, int64_t width, int64_t bits,
          const int64_t places) {
-  for (int64_t i = 0; i < width; i += TILE) {
-    const int64_t some = blocks_at(i / BLOCK, width / BLOCK);
-    float own[TILE];
+  for (int64_t i = 0; i < width; i += WIDE) {
+    const int64_t some = blocks_at(i, width);
+    float own[WIDE];
     for (int64_t j = 0; j < some * BLOCK; j += LANES) {
       floats sum = widened_all(from + i + j);
       UNROLLED

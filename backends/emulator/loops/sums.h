@@ -13,13 +13,12 @@ static inline void add_turns(Turns x, __m512 units, float *sum) {
 }
 
 static inline __attribute__((always_inline)) void
-add_blocks_to(float *sum, const float *x, const int count, int mantissa_bits) {
+add_narrow_rows(const float *x, const int count, int mantissa_bits, float *sum) {
   Turns rows[AT_A_TIME];
   __m512 units[AT_A_TIME];
   in_units(x, count, mantissa_bits, rows, units);
   EACH_ROW add_turns(rows[i], units[i], sum + i * TILE);
 }
-#undef EACH_ROW
 #endif
 
 /* Rows [count, TILE] rounded, put where they lie `apart`. */
@@ -43,16 +42,15 @@ static inline void add_rows(const float *x, int64_t count, int64_t mantissa_bits
                             float *sum) {
 #ifdef __AVX512BF16__
   if (!mantissa_bits) {
-    const __m512 ones = _mm512_set1_ps(1);
     for (int64_t i = 0; i < count * TILE; i += TILE)
-      add_turns(turns_of(narrow_row(x + i)), ones, sum + i);
+      add_turns(turns_of(narrow_row(x + i)), _mm512_set1_ps(1), sum + i);
     return;
   }
   if (!is_wide) {
     for (; count >= AT_A_TIME; count -= AT_A_TIME, x += AT_A_TIME * TILE, sum += AT_A_TIME * TILE)
-      add_blocks_to(sum, x, AT_A_TIME, (int)mantissa_bits);
+      add_narrow_rows(x, AT_A_TIME, (int)mantissa_bits, sum);
     for (; count > 0; count--, x += TILE, sum += TILE)
-      add_blocks_to(sum, x, 1, (int)mantissa_bits);
+      add_narrow_rows(x, 1, (int)mantissa_bits, sum);
     return;
   }
 #endif
@@ -69,8 +67,8 @@ static inline void add_rows(const float *x, int64_t count, int64_t mantissa_bits
 /* Rows of such a sum, rounded to `sum_bits`, put where they lie `apart`. */
 static inline void end_rows(const float *sum, int64_t count, int64_t mantissa_bits, int64_t is_wide,
                             int64_t sum_bits, uint16_t *out, int64_t apart) {
+  const int is_in_turns = !is_wide || !mantissa_bits; /* where there are turns */
 #ifdef __AVX512BF16__
-  const int is_in_turns = !is_wide || !mantissa_bits;
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
 #endif
@@ -81,6 +79,7 @@ static inline void end_rows(const float *sum, int64_t count, int64_t mantissa_bi
     _mm512_storeu_ps(row, is_in_turns ? _mm512_permutex2var_ps(first, low, second) : first);
     _mm512_storeu_ps(row + BLOCK, is_in_turns ? _mm512_permutex2var_ps(first, high, second) : second);
 #else
+    (void)is_in_turns;
     memcpy(row, sum, sizeof row);
 #endif
     for (int j = 0; j < TILE; j++) row[j] += 0.0f; /* negative zeros are zero together */
