@@ -151,29 +151,34 @@ static float largest_size(const uint16_t *x, int64_t width) {
   return as_float(largest);
 }
 
+#define TOGETHER (LANES < PROMPT_ROWS ? LANES : PROMPT_ROWS) /* columns that stay neighbours */
+
 void arrange_values(const void *given, Share *share) {
   ARGUMENTS(arrange_values);
+  static const uint16_t nothing[MOST_WIDTH] = {0};
   EACH(piece, a.matrices * a.pairs, 2 * a.width) {
     const int64_t first = piece % a.pairs * 2;
     uint32_t *out = a.out + piece / HALF * a.width * HALF + piece % HALF * PROMPT_ROWS;
-    uint32_t own[MOST_WIDTH] = {0};
+    const uint16_t *x[2];
+    float scale[2];
     for (int64_t j = 0; j < 2; j++) {
-      const uint16_t *x = a.x + (piece / a.pairs * a.length + first + j) * a.width;
-      const int64_t width = first + j < a.length ? a.width : 0;
-      const float most = largest_size(x, width);
+      const int64_t row = piece / a.pairs * a.length + first + j;
+      x[j] = first + j < a.length ? a.x + row * a.width : nothing;
+      const float most = largest_size(x[j], a.width);
       int exponent;
       if (!exponent_of(most, &exponent)) refuse(share);
       if (most == 0) exponent = NOTHING;
-      for (int64_t c = 0; c < width; c += LANES) {
-        const floats units = widened_all(x + c) * power_of_two(VALUE_BITS - exponent);
-        const words both = loaded_words(own + c) | last_bits(units) << 16 * j;
-        memcpy(own + c, &both, sizeof both);
-      }
+      scale[j] = power_of_two(VALUE_BITS - exponent);
       a.exponents[2 * piece + j] = (float)exponent;
       a.shrinks[2 * piece + j] = power_of_two(-exponent);
     }
-    for (int64_t c = 0; c < a.width; c += PROMPT_ROWS)
-      memcpy(out + c * HALF, own + c, PROMPT_ROWS * sizeof *own);
+    for (int64_t c = 0; c < a.width; c += LANES) {
+      const words low = last_bits(widened_all(x[0] + c) * scale[0]);
+      const words both = low | last_bits(widened_all(x[1] + c) * scale[1]) << 16;
+      for (int64_t at = c; at < c + LANES; at += TOGETHER)
+        memcpy(out + at / PROMPT_ROWS * PROMPT_ROWS * HALF + at % PROMPT_ROWS,
+               (const uint32_t *)&both + (at - c), TOGETHER * sizeof(uint32_t));
+    }
   }
 }
 
