@@ -23,7 +23,7 @@ from backends.emulator.kv.alike import Alike
 from backends.emulator.launch import fatal, is_alias, op
 from backends.emulator.loops import native
 from backends.emulator.numerics.formats import finish, round_to
-from backends.emulator.replay import Recorder, Replay, key_of
+from backends.emulator.replay import Arenas, Recorder, Replay, key_of
 
 _ids = itertools.count()
 _MOST_ATTEMPTS = 8  # at lists of a program that something keeps from holding
@@ -111,8 +111,8 @@ def finished(compute: Callable[..., Any], dtypes: Sequence[DataType]) -> Callabl
 class Program:
     """A capture made ready for replay."""
 
-    def __init__(self, capture: Capture, *, in_c: bool) -> None:
-        """`in_c`: values lie where C can reach them."""
+    def __init__(self, capture: Capture, arenas: Arenas | None) -> None:
+        """`arenas` of the device, see replay.py; None: values lie where C cannot reach them."""
         made = [(capture.values[key], ref) for key, ref in capture.made if ref() is not None]
         stores = [
             (capture.values[tensor.tensor_id], tensor)
@@ -136,8 +136,8 @@ class Program:
         self._unread: set[int] = set()  # buffers that take a result, whatever they held
         self._inputs: list[Any] = []  # where a replay reads what loads give
         self._replay: Replay | None = None
-        self._replay_registers: list[Any] = []
-        self._attempts = _MOST_ATTEMPTS if in_c else 0
+        self._arenas: Arenas = {} if arenas is None else arenas
+        self._attempts = 0 if arenas is None else _MOST_ATTEMPTS
 
     def run(self) -> None:
         """Every step once, in C where a list of them holds."""
@@ -146,9 +146,9 @@ class Program:
             self._write_copies(data)
             done = self._replay.run()
             if done == len(self.steps):
-                self._finish(self._replay_registers, in_place=True)
+                self._finish(self._replay.registers, in_place=True)
                 return
-            registers = self._replay.registers_before(done, self._replay_registers)
+            registers = self._replay.registers_before(done, self._registers(self._inputs))
             self._replay = None
             self._run_steps(registers, done)
             return
@@ -159,10 +159,14 @@ class Program:
             allocator.give_back()
             return
         self._known = list(data)
+        self._run_steps(self._registers(data), 0)
+
+    def _registers(self, inputs: Sequence[Any]) -> list[Any]:
+        """Registers before the first step, with what loads give."""
         registers = [None] * self.size
-        for (place, _), value in zip(self.loads, data, strict=True):
+        for (place, _), value in zip(self.loads, inputs, strict=True):
             registers[place] = value
-        self._run_steps(registers, 0)
+        return registers
 
     def _run_steps(self, registers: list[Any], first: int) -> None:
         for compute, sources, targets in self.steps[first:]:
@@ -189,23 +193,17 @@ class Program:
 
     def _record(self, data: list[torch.Tensor | None]) -> None:
         """Run once more, noting what the steps do."""
-        recorder = Recorder(self.size)
         found = enumerate(getattr(value, "alike", None) for value in data)
         self._groups = {at: known for at, known in found if known is not None}
-        for at, ((place, _), value) in enumerate(zip(self.loads, data, strict=True)):
+        self._known, self._inputs = list(data), list(data)
+        for at, value in enumerate(data):
             if value is not None and (at in self._copied or not value.is_floating_point()):
                 self._copied.add(at)
-                value = value.clone(memory_format=torch.contiguous_format)
-            recorder.registers[place] = value
-        inputs = list(recorder.registers)
-        done = recorder.run(self.steps)
-        if done < len(self.steps):
-            self._attempts, registers = 0, recorder.registers
-            del recorder
-            self._run_steps(registers, done)
-            return
-        kept = [recorder.registers[place] for place, _ in (*self.stores, *self.made)]
-        self._known, self._inputs = list(data), [inputs[place] for place, _ in self.loads]
+                self._inputs[at] = value.clone(memory_format=torch.contiguous_format)
+        recorder = Recorder(self._registers(self._inputs))
+        recorder.run(self.steps)
+        outliving = [recorder.registers[place] for place, _ in (*self.stores, *self.made)]
+        kept = list(map(recorder.noted, outliving))
         written, read = {tensor.tensor_id for _, tensor in self.stores}, recorder.read(kept)
         self._unread = {
             at
@@ -213,10 +211,9 @@ class Program:
             if tensor.tensor_id in written and value is not None and key_of(value) not in read
         }
         changing = [self._inputs[at] for at in self._copied]
-        self._replay = Replay(self.steps, recorder, kept=kept, changing=changing)
-        self._replay_registers = [
-            None if value is None else self._replay.moved(value) for value in recorder.registers
-        ]
+        self._replay = Replay(
+            self.steps, recorder, kept=kept, changing=changing, arenas=self._arenas
+        )
         self._finish(recorder.registers, in_place=True)
 
     def _holds(self, data: list[torch.Tensor | None]) -> bool:
@@ -279,7 +276,7 @@ def end_trace_capture(mesh_device: MeshDevice, trace_id: int, *, cq_id: int | No
     if mesh_device.capturing is None:
         fatal("no trace is being captured")
     mesh_device.traces[trace_id] = Program(
-        mesh_device.capturing, in_c=mesh_device.torch_device == "cpu"
+        mesh_device.capturing, mesh_device.arenas if mesh_device.torch_device == "cpu" else None
     )
     mesh_device.capturing = None
 

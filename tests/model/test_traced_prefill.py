@@ -109,6 +109,26 @@ def test_replayed_prefills_leave_nothing_to_python(device: str, gathers: bool) -
     assert not lists[-1]._reads
 
 
+@pytest.mark.skipif(native.library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("device", ["N150", "T3K", "TG"])
+def test_prompts_of_many_users_give_in_a_list_what_they_give_op_by_op(device: str) -> None:
+    found: dict[bool, list[torch.Tensor]] = {}
+    for traced in (True, False):
+        with engine_of(CHECKPOINT, device, batch=8, trace=traced) as engine:
+            pages, found[traced] = random_pages(engine), []
+            for seed in range(5):
+                prompts = [random_prompt(VOCAB, 120, seed=8 * seed + user) for user in range(8)]
+                logits = engine.prefill(prompts, slots=list(range(8)), page_table=pages)
+                at = torch.full((8,), 120, dtype=torch.int32)
+                tokens = logits.argmax(-1).to(torch.int32)
+                found[traced] += [logits, engine.decode(tokens, at, page_table=pages)]
+            assert not traced or all(
+                program._replay is not None for program in engine.model.mesh.traces.values()
+            )
+    for got, wanted in zip(found[True], found[False], strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_a_replay_is_recorded_like_the_pass_it_repeats() -> None:
     with engine_of(CHECKPOINT, "N150") as engine:
         pages = random_pages(engine)

@@ -1,7 +1,8 @@
-"""Emulated tensors in few words: values on, values off, users on cores, exact arithmetic."""
+"""Emulated tensors and traces in few words: values on and off, users on cores, captures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,3 +84,16 @@ def width_shards(cores: int, width: int) -> Any:
         ttnn.ShardStrategy.WIDTH,
         use_height_and_width_as_shard_shape=True,
     )
+
+
+def host(values: torch.Tensor, dtype: Any = None) -> Any:
+    return ttnn.from_torch(values, dtype=dtype or ttnn.bfloat16, layout=ttnn.TILE_LAYOUT)
+
+
+def capture(mesh: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
+    trace = ttnn.begin_trace_capture(mesh, cq_id=0)
+    try:
+        out = run()
+    finally:
+        ttnn.end_trace_capture(mesh, trace, cq_id=0)
+    return trace, out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -58,6 +59,7 @@ class MeshDevice:
             stream.seed()
         self.capturing: Any = None  # the trace.Capture under way
         self.traces: dict[int, Any] = {}
+        self.arenas = WeakValueDictionary[int, torch.Tensor]()  # that traces run in, see replay.py
         self._submeshes: list[MeshDevice] = []
         self._managers: list[Sequence[Any]] = []  # of sub-devices
         self.sub_devices: Sequence[Any] = ()  # that are loaded; none: programs run one by one

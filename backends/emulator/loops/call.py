@@ -121,9 +121,14 @@ class Later(torch.Tensor):
         """The tensor, made of its source."""
         raise NotImplementedError
 
+    @property
+    def recipe(self) -> Callable[..., Later]:
+        """What makes the like of another source, in a `shape`; it keeps no source."""
+        raise NotImplementedError
+
     def like(self, source: torch.Tensor, shape: Sequence[int]) -> Later:
         """The same of another source, its rows in other dims."""
-        raise NotImplementedError
+        return self.recipe(source, shape=shape)
 
     def made(self) -> torch.Tensor:
         """The tensor. Where calls are heard every reader has its own, and so is heard."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,8 +65,10 @@ class Pending(Later):
         tiles, shape = self.tiles(None), tuple(self.shape)
         return multiply(self.source, tiles, shape, self.mantissa_bits, self.is_wide)
 
-    def like(self, source: torch.Tensor, shape: Sequence[int]) -> Pending:
-        return Pending.of(source, self.tiles, shape, self.mantissa_bits, self.is_wide)
+    @property
+    def recipe(self) -> Callable[..., Pending]:
+        bits, is_wide = self.mantissa_bits, self.is_wide
+        return partial(Pending.of, tiles=self.tiles, mantissa_bits=bits, is_wide=is_wide)
 
     def summed(self, total: Total, mantissa_bits: int) -> torch.Tensor | None:
         """Its sum over a mesh axis, rounded; None where that is not made by the loop."""
@@ -107,8 +110,9 @@ class Gathered(Later):
         x, last = self.source, self.source.dim() - 1
         return contiguous(x.movedim(self.axis, last - 1)).view(self.shape)
 
-    def like(self, source: torch.Tensor, shape: Sequence[int]) -> Gathered:
-        return Gathered._on(source, self.axis, shape)
+    @property
+    def recipe(self) -> Callable[..., Gathered]:
+        return partial(Gathered._on, axis=self.axis)
 
     @property
     def strips(self) -> torch.Tensor:
