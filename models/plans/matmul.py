@@ -163,21 +163,29 @@ def weight_memory(k: int, n: int, spec: DeviceSpec, *, ring: int | None = None) 
     return ttnn.MemoryConfig(ttnn.TensorMemoryLayout.WIDTH_SHARDED, ttnn.BufferType.DRAM, shard)
 
 
+def columns_at_bank(n: int, spec: DeviceSpec) -> int:
+    """Tiles of a row of `n` columns that the core at a DRAM bank makes."""
+    return math.ceil(n / (TILE * spec.dram_banks))
+
+
+def stream_bytes(n: int, spec: DeviceSpec, weight: Precision) -> int:
+    """Bytes of L1 there that a block of weights takes for each tile of K: it holds three."""
+    return 3 * columns_at_bank(n, spec) * TILE_BYTES[weight]
+
+
 def decode_linear(
     k: int, n: int, *, kernel: Any, dtype: Any, spec: DeviceSpec, weight: Precision,
-    cores: int, out_cores: int,
+    cores: int, out_cores: int, most: int = LONGEST_BLOCK,
 ) -> Kwargs:  # fmt: skip
-    """Arguments of a DRAM-sharded linear of one tile row.
+    """Arguments of a DRAM-sharded linear of one tile row, `most` tiles of K in a block.
 
     Its input lies on `cores` cores; its result on the first `out_cores` ones, row by row.
     """
     tiles_per_core = k // TILE // cores
-    # the core at a bank holds three blocks of weights: the longest block that fits into L1
-    columns = math.ceil(n / (TILE * spec.dram_banks))
-    longest = max(1, STREAM_BUDGET // (3 * columns * TILE_BYTES[weight]))
+    longest = max(1, min(most, STREAM_BUDGET // stream_bytes(n, spec, weight)))
     return {
         "program_config": ttnn.MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig(
-            in0_block_w=_largest_divisor(tiles_per_core, min(LONGEST_BLOCK, longest)),
+            in0_block_w=_largest_divisor(tiles_per_core, longest),
             per_core_M=1,
             per_core_N=math.ceil(n / (TILE * out_cores)),
             fused_activation=None,

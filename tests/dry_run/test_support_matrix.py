@@ -12,7 +12,7 @@ import pytest
 
 from backends.device_specs import SPECS
 from models.footprint import published_chunks
-from models.precision import preset_layer
+from models.precision import TensorGroup, preset_layer
 from models.registry import canonical_name, load_config
 from tests.dry_run.conftest import Checks
 
@@ -76,6 +76,7 @@ def _full(case: dict[str, Any]) -> Any:
 
 
 WIDE = "precision_cfg = {activation: bf16}"  # parts of sums would take two thirds
+ALL_WIDE = f"precision_cfg = {{{', '.join(f'{group.value}: bf16' for group in TensorGroup)}}}"
 LARGE = ("Llama-3.1-70B", "Qwen2.5-72B")
 TWO_LAYERS = [
     _full(case) if pair in SAME else case
@@ -117,6 +118,10 @@ def test_two_layers_pass(checks: Checks, check_options: dict[str, Any]) -> None:
         _full(_options("Qwen2.5-72B", "P150x4", layers=1, optimizations=WIDE)),
         _full(_options("Qwen2.5-7B", "P150x8", layers=1, optimizations=WIDE)),
         _full(_options("Llama-3.1-70B", "P150x2", layers=1)),  # rows of norms are as long
+        # output projections in bfloat16, whose sums in float32 and weights share L1
+        _options("Llama-3.3-70B", "P150x8", layers=2, optimizations=ALL_WIDE),
+        _options("Qwen2.5-7B", "P300", layers=2),
+        *(_full(_options("Qwen2.5-7B", device, layers=2)) for device in ("P150x2", "P100")),
     ],
     ids=_named,
 )
