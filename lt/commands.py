@@ -6,6 +6,7 @@ Only names and arguments stand here; jobs.py runs them, results.py reads what th
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -134,7 +135,7 @@ def settings_of(command: str) -> list[str]:
 
 
 def choose(text: str, known: Sequence[str], what: str) -> list[str]:
-    """Names picked by a list like `a, b` or `all`, without regard to case."""
+    """Names picked by a list like `a, b` or `all`, without regard to case; paths as absolute."""
     by_lower = {name.lower(): name for name in known}
     words = text.replace(",", " ").split()
     if what == "model" and text.strip() and is_there(Path(text)):
@@ -147,8 +148,10 @@ def choose(text: str, known: Sequence[str], what: str) -> list[str]:
     for word in words:
         if word.lower() in by_lower:
             chosen.append(by_lower[word.lower()])
-        elif what == "model" and (is_there(Path(word)) or "/" in word):
-            chosen.append(word)  # a directory, a file, or a name on the hub
+        elif what == "model" and is_there(Path(word)):
+            chosen.append(os.path.abspath(word))  # jobs run elsewhere, and again from anywhere
+        elif what == "model" and "/" in word:
+            chosen.append(word)  # a name on the hub
         else:
             raise ValueError(f"unknown {what} {word!r}: choose all or some of {', '.join(known)}")
     return list(dict.fromkeys(chosen))

@@ -193,20 +193,21 @@ def test_two_models_in_the_environment_are_refused(monkeypatch: pytest.MonkeyPat
         main(["table", "--dry"])
 
 
-@pytest.mark.parametrize("named", [None, "default", "Llama-3.2-1B"])
+@pytest.mark.parametrize("named", [None, "./a model", "default", "org/model", "Llama-3.2-1B"])
 @pytest.mark.parametrize("variable", ["HF_MODEL", "LLAMA_DIR"])
 def test_demo_and_prediction_are_of_the_model_that_is_named_else_of_the_environments(
     named: str | None, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = str(tmp_path / "a model")
     Path(theirs).mkdir()
-    monkeypatch.setenv(variable, theirs)
+    monkeypatch.setenv(variable, "a model")
+    monkeypatch.chdir(tmp_path)  # jobs run elsewhere, so they are told a whole path
     asked: list[Plan] = []
     monkeypatch.setattr(headless, "run_table", lambda plans, *_, **__: asked.extend(plans) or 0)
     words = ["demo predict", *(["--models", named] if named else [])]
     assert main([*words, "--out", str(tmp_path / "t.md")]) == 0
     demo, prediction = asked
-    expected = named or theirs
+    expected = theirs if named in (None, "./a model") else named
     assert prediction.arguments[prediction.arguments.index("--model") + 1] == expected
     shown = [*demo.argv[: demo.argv.index(sys.executable)], "env"]
     seen = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines()
