@@ -1,4 +1,4 @@
-"""What the C library does with freed memory: tuned here alone, for converting and for computing.
+"""What the C library does with its memory: tuned here alone, for converting and for computing.
 
 Only glibc can be told; elsewhere nothing changes but the speed.
 """
@@ -10,7 +10,7 @@ import ctypes
 import threading
 from collections.abc import Iterator
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's numbers
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # mallopt's numbers
 _MANY = 65536  # mappings, as many as glibc allows by itself
 _MIB = 1 << 20
 _ALL = (1 << 31) - 1
@@ -45,6 +45,11 @@ def converting() -> Iterator[None]:
                 _apply()
 
 
+def grow_widely() -> None:
+    """Let the heap grow by 64 MiB at a time, so that what is in use hardly ever reaches its end."""
+    _tell(_TOP_PAD, 64 * _MIB)
+
+
 def give_back() -> None:
     """Give whole free pages back once, for after a step that will not come again."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -53,13 +58,16 @@ def give_back() -> None:
 
 
 def _apply() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
     if _state["converting"]:
-        mallopt(_MMAP_MAX, _MANY)
-        mallopt(_MMAP_THRESHOLD, 4 * _MIB)
-        mallopt(_TRIM_THRESHOLD, 8 * _MIB)
+        _tell(_MMAP_MAX, _MANY)
+        _tell(_MMAP_THRESHOLD, 4 * _MIB)
+        _tell(_TRIM_THRESHOLD, 8 * _MIB)
     else:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, _ALL)
+        _tell(_MMAP_MAX, 0)
+        _tell(_TRIM_THRESHOLD, _ALL)
+
+
+def _tell(setting: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(setting, value)
