@@ -446,7 +446,8 @@ static void multiply_panel(const struct multiply *p, const int64_t *tile, int64_
       }
       multiply_many(p, tile + 5 * i, weights[i], &target, start, row, last, widened, i);
     }
-    end_rows(sum, last - row, p->mantissa_bits, p->is_wide, p->sum_bits, goal_of(p, tile[3], row), p->width);
+    uint16_t *out = goal_of(p, tile[3], row);
+    end_rows(sum, last - row, p->mantissa_bits, p->is_wide, p->sum_bits, out, p->width);
     copy_to_other_goals(p, tile, row, last);
   }
 }

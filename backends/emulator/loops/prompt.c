@@ -351,7 +351,8 @@ static void end_work(const struct attend_prompt *a, int64_t left, Work *work) {
     for (int64_t p = 0; p < a->half; p++) {
       const halves low = narrowed_all(work->found[2 * p][v] * share);
       const halves high = narrowed_all(work->found[2 * p + 1][v] * share);
-      const words both = __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
+      const words both =
+          __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
       memcpy(work->q[p] + v * LANES, &both, sizeof both);
     }
   }
