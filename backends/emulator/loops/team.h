@@ -47,16 +47,24 @@ static inline void pause_a_little(int64_t times) {
 #endif
 }
 
-/* The next pieces of a step, at most `grain` of them; 0 when all `count` are done, by whomever. */
+#define SHARES 4 /* of what is left a thread takes one in so many, times threads, at once */
+
+/* The next pieces of a step; 0 when all `count` are done, by whomever. Long stretches first, for
+   memory is read best in order, and ever shorter ones, down to `grain`, so that all end together. */
 static inline int take(Share *share, int64_t count, int64_t grain, Range *range) {
   Counter *counter = share->counter;
   if (range->last)
     atomic_fetch_add_explicit(&counter->done, range->last - range->first, memory_order_release);
-  if (share->threads == 1) grain = count;
-  range->first = atomic_fetch_add_explicit(&counter->next, grain, memory_order_relaxed);
-  if (range->first < count) {
-    range->last = range->first + grain < count ? range->first + grain : count;
-    return 1;
+  int64_t first = atomic_load_explicit(&counter->next, memory_order_relaxed), last = first;
+  while (first < count) {
+    const int64_t left = count - first, long_one = left / (SHARES * share->threads);
+    const int64_t some = long_one > grain ? long_one : grain;
+    last = share->threads == 1 || some > left ? count : first + some;
+    if (atomic_compare_exchange_weak_explicit(&counter->next, &first, last, memory_order_relaxed,
+                                              memory_order_relaxed)) {
+      range->first = first, range->last = last;
+      return 1;
+    }
   }
   for (int64_t times = 0; atomic_load_explicit(&counter->done, memory_order_acquire) < count; times++)
     pause_a_little(times);
